@@ -1,0 +1,1 @@
+"""ezxmc: tag a brand-new catalog with no labelled data."""

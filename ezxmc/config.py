@@ -1,0 +1,164 @@
+"""The configuration of a run: one YAML file, validated, frozen into the run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from ezxmc.errors import ConfigError
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Part):
+    """Where the catalog is. Relative paths are relative to the config file."""
+
+    documents: str = Field(description="documents: JSONL, CSV, Parquet, a `datasets` folder or hub id")
+    labels: str = Field(description="labels: the same formats")
+    gold: str | None = Field(None, description="gold pairs (TSV or JSONL), for evaluation only")
+    strict: bool = Field(False, description="stop at the first bad row instead of reporting it and going on")
+
+
+class VllmTeacherConfig(_Part):
+    """An LLM run by vLLM inside this process's child engine."""
+
+    kind: Literal["vllm"] = "vllm"
+    model: str = Field(
+        "Qwen2.5-Coder-1.5B-Instruct",
+        description="a name of `ezxmc models list`, a local folder, or a hub id",
+    )
+    revision: str | None = Field(None, description="hub revision; pinned revisions keep judgments valid")
+    prompt: str = Field("generic", description="a name in prompts/ or a path to a prompt file")
+    max_document_tokens: int = Field(256, ge=16, description="documents are cut here, by tokens")
+    min_label_mass: float = Field(
+        0.1, ge=0, le=1, description="below this p(yes)+p(no) an answer counts as low_mass, not as a score"
+    )
+    max_num_seqs: int = Field(128, ge=1, description="sequences in one engine step")
+    max_batched_tokens: int = Field(4096, ge=256, description="tokens in one engine step")
+    kv_cache_gib: float = Field(2.0, gt=0, description="KV cache, GiB (CPU only; a GPU uses gpu_memory)")
+    gpu_memory: float = Field(0.85, gt=0, le=1, description="share of GPU memory vLLM may take")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="compile the model; auto: only for jobs long enough to earn the start-up back"
+    )
+
+
+class ReplayTeacherConfig(_Part):
+    """Recorded judgments instead of an LLM: reproducible experiments."""
+
+    kind: Literal["replay"] = "replay"
+    judgments: str = Field(description="JSONL or Parquet with doc, label, log_odds, mass")
+
+
+TeacherConfig = Annotated[VllmTeacherConfig | ReplayTeacherConfig, Field(discriminator="kind")]
+
+
+class ShortlistConfig(_Part):
+    """Which candidate labels the teacher is asked about."""
+
+    size: int = Field(14, ge=1, description="candidates per document and cycle")
+    lexical: bool = Field(True, description="fuse BM25 with the bi-encoder by reciprocal rank")
+    lexical_weight: float = Field(0.3, ge=0, description="weight of BM25's ranks beside the dense ones (1.0)")
+    explore: int = Field(1, ge=0, description="of `size`, how many are drawn from deeper ranks")
+
+
+class TrainingConfig(_Part):
+    """One distillation round of the student."""
+
+    encoder: str = Field("all-MiniLM-L6-v2", description="sentence-transformers checkpoint to start from")
+    epochs: int = Field(2, ge=1)
+    batch_size: int = Field(48, ge=2)
+    learning_rate: float = Field(1e-4, gt=0)
+    temperature: float = Field(0.05, gt=0, description="tau of the softmax over cosines")
+    max_length: int = Field(256, ge=8, description="tokens of a document the student reads")
+    prior_alpha: float = Field(0.5, ge=0, le=1, description="share of each label's mean log-odds taken off")
+    positives: int = Field(5, ge=1, description="at most this many positives per document")
+    negative_below: float = Field(0.2, ge=0, le=1, description="judged labels under this p are negatives")
+    held_out: float = Field(
+        0.15, gt=0, lt=0.9, description="share of documents never trained on: selection and calibration"
+    )
+
+
+class InferenceConfig(_Part):
+    """What the bundle answers by default."""
+
+    k: int = Field(5, ge=1, description="labels per document")
+    calibration_depth: int = Field(10, ge=1, description="top ranks the calibrator is fitted on")
+
+
+class RunConfig(_Part):
+    """Everything `ezxmc run` needs. Unknown keys are refused."""
+
+    run_dir: str = Field("runs/default", description="where everything the run makes is kept")
+    seed: int = Field(0, ge=0)
+    cycles: int = Field(1, ge=1, description="shortlist -> annotate -> train rounds")
+    data: DataConfig
+    teacher: TeacherConfig = VllmTeacherConfig()
+    shortlist: ShortlistConfig = ShortlistConfig()
+    training: TrainingConfig = TrainingConfig()
+    inference: InferenceConfig = InferenceConfig()
+
+    @field_validator("run_dir")
+    @classmethod
+    def _absolute_run_dir(cls, value: str, info: ValidationInfo) -> str:
+        base = (info.context or {}).get("base")
+        return str(Path(base, value).resolve()) if base else value
+
+    @classmethod
+    def load(cls, path: str | Path) -> RunConfig:
+        """Read and check a YAML config; relative input paths are made absolute.
+
+        Args:
+            path: The YAML file.
+
+        Raises:
+            ConfigError: The file is missing, is no YAML mapping, or a key or
+                value is wrong; the message names the key.
+        """
+        path = Path(path)
+        try:
+            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"no config file at {path}", "write one with `ezxmc init`") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path} is not readable YAML: {error}", "compare with `ezxmc init`") from None
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{path} holds no settings", "write a commented one with `ezxmc init`")
+        base = path.resolve().parent
+        _resolve_inputs(raw, base)
+        try:
+            return cls.model_validate(raw, context={"base": base})
+        except ValidationError as error:
+            faults = "; ".join(
+                f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors()
+            )
+            raise ConfigError(f"{path}: {faults}", "`ezxmc init` lists every key with its meaning") from None
+
+    def dump(self) -> str:
+        """The config as YAML; `load` of it gives an equal config."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _resolve_inputs(raw: dict[str, Any], base: Path) -> None:
+    """Make the paths in `raw` absolute where such a file exists beside the config.
+
+    A value that names no file there is left alone: it may be a hub id.
+    """
+    places = {
+        "data": ("documents", "labels", "gold"),
+        "teacher": ("model", "prompt", "judgments"),
+        "training": ("encoder",),
+    }
+    for section, keys in places.items():
+        part = raw.get(section)
+        if not isinstance(part, dict):
+            continue
+        for key in keys:
+            value = part.get(key)
+            if isinstance(value, str) and (base / value).exists():
+                part[key] = str((base / value).resolve())

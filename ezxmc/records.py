@@ -1,0 +1,117 @@
+"""The records that travel through the pipeline.
+
+Plain slotted dataclasses: millions of them pass through hot loops. Input is
+validated where it enters (`ezxmc.data`), configuration in `ezxmc.config`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One thing to tag. `uid` is never shown to a model."""
+
+    uid: str
+    title: str
+    text: str
+
+    @property
+    def shown(self) -> str:
+        """Title and text as every model sees them, one line break between."""
+        return f"{self.title}\n{self.text}".strip() if self.title else self.text.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """One tag. The models see `title`; `text` is an optional description."""
+
+    uid: str
+    title: str
+    text: str = ""
+    aliases: tuple[str, ...] = ()
+    parent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A document and a candidate label the teacher may be asked about."""
+
+    doc: Document
+    label: Label
+
+
+class Status(StrEnum):
+    """Outcome of one judgment. Only `OK` carries a `log_odds`."""
+
+    OK = "ok"
+    LOW_MASS = "low_mass"
+    """The model put too little probability on the answer tokens."""
+    TRUNCATED_TOO_FAR = "truncated_too_far"
+    """The prompt does not fit the model even with an empty document."""
+    NOT_RECORDED = "not_recorded"
+    """A replay teacher holds no judgment of this pair."""
+    ENGINE_ERROR = "engine_error"
+    """The engine failed; the pair is asked again on the next run."""
+
+    @property
+    def final(self) -> bool:
+        """Whether asking again would give the same outcome."""
+        return self is not Status.ENGINE_ERROR
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """A teacher's answer about one pair.
+
+    Attributes:
+        key: Content key (`ezxmc.hashing.judgment_key`), 64 hex digits.
+        doc_uid: The document's uid at the time of asking.
+        label_uid: The label's uid at the time of asking.
+        status: What came of it.
+        log_odds: ln p(yes) − ln p(no) in nats, summed over spellings; `None`
+            if and only if `status` is not `ok`.
+        label_mass: p(yes) + p(no) in [0, 1]: how far the model answered the
+            question at all; `None` where no answer was read.
+        prompt_tokens: Length of the whole prompt in tokens.
+        cached_tokens: How many of these the prefix cache supplied.
+    """
+
+    key: str
+    doc_uid: str
+    label_uid: str
+    status: Status
+    log_odds: float | None = None
+    label_mass: float | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.log_odds is None) != (self.status is not Status.OK):
+            raise ValueError(f"log_odds={self.log_odds} does not fit status {self.status}")
+        for value in (self.log_odds, self.label_mass):
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"a judgment cannot hold {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Ranked labels of one document, best first; the four tuples align.
+
+    Attributes:
+        uid: The document's uid.
+        labels: Label uids.
+        titles: Their titles.
+        scores: Cosine similarities in [−1, 1].
+        probabilities: Calibrated probabilities in [0, 1]; empty when the
+            bundle has no calibrator.
+    """
+
+    uid: str
+    labels: tuple[str, ...]
+    titles: tuple[str, ...]
+    scores: tuple[float, ...]
+    probabilities: tuple[float, ...] = ()
