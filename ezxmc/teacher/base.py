@@ -1,0 +1,50 @@
+"""What every teacher backend promises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
+
+from ezxmc.records import Judgment, Pair
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A judge of (document, label) pairs.
+
+    Attributes:
+        fingerprint: Hash of everything that can change an answer: model and
+            revision, prompt, answer tokens, scoring rule, engine version. Part
+            of every content key, so answers of two teachers never mix.
+        description: The readable form of what `fingerprint` hashes.
+    """
+
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+
+    @property
+    def description(self) -> dict[str, Any]: ...  # noqa: D102
+
+    def key(self, pair: Pair) -> str:
+        """Content key of the judgment this teacher would give; needs no engine."""
+        ...
+
+    def score(self, pairs: Iterable[Pair], *, expected: int | None = None) -> Iterator[Judgment]:
+        """Judge pairs: exactly one judgment per pair, in any order.
+
+        Pairs of one document should follow one another: they share a prompt
+        prefix. Nothing is computed for a caller that stops iterating.
+
+        Args:
+            pairs: Read lazily; a long job is never held in memory.
+            expected: About how many pairs will come, if known.
+
+        Raises:
+            TeacherError: The engine cannot start or died. Judgments already
+                yielded stay valid.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the engine and its memory. The teacher may be used again."""
+        ...
