@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.records import Judgment, Pair
+from ezxmc.records import Document, Judgment, Label, Pair
 from ezxmc.teacher.base import Teacher
 
 _BATCH = 64
@@ -48,7 +48,11 @@ class AnnotateSummary:
         self.statuses[judgment.status.value] += 1
         self.prompt_tokens += judgment.prompt_tokens
         self.cached_tokens += judgment.cached_tokens
-        if judgment.log_odds is None and len(self.problem_docs) < 20 and judgment.doc_uid not in self.problem_docs:
+        if (
+            judgment.log_odds is None
+            and len(self.problem_docs) < 20
+            and judgment.doc_uid not in self.problem_docs
+        ):
             self.problem_docs.append(judgment.doc_uid)
 
 
@@ -139,18 +143,16 @@ def _missing(
         yield len(keyed), [pair for key, pair in keyed.items() if key not in known]
 
 
-def judged_by_document(judgments: Iterable[Judgment]) -> dict[str, set[str]]:
-    """Label uids already judged, by document uid."""
-    judged: dict[str, set[str]] = {}
-    for judgment in judgments:
-        judged.setdefault(judgment.doc_uid, set()).add(judgment.label_uid)
-    return judged
-
-
 def pairs_of(
-    documents: Sequence[object], labels: Sequence[object], candidates: Sequence[Sequence[int]]
+    documents: Sequence[Document], labels: Sequence[Label], rows: Iterable[Sequence[int]]
 ) -> Iterator[Pair]:
-    """Pairs of a shortlist, document by document."""
-    for doc, row in zip(documents, candidates, strict=True):
-        for index in row:
-            yield Pair(doc, labels[index])  # type: ignore[arg-type]
+    """Pairs of a shortlist, document by document.
+
+    Args:
+        documents: N documents.
+        labels: All labels.
+        rows: N sequences of positions in `labels`.
+    """
+    for doc, candidates in zip(documents, rows, strict=True):
+        for row in candidates:
+            yield Pair(doc, labels[row])

@@ -262,9 +262,7 @@ class FeedbackStore:
             where = " WHERE teacher = (SELECT id FROM teachers WHERE fingerprint = ?)"
             values = (fingerprint,)  # type: ignore[assignment]
         with self._translated():
-            yield from map(
-                _judgment, self._db.execute(f"SELECT {_COLUMNS} FROM judgments{where}", values)
-            )
+            yield from map(_judgment, self._db.execute(f"SELECT {_COLUMNS} FROM judgments{where}", values))
 
     def totals(self, fingerprint: str) -> StoreTotals:
         """Counts and cost of one teacher's judgments."""
@@ -277,7 +275,8 @@ class FeedbackStore:
                 )
             )
             prompt, cached = self._db.execute(
-                "SELECT TOTAL(prompt_tokens), TOTAL(cached_tokens) FROM judgments WHERE teacher = ?", (teacher,)
+                "SELECT TOTAL(prompt_tokens), TOTAL(cached_tokens) FROM judgments WHERE teacher = ?",
+                (teacher,),
             ).fetchone()
             seconds, sessions = self._db.execute(
                 "SELECT TOTAL(seconds), COUNT(*) FROM sessions WHERE teacher = ?", (teacher,)

@@ -76,7 +76,9 @@ class Prompt(BaseModel):
                 f"no prompt named {name!r}", f"use one of {', '.join(shipped)} or the path of a .toml file"
             ) from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"prompt {path} cannot be read: {error}", "compare with prompts/generic.toml") from None
+            raise ConfigError(
+                f"prompt {path} cannot be read: {error}", "compare with prompts/generic.toml"
+            ) from None
         except ValidationError as error:
             faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             raise ConfigError(f"prompt {path}: {faults}", "compare with prompts/generic.toml") from None

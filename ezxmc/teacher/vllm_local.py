@@ -17,7 +17,6 @@ from ezxmc.errors import TeacherError
 from ezxmc.hashing import json_hash, judgment_key
 from ezxmc.models import model_identity, resolve_model
 from ezxmc.records import Judgment, Pair, Status
-from ezxmc.teacher.lifeline import die_with_parent
 from ezxmc.teacher.prompt import Prompt, PromptRenderer
 from ezxmc.teacher.scoring import SCORING_VERSION, judge
 
@@ -52,7 +51,7 @@ def engine_version() -> str:
 
 
 class VllmTeacher:
-    """Scores pairs with an LLM run by vLLM in a child process of this one.
+    """Scores pairs with an LLM run by vLLM, the model in a child process.
 
     The engine starts at the first pair that has to be asked, so a job with
     nothing left to ask costs no start-up; the tokenizer loads at once.
@@ -196,6 +195,9 @@ class VllmTeacher:
             "block_size": self._block,
             "enable_prefix_caching": True,
             "enforce_eager": not self._compiles(expected),
+            # A worker process of its own frees all its memory when it is closed,
+            # and ends when the pipe to us breaks.
+            "distributed_executor_backend": "mp",
             "disable_log_stats": True,
             "trust_remote_code": False,
         }
@@ -238,12 +240,16 @@ def _engine_environment(cpu: bool) -> Iterator[None]:
     saved = dict(os.environ)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # The scheduler runs in this process and only the model in a child: a
+    # separate scheduler process outlives a kill -9 of ours and keeps the memory.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # A forked child would inherit our open files, the run's lock among them.
+    os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
     openmp = _intel_openmp() if cpu else None
     if openmp and "libiomp" not in os.environ.get("LD_PRELOAD", ""):
         os.environ["LD_PRELOAD"] = f"{openmp}:{os.environ.get('LD_PRELOAD', '')}".strip(":")
     try:
-        with die_with_parent():
-            yield
+        yield
     finally:
         os.environ.clear()
         os.environ.update(saved)

@@ -1,0 +1,8 @@
+"""Retrieval: from a document to the labels worth asking about."""
+
+from ezxmc.retrieval.encoder import BiEncoder
+from ezxmc.retrieval.index import LabelIndex
+from ezxmc.retrieval.lexical import LexicalIndex
+from ezxmc.retrieval.shortlist import Candidates, shortlist
+
+__all__ = ["BiEncoder", "Candidates", "LabelIndex", "LexicalIndex", "shortlist"]

@@ -1,0 +1,35 @@
+"""From configuration to a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ezxmc.config import ReplayTeacherConfig, TeacherConfig
+from ezxmc.teacher.base import Teacher
+
+
+def load_teacher(
+    config: TeacherConfig, *, progress: Callable[[str, int, int], None] | None = None
+) -> Teacher:
+    """Build the teacher a configuration asks for.
+
+    No engine starts here: that waits for the first pair to be asked.
+
+    Args:
+        config: The `teacher` part of a run's configuration.
+        progress: Called with (stage, done, total) while weights are fetched.
+
+    Raises:
+        TeacherError: vLLM is missing, or the prompt does not fit the model.
+        ModelError: The model cannot be resolved.
+        DataError: Recorded judgments cannot be read.
+    """
+    # Imported here: a replay needs no vLLM, and neither does reading a config.
+    if isinstance(config, ReplayTeacherConfig):
+        from ezxmc.teacher.replay import ReplayTeacher
+
+        return ReplayTeacher(Path(config.judgments))
+    from ezxmc.teacher.vllm_local import VllmTeacher
+
+    return VllmTeacher(config, progress)
