@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from ezxmc.feedback.store import FeedbackStore
@@ -156,3 +156,18 @@ def pairs_of(
     for doc, candidates in zip(documents, rows, strict=True):
         for row in candidates:
             yield Pair(doc, labels[row])
+
+
+def recall(pairs: Iterable[Pair], teacher: Teacher, store: FeedbackStore) -> Iterator[Judgment]:
+    """What the store holds of these pairs, under the pairs' own uids.
+
+    Judgments are kept by content: two documents of equal text share one, and
+    a renamed document keeps its own.
+    """
+    stream = iter(pairs)
+    while chunk := list(islice(stream, _LOOKUP)):
+        keys = [teacher.key(pair) for pair in chunk]
+        found = store.get(keys)
+        for key, pair in zip(keys, chunk, strict=True):
+            if key in found:
+                yield replace(found[key], doc_uid=pair.doc.uid, label_uid=pair.label.uid)

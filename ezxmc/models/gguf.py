@@ -48,10 +48,13 @@ def convert(source: Path, target: Path) -> None:
     config = model.config.to_dict()
     # Plain save_pretrained would refuse or write this; the weights are no longer quantised.
     config.pop("quantization_config", None)
-    config.pop("_name_or_path", None)
+    config = {key: value for key, value in config.items() if not key.endswith("name_or_path")}
     config["architectures"] = [type(model).__name__]
     config["dtype"] = "bfloat16"
-    (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    config_file = target / "config.json"
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    # save_file writes for the owner alone; a cache may be shared.
+    (target / "model.safetensors").chmod(config_file.stat().st_mode)
     model.generation_config.save_pretrained(str(target))
     AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name).save_pretrained(str(target))
 

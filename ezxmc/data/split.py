@@ -1,0 +1,34 @@
+"""A split of documents that does not move when documents are added."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ezxmc.hashing import text_hash
+
+
+def split_documents(uids: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
+    """Split document uids into `(rest, held_out)`, both in the given order.
+
+    Each uid is held out if the hash of `(seed, uid)`, read as a number in
+    [0, 1), lies below `share`. So the parts' sizes vary as a coin's do, and a
+    document stays where it is whatever comes or goes beside it; a larger
+    share only adds to `held_out`.
+
+    Args:
+        uids: Document uids.
+        share: Expected share of `held_out`, in [0, 1].
+        seed: Another seed gives an independent split.
+
+    Raises:
+        ValueError: `share` is outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"share must lie in [0, 1], not {share}")
+    rest: list[str] = []
+    held_out: list[str] = []
+    for uid in uids:
+        # 13 hex digits are 52 bits: exact in a float.
+        place = int(text_hash(str(seed), uid)[:13], 16) / 16**13
+        (held_out if place < share else rest).append(uid)
+    return rest, held_out

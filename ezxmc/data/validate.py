@@ -1,0 +1,119 @@
+"""What was wrong with the rows of an input: counted exactly, named by file and line.
+
+Kinds of a dropped row (`bad`): `bad_utf8`, `bad_json`, `not_an_object`,
+`bad_csv`, `field_count` (the file could not be split into rows); `no_uid`,
+`no_title`, `empty_text`, `bad_type`, `bad_unicode`, `duplicate_uid` (a document
+or a label); `no_document`, `no_label`, `unknown_document`, `unknown_label`
+(gold); `bad_prediction`, `prediction_error` (predictions). Kinds of a kept row
+(`WARNINGS`): `equal_title`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from ezxmc.errors import DataError
+
+WARNINGS = frozenset({"equal_title"})
+"""Kinds that are told but do not cost the row."""
+
+PROBLEMS_KEPT = 1_000
+"""So many problems are kept in full; beyond that they are only counted."""
+
+
+class RowError(Exception):
+    """A row that cannot be used; whoever reads the rows puts it into the report."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        self.kind = kind
+        self.detail = detail
+        super().__init__(f"{kind}: {detail}")
+
+
+@dataclass(frozen=True, slots=True)
+class RowProblem:
+    """One problem of one row.
+
+    Attributes:
+        file: The source as the user named it (`<stdin>` for "-").
+        line: 1-based line the row starts on; the row number in binary formats.
+        kind: One of the kinds above.
+        detail: What exactly, for a person.
+    """
+
+    file: str
+    line: int
+    kind: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.kind}: {self.detail}"
+
+
+@dataclass(slots=True)
+class RowReport:
+    """Account of the rows of one input.
+
+    Attributes:
+        strict: Whether the first bad row raises instead of being reported.
+        kept: Rows that were used.
+        problems: The first `PROBLEMS_KEPT` problems, in order of reading.
+        counts: Exact number of problems of each kind.
+    """
+
+    strict: bool = False
+    kept: int = 0
+    problems: list[RowProblem] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def bad(self) -> int:
+        """Rows that were dropped."""
+        return sum(count for kind, count in self.counts.items() if kind not in WARNINGS)
+
+    @property
+    def warnings(self) -> int:
+        """Remarks about rows that were kept."""
+        return sum(count for kind, count in self.counts.items() if kind in WARNINGS)
+
+    @property
+    def rows(self) -> int:
+        """Rows read; every one is either kept or bad. Blank lines are no rows."""
+        return self.kept + self.bad
+
+    def add(self, file: str, line: int, kind: str, detail: str) -> None:
+        """Report a problem. A kind outside `WARNINGS` means the row is dropped.
+
+        Raises:
+            DataError: The report is strict and the row is dropped.
+        """
+        problem = RowProblem(file, line, kind, detail)
+        self.counts[kind] += 1
+        if len(self.problems) < PROBLEMS_KEPT:
+            self.problems.append(problem)
+        if self.strict and kind not in WARNINGS:
+            raise DataError(str(problem), "mend the row, or read without strict to report and skip bad rows")
+
+    def summary(self) -> str:
+        """One line for a person: how many rows, how many of each kind, the first bad one."""
+        parts = [f"{self.rows:,} rows, {self.kept:,} kept"]
+        if self.counts:
+            kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.most_common())
+            parts.append(f"{self.bad:,} bad, {self.warnings:,} warnings ({kinds}); first: {self.problems[0]}")
+        return "; ".join(parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; `problems` holds the first `PROBLEMS_KEPT` only."""
+        return {
+            "rows": self.rows,
+            "kept": self.kept,
+            "bad": self.bad,
+            "warnings": self.warnings,
+            "counts": dict(self.counts),
+            "problems": [
+                {"file": problem.file, "line": problem.line, "kind": problem.kind, "detail": problem.detail}
+                for problem in self.problems
+            ],
+        }

@@ -1,0 +1,198 @@
+"""From what the user wrote to a model: a catalog name, a local folder, or a hub id."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ezxmc.errors import ModelError
+from ezxmc.hashing import tree_hash
+from ezxmc.models import store
+from ezxmc.models.catalog import CATALOG, ModelEntry, ModelKind, find
+from ezxmc.models.packages import ModelProgress
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# What changes a model's outputs: weights, configs, tokenizer, chat template.
+_MODEL_FILES = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One line of `ezxmc models list`; sizes in MB (10^6 bytes)."""
+
+    name: str
+    kind: ModelKind
+    licence: str
+    download_mb: int
+    disk_mb: int
+    pulled: bool
+    path: Path
+    origin: str
+    note: str
+
+
+def list_models() -> list[ModelInfo]:
+    """Every model of the catalog, pulled or not."""
+    return [
+        ModelInfo(
+            name=entry.name,
+            kind=entry.kind,
+            licence=entry.licence,
+            download_mb=round(entry.download / 1e6),
+            disk_mb=round(entry.disk / 1e6),
+            pulled=store.is_pulled(entry),
+            path=store.folder_of(entry),
+            origin=entry.origin,
+            note=entry.note,
+        )
+        for entry in CATALOG
+    ]
+
+
+def pull(name: str, progress: ModelProgress | None = None, *, force: bool = False) -> Path:
+    """Fetch a catalog model into the cache and return its folder.
+
+    Args:
+        name: A catalog name.
+        progress: Called with (stage, done, total); see `ModelProgress`.
+        force: Fetch it again even if it is there.
+
+    Raises:
+        ModelError: Unknown name, or the pull failed; then nothing is left behind.
+    """
+    return store.pull(_entry(name), progress, force=force)
+
+
+def model_path(name: str) -> Path:
+    """The folder of a catalog model that has been pulled.
+
+    Raises:
+        ModelError: Unknown name, or not pulled (whole).
+    """
+    entry = _entry(name)
+    if not store.is_pulled(entry):
+        raise ModelError(f"{name} is not in the model cache", f"fetch it with `ezxmc models pull {name}`")
+    return store.folder_of(entry)
+
+
+def verify(name: str) -> list[str]:
+    """Hash every file of a pulled catalog model.
+
+    Returns:
+        One line per fault; empty if all is well.
+
+    Raises:
+        ModelError: Unknown name.
+    """
+    return store.faults(_entry(name))
+
+
+def resolve_model(
+    name: str, *, kind: ModelKind, revision: str | None = None, progress: ModelProgress | None = None
+) -> Path | str:
+    """What to hand to sentence-transformers, transformers or vLLM.
+
+    A catalog name always means the pinned weights (a folder of that name is
+    reached as `./NAME`) and is pulled if need be; an existing folder is itself;
+    anything of the form `org/name` is a hub id and comes back unchanged.
+
+    Args:
+        name: Catalog name, local folder or hub id.
+        kind: What the caller needs it for.
+        revision: Hub revision; it goes with hub ids only.
+        progress: Called while pulling; see `ModelProgress`.
+
+    Returns:
+        A folder, or the hub id.
+
+    Raises:
+        ModelError: The name is none of the three, the folder holds no model,
+            the kind does not fit, or pulling failed.
+    """
+    found = _classify(name, revision)
+    if not isinstance(found, ModelEntry):
+        return found
+    if found.kind != kind:
+        fitting = ", ".join(entry.name for entry in CATALOG if entry.kind == kind)
+        raise ModelError(f"{name} is of kind {found.kind}; {kind} is needed", f"take one of: {fitting}")
+    # Without this check every call would take the lock.
+    return store.folder_of(found) if store.is_pulled(found) else store.pull(found, progress)
+
+
+def model_identity(name: str, revision: str | None = None) -> str:
+    """A string that changes when the model's outputs may: part of fingerprints.
+
+    - catalog: `name@` and the first 12 digits of the weights' pinned SHA-256,
+      and `+` the converter's version for converted weights; nothing is pulled;
+    - folder: `folder@` and the hash of its weights, configs and tokenizer, so
+      renaming or moving it voids nothing;
+    - hub id: `id@revision`, `main` if none is given. A branch may move: pin a
+      commit where that matters.
+
+    Raises:
+        ModelError: As `resolve_model`.
+    """
+    found = _classify(name, revision)
+    if isinstance(found, ModelEntry):
+        converter = store.converter_of(found)
+        return f"{found.name}@{found.sha256[:12]}" + (f"+{converter}" if converter else "")
+    if isinstance(found, Path):
+        stats = {
+            path.relative_to(found).as_posix(): path.stat()
+            for path in found.rglob("*")
+            if path.suffix in _MODEL_FILES and path.is_file() and path.name != store.MARKER
+        }
+        files = tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in sorted(stats.items()))
+        return f"folder@{_folder_hash(found, files)[:12]}"
+    return f"{found}@{revision or 'main'}"
+
+
+@lru_cache(maxsize=16)
+def _folder_hash(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
+    """Hash of the named files; sizes and times only tell when to hash again."""
+    return tree_hash(folder, [name for name, _, _ in files])
+
+
+def _entry(name: str) -> ModelEntry:
+    """The catalog entry; `ModelError` with suggestions where there is none."""
+    entry = find(name)
+    if entry is None:
+        raise _unknown(name)
+    return entry
+
+
+def _classify(name: str, revision: str | None) -> ModelEntry | Path | str:
+    folder = Path(name).expanduser()
+    found = find(name)
+    if found is None and not (name and folder.is_dir()):
+        if _HUB_ID.fullmatch(name):
+            return name
+        raise _unknown(name)
+    if revision is not None:
+        raise ModelError(
+            f"{name} has no revisions: it is {'a catalog name' if found else 'a local folder'}",
+            "drop the revision, or give a hub id (org/name)",
+        )
+    if found is not None:
+        return found
+    if not any((folder / file).is_file() for file in ("config.json", "modules.json")):
+        raise ModelError(
+            f"{folder} holds no model: neither config.json nor modules.json is in it",
+            "give the folder that `save_pretrained` or `ezxmc models pull` wrote",
+        )
+    return folder.resolve()
+
+
+def _unknown(name: str) -> ModelError:
+    names = {entry.name.lower(): entry.name for entry in CATALOG}
+    tail = name.rsplit("/", 1)[-1].lower()
+    close = [names[hit] for hit in difflib.get_close_matches(tail, names, n=2, cutoff=0.5)]
+    meant = f"did you mean {' or '.join(close)}? " if close else ""
+    return ModelError(
+        f"no model {name!r}: not in the catalog, and no such folder",
+        f"{meant}catalog: {', '.join(names.values())}. Hub ids have the form org/name; "
+        "folders are given by path",
+    )

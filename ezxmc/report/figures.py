@@ -1,0 +1,176 @@
+"""Figures as inline SVG that follow the page's light or dark colours.
+
+They hold numbers and metric names only, never text of documents or labels.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ezxmc.report.model import CalibrationSummary, EvaluationSummary, Histogram, TrainingSummary
+
+# matplotlib knows no CSS: it draws in these colours, which are then replaced.
+_INK, _MUTED, _FIRST, _SECOND = "#010203", "#010204", "#010205", "#010206"
+_CSS = {_INK: "currentColor", _MUTED: "var(--muted)", _FIRST: "var(--first)", _SECOND: "var(--second)"}
+_STYLE = {
+    "svg.fonttype": "none",  # real text: small, readable by screen readers
+    "svg.hashsalt": "ezxmc",  # the same data gives the same bytes
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "grid.color": _MUTED,
+    "grid.alpha": 0.25,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric of this name counts errors."""
+    return metric.upper().startswith(("ECE", "ACE", "BRIER", "NLL"))
+
+
+def quality(evaluation: EvaluationSummary) -> str:
+    """Bars of the metrics where more is better, before and after; empty if there are none."""
+    names = [m for m in evaluation.after if m in evaluation.before and not lower_is_better(m)]
+    if not names:
+        return ""
+    with rc_context(_STYLE):
+        figure, axes = _axes(6.4, 3.0)
+        places = range(len(names))
+        before = axes.bar(
+            [p - 0.2 for p in places],
+            [100 * evaluation.before[m] for m in names],
+            0.38,
+            color=_FIRST,
+            label="untrained encoder",
+        )
+        after = axes.bar(
+            [p + 0.2 for p in places],
+            [100 * evaluation.after[m] for m in names],
+            0.38,
+            color=_SECOND,
+            label="student",
+        )
+        for bars in (before, after):
+            axes.bar_label(bars, fmt="%.0f", fontsize=8, color=_INK)
+        axes.set_xticks(list(places), names)
+        axes.set_ylabel("%")
+        axes.grid(axis="x", visible=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        return _svg(figure, "quality", "Quality before and after training, in percent")
+
+
+def reliability(calibration: CalibrationSummary) -> str:
+    """What was said against what came true; a dot's area follows its bin's share of the pairs."""
+    filled = [
+        (b.mean_probability, b.hit_rate, b.count)
+        for b in calibration.bins
+        if b.count and b.mean_probability is not None and b.hit_rate is not None
+    ]
+    if not filled:
+        return ""
+    most = max(count for _, _, count in filled)
+    with rc_context(_STYLE):
+        figure, axes = _axes(4.6, 4.2)
+        axes.plot([0, 100], [0, 100], "--", color=_MUTED, linewidth=1)
+        axes.plot([100 * p for p, _, _ in filled], [100 * h for _, h, _ in filled], color=_SECOND, alpha=0.6)
+        axes.scatter(
+            [100 * p for p, _, _ in filled],
+            [100 * h for _, h, _ in filled],
+            s=[20 + 160 * count / most for _, _, count in filled],
+            color=_SECOND,
+            zorder=3,
+        )
+        axes.set_xlim(0, 102)
+        axes.set_ylim(0, 102)
+        axes.set_xlabel("stated probability, %")
+        axes.set_ylabel("came true, %")
+        return _svg(figure, "reliability", "Reliability diagram: stated probability against the rate of hits")
+
+
+def log_odds(histogram: Histogram) -> str:
+    """Histogram of the teacher's log-odds, with the zero line."""
+    if not sum(histogram.counts):
+        return ""
+    with rc_context(_STYLE):
+        figure, axes = _axes(6.4, 2.6)
+        axes.stairs(histogram.counts, histogram.edges, fill=True, color=_FIRST)
+        axes.axvline(0, color=_INK, linewidth=1, linestyle="--")
+        axes.set_xlabel('← no     log-odds of "yes", nats     yes →')
+        axes.set_ylabel("pairs")
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        return _svg(figure, "logodds", "Histogram of the teacher's log-odds")
+
+
+def training(rounds: list[tuple[int, TrainingSummary]]) -> str:
+    """Held-out score and loss over the epochs of all cycles, one after the other."""
+    if not any(one.losses or one.selection for _, one in rounds):
+        return ""
+    with rc_context(_STYLE):
+        figure, (left, right) = _axes(6.8, 2.8, columns=2)
+        for cycle, one in rounds:
+            # Cycles differ by dash, score and loss by colour.
+            style: dict[str, Any] = {
+                "linestyle": ("-", "--", ":", "-.")[(cycle - 1) % 4],
+                "marker": "o",
+                "markersize": 4,
+                "label": f"cycle {cycle}",
+            }
+            first = 0 if len(one.selection) == len(one.losses) + 1 else 1
+            left.plot(
+                range(first, first + len(one.selection)), _finite(one.selection), color=_SECOND, **style
+            )
+            right.plot(range(1, 1 + len(one.losses)), _finite(one.losses), color=_FIRST, **style)
+        left.set_title("held-out score", fontsize=10)
+        right.set_title("training loss", fontsize=10)
+        for axes in (left, right):
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(rounds) > 1:
+            left.legend(fontsize=8)
+        return _svg(figure, "training", "Training: held-out score and loss per epoch")
+
+
+def _finite(values: list[float]) -> list[float]:
+    return [value if math.isfinite(value) else math.nan for value in values]
+
+
+def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    # No pyplot: it keeps global state and would pick a window system.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def _svg(figure: Any, name: str, label: str) -> str:
+    """The figure as an <svg> element: no prolog, no metadata, ids unique on the page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.S)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    text = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{name}-", text)
+    for drawn, css in _CSS.items():
+        text = text.replace(drawn, css)
+    # The view box scales; fixed widths would overflow a phone.
+    head, rest = text.split(">", 1)
+    width = re.search(r'width="([\d.]+)pt"', head)
+    head = re.sub(r'\s(?:width|height)="[^"]*"', "", head)
+    style = f' style="max-width:{width.group(1)}pt"' if width else ""
+    return f'{head} role="img" aria-label="{label}"{style}>{rest}'

@@ -1,0 +1,235 @@
+"""What a run report holds: the schema of `report.json`.
+
+Shares, metrics and probabilities are fractions in [0, 1]; the page shows them
+in percent. Times are seconds, sizes bytes. A part that is `None` (or an empty
+list) is not on the page.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+
+class _Part(BaseModel):
+    # A diverged loss (NaN) must survive the round trip and not kill the report.
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
+class RowProblemEntry(_Part):
+    """One bad row of an input file; `line` counts from 1."""
+
+    file: str
+    line: int | None = None
+    kind: str
+    detail: str = ""
+
+
+class RowSummary(_Part):
+    """How reading one input went; takes `ezxmc.data.RowReport.to_dict()`.
+
+    Attributes:
+        rows: Rows read.
+        kept: Of these, usable.
+        bad: Rows left out.
+        warnings: Rows kept in spite of a fault.
+        counts: Problems by kind, exact.
+        problems: The first problems.
+    """
+
+    rows: int
+    kept: int
+    bad: int = 0
+    warnings: int = 0
+    counts: dict[str, int] = Field(default_factory=dict)
+    problems: list[RowProblemEntry] = Field(default_factory=list)
+
+
+class DataSummary(_Part):
+    """The inputs of the run."""
+
+    documents: RowSummary
+    labels: RowSummary
+    gold: RowSummary | None = None
+
+
+class TeacherSummary(_Part):
+    """What the teacher did over all cycles.
+
+    Attributes:
+        description: What makes up its fingerprint (model, prompt, engine ...).
+        judgments: Judgments in the store that the run used.
+        statuses: These by status.
+        failures: How many of them are not `ok`.
+        sessions: How often the job was started (1 = never interrupted).
+        prompt_tokens: Sum of prompt lengths.
+        cached_tokens: Of these, supplied by the prefix cache.
+        cache_share: cached / prompt tokens.
+        computed_per_pair: Tokens computed per pair.
+        pairs_per_second: Speed without the engine's start-up.
+        seconds: Time spent on judging.
+        problem_docs: Some documents with a judgment that is not `ok`.
+    """
+
+    description: dict[str, JsonValue] = Field(default_factory=dict)
+    judgments: int
+    statuses: dict[str, int] = Field(default_factory=dict)
+    failures: int = 0
+    sessions: int = 1
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    cache_share: float | None = None
+    computed_per_pair: float | None = None
+    pairs_per_second: float | None = None
+    seconds: float | None = None
+    problem_docs: list[str] = Field(default_factory=list)
+
+
+class Histogram(_Part):
+    """Counts between consecutive edges: `len(edges) == len(counts) + 1`."""
+
+    edges: list[float]
+    counts: list[int]
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Histogram:
+        if len(self.edges) != len(self.counts) + 1:
+            raise ValueError(f"{len(self.counts)} counts need {len(self.counts) + 1} edges")
+        return self
+
+
+class ShortlistSummary(_Part):
+    """One cycle's candidates: `size` wanted per document, `candidates` in all."""
+
+    cycle: int
+    documents: int
+    candidates: int
+    size: int
+
+
+class TrainingSummary(_Part):
+    """One training round.
+
+    Attributes:
+        epochs: Epochs trained.
+        losses: Mean loss of each epoch.
+        selection: Score on held-out documents after each epoch; one longer
+            than `losses` when it opens with the score before training.
+        selection_metric: What that score is.
+        best_epoch: The epoch kept (0 = the weights before training).
+        samples_per_second: Documents trained on per second.
+        seconds: Wall time.
+    """
+
+    epochs: int
+    losses: list[float] = Field(default_factory=list)
+    selection: list[float] = Field(default_factory=list)
+    selection_metric: str = "agreement with the teacher"
+    best_epoch: int | None = None
+    samples_per_second: float | None = None
+    seconds: float | None = None
+
+
+class CycleSummary(_Part):
+    """One shortlist -> annotate -> train round.
+
+    Attributes:
+        number: From 1.
+        pairs_new: Pairs the teacher was asked about in this cycle.
+        pairs_known: Pairs already in the store.
+        training: The training round.
+        held_out: The student against the teacher on documents never trained on.
+    """
+
+    number: int
+    pairs_new: int
+    pairs_known: int = 0
+    training: TrainingSummary | None = None
+    held_out: dict[str, float] = Field(default_factory=dict)
+
+
+class ReliabilityBin(_Part):
+    """Predictions with a probability in [low, high]: what was said, what came true."""
+
+    low: float
+    high: float
+    count: int
+    mean_probability: float | None = None
+    hit_rate: float | None = None
+
+
+class CalibrationSummary(_Part):
+    """How far the stated probabilities can be believed.
+
+    Attributes:
+        target: `teacher`: a hit is a "yes" of the LLM. `human`: a hit is a
+            tag a person gave.
+        n: (document, tag) pairs the calibrator was fitted on.
+        ece_cross_fitted: Expected calibration error on pairs not fitted on.
+        bins: The reliability diagram.
+    """
+
+    target: Literal["teacher", "human"]
+    n: int
+    ece_cross_fitted: float | None = None
+    bins: list[ReliabilityBin] = Field(default_factory=list)
+
+
+class EvaluationSummary(_Part):
+    """Quality against gold, the untrained encoder (`before`) and the student (`after`).
+
+    Attributes:
+        before: Metric name to value, such as `P@1`.
+        after: The same for the student.
+        documents: Documents evaluated on.
+        note: What the reader must know about this gold.
+    """
+
+    before: dict[str, float]
+    after: dict[str, float]
+    documents: int
+    note: str = ""
+
+
+class ExampleTag(_Part):
+    """One predicted tag."""
+
+    title: str
+    probability: float | None = None
+
+
+class ExampleDocument(_Part):
+    """A document with its predicted tags and, where known, its gold tags' titles."""
+
+    uid: str
+    title: str
+    text: str = ""
+    tags: list[ExampleTag] = Field(default_factory=list)
+    gold: list[str] | None = None
+
+
+class CostSummary(_Part):
+    """Wall seconds per stage, and the peaks of memory and disk in bytes."""
+
+    seconds: dict[str, float] = Field(default_factory=dict)
+    peak_memory: int | None = None
+    disk: int | None = None
+
+
+class RunReport(_Part):
+    """Everything `report.html` shows; `report.json` is its dump."""
+
+    title: str
+    created: str = Field(description="ISO 8601")
+    config: dict[str, JsonValue] = Field(default_factory=dict)
+    data: DataSummary | None = None
+    teacher: TeacherSummary | None = None
+    log_odds_histogram: Histogram | None = None
+    shortlist: list[ShortlistSummary] = Field(default_factory=list)
+    cycles: list[CycleSummary] = Field(default_factory=list)
+    calibration: CalibrationSummary | None = None
+    evaluation: EvaluationSummary | None = None
+    examples: list[ExampleDocument] = Field(default_factory=list)
+    cost: CostSummary | None = None
+    versions: dict[str, str] = Field(default_factory=dict)

@@ -1,0 +1,160 @@
+"""The report page: numbers to sentences, sentences and figures to one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ezxmc.report import figures
+from ezxmc.report.model import EvaluationSummary, RowSummary, RunReport
+
+# The page stays small and readable however large the run was.
+_MOST = {"examples": 25, "problems": 20, "problem_docs": 50, "config": 20_000}
+
+
+def write_report(data: RunReport, path: Path) -> None:
+    """Write the run's page: one HTML file, no script, nothing loaded from elsewhere.
+
+    Args:
+        data: What to show; parts that are `None` or empty are left out.
+        path: The file, replaced in one step; its folder is made if missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    # A lone surrogate in a user's text must not cost the whole report.
+    draft.write_bytes(render_report(data).encode("utf-8", "replace"))
+    draft.replace(path)
+
+
+def render_report(data: RunReport) -> str:
+    """The page as a string; every text of the user is escaped."""
+    environment = Environment(
+        loader=PackageLoader("ezxmc.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "duration": duration,
+        "size": size,
+        "yaml": _yaml,
+    }
+    return environment.get_template("page.html.j2").render(
+        report=data,
+        most=_MOST,
+        summary=summary(data),
+        quality=_quality_rows(data.evaluation),
+        inputs=_inputs(data),
+        figures=_figures(data),
+    )
+
+
+def summary(data: RunReport) -> list[str]:
+    """The run in a few sentences for someone who has never seen a metric."""
+    sentences: list[str] = []
+    if data.data:
+        sentences.append(
+            f"{number(data.data.documents.kept)} documents, {number(data.data.labels.kept)} possible tags, "
+            "no annotated example used for training."
+        )
+    if data.evaluation:
+        before, after = data.evaluation.before.get("P@1"), data.evaluation.after.get("P@1")
+        if before is not None and after is not None:
+            sentences.append(
+                f"The first suggested tag is right for {percent(after, 0)} of the documents, against "
+                f"{percent(before, 0)} before training "
+                f"(checked on {number(data.evaluation.documents)} documents tagged by people)."
+            )
+    if data.calibration and data.calibration.ece_cross_fitted is not None:
+        judge = "the LLM teacher" if data.calibration.target == "teacher" else "people"
+        off = number(100 * data.calibration.ece_cross_fitted)
+        sentences.append(f"Stated probabilities are off by {off} points on average, judged by {judge}.")
+    if data.cost and data.cost.seconds:
+        sentences.append(f"The run took {duration(sum(data.cost.seconds.values()))}.")
+    return sentences
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """0.514 as `51.4 %`."""
+    return f"{100 * value:.{digits}f} %"
+
+
+def number(value: float) -> str:
+    """Thousands apart, at most three digits that matter after the point."""
+    if isinstance(value, int) or (value == value and abs(value) >= 1000 and abs(value) != float("inf")):
+        return f"{round(value):,}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them."""
+    if seconds < 90:
+        return f"{seconds:.1f} seconds" if seconds < 10 else f"{seconds:.0f} seconds"
+    minutes = seconds / 60
+    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+
+
+def size(count: int) -> str:
+    """Bytes as MB or GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _quality_rows(evaluation: EvaluationSummary | None) -> list[dict[str, str]]:
+    """Table rows: metric, before, after, change, and whether the change is good."""
+    if evaluation is None:
+        return []
+    rows = []
+    for metric in dict.fromkeys([*evaluation.before, *evaluation.after]):
+        before, after = evaluation.before.get(metric), evaluation.after.get(metric)
+        nats = metric.upper().startswith("NLL")
+        row = {
+            "metric": metric,
+            "before": _cell(before, nats),
+            "after": _cell(after, nats),
+            "change": "",
+            "verdict": "",
+        }
+        if before is not None and after is not None:
+            change = after - before
+            row["change"] = f"{change:+.3f}" if nats else f"{100 * change:+.1f}"
+            if change:
+                better = (change < 0) == figures.lower_is_better(metric)
+                row["verdict"] = "good" if better else "bad"
+        rows.append(row)
+    return rows
+
+
+def _cell(value: float | None, nats: bool) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if nats else percent(value)
+
+
+def _inputs(data: RunReport) -> list[tuple[str, RowSummary]]:
+    if data.data is None:
+        return []
+    parts = (("documents", data.data.documents), ("labels", data.data.labels), ("gold", data.data.gold))
+    return [(name, part) for name, part in parts if part is not None]
+
+
+def _figures(data: RunReport) -> dict[str, Markup]:
+    """The SVGs; they hold numbers and metric names, which matplotlib escapes."""
+    rounds = [(cycle.number, cycle.training) for cycle in data.cycles if cycle.training]
+    drawn = {
+        "quality": figures.quality(data.evaluation) if data.evaluation else "",
+        "reliability": figures.reliability(data.calibration) if data.calibration else "",
+        "log_odds": figures.log_odds(data.log_odds_histogram) if data.log_odds_histogram else "",
+        "training": figures.training(rounds),
+    }
+    return {name: Markup(svg) for name, svg in drawn.items()}
+
+
+def _yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)

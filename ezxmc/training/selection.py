@@ -1,0 +1,40 @@
+"""How well a student agrees with the teacher on documents it never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ezxmc.training.dataset import Example
+
+_DEPTH = 5
+
+
+def agreement(
+    documents: NDArray[np.float32], labels: NDArray[np.float32], pool: Sequence[Example]
+) -> float | None:
+    """Mean nDCG@5 of the student's order of the judged labels, the gain being the teacher's p.
+
+    No human label enters. Documents with fewer than two judged labels say
+    nothing about order and are left out.
+
+    Args:
+        documents: (N, D) unit rows.
+        labels: (L, D) unit rows.
+        pool: Judged documents; rows refer to the two matrices.
+
+    Returns:
+        In [0, 1], or `None` if no document can be used.
+    """
+    values = []
+    for example in pool:
+        if len(example.labels) < 2:
+            continue
+        order = np.argsort(-(labels[example.labels] @ documents[example.document]), kind="stable")
+        gains = example.probabilities
+        discounts = 1 / np.log2(np.arange(2, min(_DEPTH, len(gains)) + 2))
+        ideal = float(np.sort(gains)[::-1][: len(discounts)] @ discounts)
+        values.append(float(gains[order][: len(discounts)] @ discounts) / ideal if ideal else 0.0)
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,297 @@
+"""The report page: complete, escaped, self-contained, small."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from pydantic import ValidationError
+
+from ezxmc.report import RunReport, render_report, write_report
+
+EVIL = "<script>alert('x')</script>"
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+def full(**changes: Any) -> RunReport:
+    raw: dict[str, Any] = {
+        "title": "python packages",
+        "created": "2026-05-04T10:00:00+00:00",
+        "config": {"run_dir": "run", "teacher": {"kind": "vllm", "prompt": "software"}},
+        "data": {
+            "documents": {
+                "rows": 206,
+                "kept": 201,
+                "counts": {"empty text": 4, "bad JSON": 1},
+                "problems": [{"file": "documents.jsonl", "line": 17, "kind": "bad JSON", "detail": "at 3"}],
+            },
+            "labels": {"rows": 426, "kept": 426},
+            "gold": {"rows": 407, "kept": 407},
+        },
+        "teacher": {
+            "description": {"model": "Qwen2.5-Coder-1.5B-Instruct", "block": 32},
+            "judgments": 4012,
+            "statuses": {"ok": 4010, "low_mass": 2},
+            "failures": 2,
+            "sessions": 2,
+            "prompt_tokens": 812345,
+            "cached_tokens": 700123,
+            "cache_share": 0.862,
+            "computed_per_pair": 28.0,
+            "pairs_per_second": 8.41,
+            "seconds": 477.0,
+            "problem_docs": ["numpy"],
+        },
+        "log_odds_histogram": {"edges": [-8, -4, -2, 0, 2, 4], "counts": [700, 1400, 1100, 600, 210]},
+        "shortlist": [{"cycle": 1, "documents": 201, "candidates": 2412, "size": 12}],
+        "cycles": [
+            {
+                "number": n,
+                "pairs_new": 2412 // n,
+                "pairs_known": 812 * (n - 1),
+                "training": {
+                    "epochs": 3,
+                    "losses": [2.31, 1.92, 1.75],
+                    "selection": [0.51, 0.58, 0.61, 0.60],
+                    "best_epoch": 2,
+                    "samples_per_second": 21.4,
+                    "seconds": 66.0,
+                },
+                "held_out": {"nDCG@5": 0.61},
+            }
+            for n in (1, 2)
+        ],
+        "calibration": {
+            "target": "teacher",
+            "n": 400,
+            "ece_cross_fitted": 0.041,
+            "bins": [
+                {"low": i / 10, "high": (i + 1) / 10, "count": 80 - 7 * i}
+                | ({"mean_probability": i / 10 + 0.05, "hit_rate": min(1, i / 9)} if i != 6 else {})
+                for i in range(10)
+            ],
+        },
+        "evaluation": {
+            "before": {"P@1": 0.42, "P@3": 0.30, "R@10": 0.41, "ECE@5": 0.20, "NLL": 0.9},
+            "after": {"P@1": 0.55, "P@3": 0.28, "R@10": 0.52, "ECE@5": 0.06, "NLL": 0.6},
+            "documents": 145,
+            "note": "The gold is incomplete.",
+        },
+        "examples": [
+            {
+                "uid": "anyio",
+                "title": "High-level concurrency",
+                "text": "on top of asyncio or Trio",
+                "tags": [
+                    {"title": "Framework: AsyncIO", "probability": 0.93},
+                    {"title": "Framework: Trio", "probability": None},
+                ],
+                "gold": ["Framework: AsyncIO"],
+            },
+            {"uid": "ninja", "title": "", "tags": [], "gold": None},
+        ],
+        "cost": {
+            "seconds": {"annotate": 477.0, "train": 132.0},
+            "peak_memory": 6_100_000_000,
+            "disk": 95_000_000,
+        },
+        "versions": {"ezxmc": "0.1.0"},
+    }
+    return RunReport.model_validate(raw | changes)
+
+
+class Page(HTMLParser):
+    """Tags, ids and text of a page; fails on tags that do not nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    @property
+    def sections(self) -> list[str]:
+        return [attrs["id"] or "" for tag, attrs in self.tags if tag == "section"]
+
+
+def svgs(html: str) -> list[ElementTree.Element]:
+    return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.S)]
+
+
+def test_sections_in_order_and_numbers() -> None:
+    html = render_report(full())
+    page = Page(html)
+    assert page.sections == [
+        "quality",
+        "calibration",
+        "examples",
+        "teacher",
+        "log-odds",
+        "training",
+        "data",
+        "cost",
+        "configuration",
+    ]
+    assert "201 documents, 426 possible tags" in page.text
+    assert "right for 55 % of the documents, against 42 % before" in page.text
+    assert "off by 4.1 points on average, judged by the LLM teacher" in page.text
+    assert "The run took 10 minutes" in page.text
+    assert "no person was asked" in page.text
+    assert "documents.jsonl 17 bad JSON at 3" in page.text
+    assert len(svgs(html)) == 4
+
+
+def test_change_is_good_when_errors_fall_and_bad_when_precision_falls() -> None:
+    rows = {
+        metric: (verdict, change)
+        for metric, verdict, change in re.findall(
+            r"<tr><td>([^<]+)</td>.*?<td class=\"n (good|bad|)\">([^<]*)</td></tr>",
+            render_report(full()),
+            re.S,
+        )
+    }
+    assert rows["P@1"] == ("good", "+13.0")
+    assert rows["P@3"] == ("bad", "-2.0")
+    assert rows["ECE@5"] == ("good", "-14.0")
+    assert rows["NLL"] == ("good", "-0.300")
+
+
+def test_human_target_has_another_text() -> None:
+    calibration = {"target": "human", "n": 10, "ece_cross_fitted": 0.1}
+    text = Page(render_report(full(calibration=calibration))).text
+    assert "no person was asked" not in text and "person gave the tag" in text
+
+
+def test_json_round_trip_even_with_a_diverged_loss() -> None:
+    report = full(
+        cycles=[{"number": 1, "pairs_new": 1, "training": {"epochs": 1, "losses": [math.nan, math.inf]}}]
+    )
+    again = RunReport.model_validate_json(report.model_dump_json())
+    assert again.cycles[0].training is not None
+    assert math.isnan(again.cycles[0].training.losses[0])
+    assert again.model_dump_json() == report.model_dump_json()
+    assert full() == RunReport.model_validate_json(full().model_dump_json())
+    assert svgs(render_report(again))
+
+
+def test_unknown_keys_and_crooked_histograms_are_refused() -> None:
+    with pytest.raises(ValidationError):
+        full(surprise=1)
+    with pytest.raises(ValidationError, match="need 3 edges"):
+        full(log_odds_histogram={"edges": [0, 1], "counts": [1, 2]})
+
+
+def test_everything_optional_is_hidden() -> None:
+    page = Page(render_report(RunReport(title="t", created="2026-05-04")))
+    assert page.sections == []
+    assert not [tag for tag, _ in page.tags if tag in ("svg", "table", "article")]
+
+
+def test_user_text_is_escaped_everywhere() -> None:
+    problem = {"file": EVIL, "line": 1, "kind": EVIL, "detail": EVIL}
+    html = render_report(
+        full(
+            title=EVIL,
+            created=EVIL,
+            config={EVIL: {"prompt": EVIL}},
+            data={
+                "documents": {"rows": 1, "kept": 0, "counts": {EVIL: 1}, "problems": [problem]},
+                "labels": {"rows": 1, "kept": 1},
+            },
+            teacher={
+                "judgments": 1,
+                "statuses": {EVIL: 1},
+                "description": {"m": EVIL},
+                "problem_docs": [EVIL],
+            },
+            evaluation={
+                "before": {EVIL: 0.1, "$x$": 0.2},
+                "after": {EVIL: 0.2, "$x$": 0.1},
+                "documents": 1,
+                "note": EVIL,
+            },
+            examples=[{"uid": EVIL, "title": EVIL, "text": EVIL, "tags": [{"title": EVIL}], "gold": [EVIL]}],
+            cost={"seconds": {EVIL: 1.0}},
+            versions={EVIL: EVIL},
+        )
+    )
+    assert not [tag for tag, _ in Page(html).tags if tag == "script"]
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;") > 15
+
+
+def test_nothing_is_loaded_and_nothing_runs() -> None:
+    html = render_report(full())
+    for tag, attrs in Page(html).tags:
+        assert tag not in {"script", "link", "iframe", "img", "object", "base", "form"}
+        for name, value in attrs.items():
+            assert not name.startswith("on")
+            if name.endswith(("href", "src")):
+                assert (value or "").startswith("#")
+    assert "@import" not in html
+    assert not re.findall(r"url\((?!#)", html)
+    assert set(re.findall(r"https?://[^\"' <]+", html)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+
+
+def test_ids_are_unique_and_references_resolve() -> None:
+    html = render_report(full())
+    ids = [attrs["id"] for _, attrs in Page(html).tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r"(?:href=\"#|url\(#)([^\")]+)", html)) <= set(ids)
+
+
+def test_figures_take_the_colours_of_the_page() -> None:
+    html = render_report(full())
+    assert "prefers-color-scheme: dark" in html and 'name="viewport"' in html
+    for svg in re.findall(r"<svg.*?</svg>", html, re.S):
+        assert "currentColor" in svg and 'role="img"' in svg
+        assert not re.findall(r"#0102\d\d", svg)
+        # A colour left in black would vanish on a dark page.
+        assert "#000000" not in svg and not re.search(r"<svg[^>]* width=", svg)
+
+
+def test_same_data_same_bytes_and_small(tmp_path: Path) -> None:
+    many = [
+        {"uid": str(i), "title": "t" * 5000, "text": "x" * 100_000, "tags": [{"title": "y" * 9000}] * 50}
+        for i in range(60)
+    ]
+    path = tmp_path / "new" / "report.html"
+    write_report(full(examples=many), path)
+    first = path.read_bytes()
+    write_report(full(examples=many), path)
+    assert path.read_bytes() == first
+    assert len(first) < 500_000
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+
+
+def test_a_lone_surrogate_does_not_cost_the_report(tmp_path: Path) -> None:
+    write_report(full(title="broken \ud800 title"), tmp_path / "r.html")
+    assert "broken ? title" in (tmp_path / "r.html").read_text("utf-8")
