@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -79,3 +80,26 @@ class Predictor:
         waiting = iter(documents)
         while batch := list(islice(waiting, _BATCH)):
             yield from self.predict(batch, k=k, threshold=threshold)
+
+
+def prediction_row(prediction: Prediction, k: int | None = None) -> dict[str, Any]:
+    """A prediction as `ezxmc predict` writes it: `{"uid", "tags": [{"label", "title", "score", "probability"}]}`.
+
+    Args:
+        prediction: Any prediction.
+        k: Keep the best k only.
+    """
+    probabilities = prediction.probabilities or (None,) * len(prediction.labels)
+    columns = zip(prediction.labels, prediction.titles, prediction.scores, probabilities, strict=True)
+    return {
+        "uid": prediction.uid,
+        "tags": [
+            {
+                "label": label,
+                "title": title,
+                "score": round(score, 4),
+                "probability": None if probability is None else round(probability, 4),
+            }
+            for label, title, score, probability in islice(columns, k)
+        ],
+    }

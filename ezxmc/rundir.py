@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ class RunDir:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.spent = 0.0  # seconds of the stages done by this process
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -62,14 +62,21 @@ class RunDir:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def write(self, name: str, text: str) -> Path:
+    def write(self, name: str, text: str) -> None:
         """Write a file in one step: a reader sees the old one or the new one."""
-        target = self.path / name
+        self._write(self.path / name, [text])
+
+    def write_lines(self, target: Path, rows: Iterable[Any]) -> None:
+        """Write JSON lines in one step."""
+        self._write(target, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    @staticmethod
+    def _write(target: Path, parts: Iterable[str]) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_name(f".{target.name}.new")
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, target)
-        return target
+        with fresh.open("w", encoding="utf-8") as handle:
+            handle.writelines(parts)
+        fresh.replace(target)
 
     def stage(
         self, name: str, inputs: Any, outputs: Sequence[Path], make: Callable[[], dict[str, Any]]
@@ -83,7 +90,7 @@ class RunDir:
             make: Does the work; its files must be complete when it returns.
 
         Returns:
-            What `make` returned, with `seconds` it took.
+            What `make` returned, with the `wall_seconds` it took.
         """
         wanted = json_hash(inputs)
         path = self.path / "stages" / f"{name}.json"
@@ -99,6 +106,8 @@ class RunDir:
         # From here on the outputs may be half new: nothing may call them done.
         path.unlink(missing_ok=True)
         started = time.monotonic()
-        result = {**make(), "seconds": time.monotonic() - started}
+        result = make()
+        result["wall_seconds"] = time.monotonic() - started
+        self.spent += result["wall_seconds"]
         self.write(f"stages/{name}.json", json.dumps({"inputs": wanted, "result": result}, indent=1))
         return result

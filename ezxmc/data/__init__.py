@@ -1,5 +1,6 @@
 """Input files: documents, labels and gold tags, streamed and checked row by row."""
 
+from ezxmc.data.catalog import Catalog
 from ezxmc.data.documents import COLUMNS, iter_documents, read_documents, read_labels
 from ezxmc.data.gold import read_gold
 from ezxmc.data.readers import iter_rows
@@ -8,6 +9,7 @@ from ezxmc.data.validate import RowError, RowProblem, RowReport
 
 __all__ = [
     "COLUMNS",
+    "Catalog",
     "RowError",
     "RowProblem",
     "RowReport",

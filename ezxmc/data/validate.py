@@ -11,6 +11,7 @@ or a label); `no_document`, `no_label`, `unknown_document`, `unknown_label`
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,12 +62,14 @@ class RowReport:
         kept: Rows that were used.
         problems: The first `PROBLEMS_KEPT` problems, in order of reading.
         counts: Exact number of problems of each kind.
+        listener: Told of every problem as it is found.
     """
 
     strict: bool = False
     kept: int = 0
     problems: list[RowProblem] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    listener: Callable[[RowProblem], None] | None = None
 
     @property
     def bad(self) -> int:
@@ -93,6 +96,8 @@ class RowReport:
         self.counts[kind] += 1
         if len(self.problems) < PROBLEMS_KEPT:
             self.problems.append(problem)
+        if self.listener:
+            self.listener(problem)
         if self.strict and kind not in WARNINGS:
             raise DataError(str(problem), "mend the row, or read without strict to report and skip bad rows")
 

@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ezxmc.report.model import CalibrationSummary, EvaluationSummary, Histogram, TrainingSummary
+from ezxmc.report.model import EvaluationSummary, Histogram, ReliabilityBin, TrainingSummary
 
 # matplotlib knows no CSS: it draws in these colours, which are then replaced.
 _INK, _MUTED, _FIRST, _SECOND = "#010203", "#010204", "#010205", "#010206"
@@ -76,11 +76,11 @@ def quality(evaluation: EvaluationSummary) -> str:
         return _svg(figure, "quality", "Quality before and after training, in percent")
 
 
-def reliability(calibration: CalibrationSummary) -> str:
+def reliability(bins: list[ReliabilityBin], name: str) -> str:
     """What was said against what came true; a dot's area follows its bin's share of the pairs."""
     filled = [
         (b.mean_probability, b.hit_rate, b.count)
-        for b in calibration.bins
+        for b in bins
         if b.count and b.mean_probability is not None and b.hit_rate is not None
     ]
     if not filled:
@@ -101,7 +101,7 @@ def reliability(calibration: CalibrationSummary) -> str:
         axes.set_ylim(0, 102)
         axes.set_xlabel("stated probability, %")
         axes.set_ylabel("came true, %")
-        return _svg(figure, "reliability", "Reliability diagram: stated probability against the rate of hits")
+        return _svg(figure, name, "Reliability diagram: stated probability against the rate of hits")
 
 
 def log_odds(histogram: Histogram) -> str:

@@ -184,12 +184,15 @@ class EvaluationSummary(_Part):
         after: The same for the student.
         documents: Documents evaluated on.
         note: What the reader must know about this gold.
+        reliability: Reliability diagram of the student's probabilities
+            against this gold.
     """
 
     before: dict[str, float]
     after: dict[str, float]
     documents: int
     note: str = ""
+    reliability: list[ReliabilityBin] = Field(default_factory=list)
 
 
 class ExampleTag(_Part):
@@ -230,6 +233,9 @@ class RunReport(_Part):
     cycles: list[CycleSummary] = Field(default_factory=list)
     calibration: CalibrationSummary | None = None
     evaluation: EvaluationSummary | None = None
+    held_out: EvaluationSummary | None = Field(
+        default=None, description="the same on the documents the student was not trained on only"
+    )
     examples: list[ExampleDocument] = Field(default_factory=list)
     cost: CostSummary | None = None
     versions: dict[str, str] = Field(default_factory=dict)

@@ -51,6 +51,7 @@ def render_report(data: RunReport) -> str:
         most=_MOST,
         summary=summary(data),
         quality=_quality_rows(data.evaluation),
+        quality_held_out=_quality_rows(data.held_out),
         inputs=_inputs(data),
         figures=_figures(data),
     )
@@ -149,7 +150,10 @@ def _figures(data: RunReport) -> dict[str, Markup]:
     rounds = [(cycle.number, cycle.training) for cycle in data.cycles if cycle.training]
     drawn = {
         "quality": figures.quality(data.evaluation) if data.evaluation else "",
-        "reliability": figures.reliability(data.calibration) if data.calibration else "",
+        "reliability": figures.reliability(data.calibration.bins, "reliability") if data.calibration else "",
+        "reliability_gold": (
+            figures.reliability(data.evaluation.reliability, "reliability-gold") if data.evaluation else ""
+        ),
         "log_odds": figures.log_odds(data.log_odds_histogram) if data.log_odds_histogram else "",
         "training": figures.training(rounds),
     }

@@ -35,6 +35,7 @@ class ReplayTeacher:
                 report.add(file, line, "bad_judgment", "needs doc, label and a finite log_odds")
             else:
                 self._recorded[str(row["doc"]), str(row["label"])] = answer
+                report.kept += 1
         if not self._recorded:
             raise DataError(f"{path} holds no judgment", "columns are doc, label, log_odds and mass")
         self.report = report

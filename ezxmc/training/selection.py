@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ezxmc.training.dataset import Example
+from ezxmc.feedback.targets import Targets
+from ezxmc.records import Document, Label
+from ezxmc.retrieval.encoder import BiEncoder
+from ezxmc.training.dataset import Example, examples
 
 _DEPTH = 5
 
@@ -38,3 +41,27 @@ def agreement(
         ideal = float(np.sort(gains)[::-1][: len(discounts)] @ discounts)
         values.append(float(gains[order][: len(discounts)] @ discounts) / ideal if ideal else 0.0)
     return float(np.mean(values)) if values else None
+
+
+def held_out_agreement(
+    encoder: BiEncoder, documents: Sequence[Document], labels: Sequence[Label], targets: Targets
+) -> float | None:
+    """`agreement` of a student on documents it was not trained on.
+
+    Args:
+        encoder: The student.
+        documents: Held-out documents.
+        labels: All labels.
+        targets: Of these documents at least.
+
+    Returns:
+        Mean nDCG@5 in [0, 1], or `None` without a usable judgment.
+    """
+    pool = examples(documents, labels, targets)
+    if not pool:
+        return None
+    return agreement(
+        encoder.encode_documents([document.shown for document in documents]),
+        encoder.encode_labels([label.title for label in labels]),
+        pool,
+    )

@@ -184,7 +184,7 @@ class _Round:
         )
 
     def step(self, batch: Batch) -> float:
-        self.encoder.model.train()
+        self.encoder.model.eval()
         device = self.encoder.model.device
         rows = self.embed([self.texts[row] for row in batch.documents])
         columns = self.embed([self.titles[row] for row in batch.labels])

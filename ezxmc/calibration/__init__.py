@@ -1,0 +1,5 @@
+"""Calibration: from a similarity to a probability one can act on."""
+
+from ezxmc.calibration.isotonic import Calibrator
+
+__all__ = ["Calibrator"]

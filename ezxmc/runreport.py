@@ -1,0 +1,253 @@
+"""From what a run found to what its report shows."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ezxmc.calibration import Calibrator
+from ezxmc.config import RunConfig
+from ezxmc.data import Catalog
+from ezxmc.evaluate import evaluate
+from ezxmc.feedback.annotate import AnnotateSummary
+from ezxmc.feedback.store import FeedbackStore, StoreTotals
+from ezxmc.metrics import ReliabilityBin
+from ezxmc.records import Prediction
+from ezxmc.report import (
+    CalibrationSummary,
+    CostSummary,
+    CycleSummary,
+    DataSummary,
+    EvaluationSummary,
+    ExampleDocument,
+    ExampleTag,
+    Histogram,
+    RowSummary,
+    RunReport,
+    ShortlistSummary,
+    TeacherSummary,
+    TrainingSummary,
+)
+from ezxmc.report import ReliabilityBin as ReportBin
+from ezxmc.teacher import Teacher
+
+_EXAMPLES = 12
+_VERSIONS = ("ezxmc", "torch", "transformers", "sentence-transformers", "faiss-cpu")
+_GOLD_NOTE = (
+    "Gold tags served this comparison only: neither teacher nor student saw one. Catalogs are rarely tagged "
+    "completely, so a part of the suggestions counted as wrong is right: compare the columns rather than "
+    "read either as absolute."
+)
+
+
+@dataclass(slots=True)
+class CycleFindings:
+    """One cycle: results of its stages, and its student's agreement with the teacher if cycles were compared."""
+
+    proposed: dict[str, Any]
+    asked: AnnotateSummary
+    trained: dict[str, Any]
+    agreement: float | None = None
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a run found so far.
+
+    Attributes:
+        catalog: Its inputs.
+        cycles: One entry a cycle.
+        problem_docs: Documents with judgments that hold no score.
+        calibrator: If there was enough to fit one.
+        predictions: One per document, in order.
+        untrained: The same by the untrained encoder, where there is gold.
+    """
+
+    catalog: Catalog
+    cycles: list[CycleFindings] = field(default_factory=list)
+    problem_docs: list[str] = field(default_factory=list)
+    calibrator: Calibrator | None = None
+    predictions: list[Prediction] = field(default_factory=list)
+    untrained: list[Prediction] = field(default_factory=list)
+
+
+def assemble(
+    config: RunConfig, found: Findings, run_dir: Path, teacher: Teacher, store: FeedbackStore, rest: float
+) -> RunReport:
+    """Everything `report.html` shows.
+
+    Args:
+        config: The run's configuration.
+        found: What it found.
+        run_dir: Measured for its size.
+        teacher: Whose judgments these are.
+        store: Where they are.
+        rest: Seconds of this session spent on neither stages nor judging.
+    """
+    catalog = found.catalog
+    apart = {catalog.documents[i].uid for i in (*catalog.to_select, *catalog.to_calibrate)}
+    return RunReport(
+        title=f"ezxmc run: {Path(config.run_dir).name}",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config=config.model_dump(mode="json"),
+        data=DataSummary(
+            documents=RowSummary(**catalog.document_rows.to_dict()),
+            labels=RowSummary(**catalog.label_rows.to_dict()),
+            gold=RowSummary(**catalog.gold_rows.to_dict()) if catalog.gold_rows else None,
+        ),
+        teacher=_teacher(teacher, store, found.problem_docs),
+        log_odds_histogram=_histogram(teacher, store),
+        shortlist=[
+            ShortlistSummary(
+                cycle=number,
+                documents=len(catalog.documents),
+                candidates=cycle.proposed["candidates"],
+                size=config.shortlist.size,
+            )
+            for number, cycle in enumerate(found.cycles, start=1)
+        ],
+        cycles=[_cycle(number, cycle) for number, cycle in enumerate(found.cycles, start=1)],
+        calibration=_calibration(found.calibrator),
+        evaluation=_evaluation(found, {d.uid for d in catalog.documents}),
+        held_out=_evaluation(found, apart),
+        examples=_examples(found, config.inference.k),
+        cost=CostSummary(
+            seconds=_seconds(found, store.totals(teacher.fingerprint), rest),
+            peak_memory=max(
+                resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+            )
+            * 1024,
+            disk=sum(file.stat().st_size for file in run_dir.rglob("*") if file.is_file()),
+        ),
+        versions={name: version(name) for name in _VERSIONS},
+    )
+
+
+def _teacher(teacher: Teacher, store: FeedbackStore, problem_docs: Sequence[str]) -> TeacherSummary:
+    totals = store.totals(teacher.fingerprint)
+    return TeacherSummary(
+        description=teacher.description,
+        judgments=totals.judgments,
+        statuses=totals.statuses,
+        failures=totals.judgments - totals.statuses.get("ok", 0),
+        sessions=totals.sessions,
+        prompt_tokens=totals.prompt_tokens,
+        cached_tokens=totals.cached_tokens,
+        cache_share=totals.cache_share,
+        computed_per_pair=totals.computed_per_pair,
+        pairs_per_second=totals.pairs_per_second,
+        seconds=totals.seconds,
+        problem_docs=list(dict.fromkeys(problem_docs)),
+    )
+
+
+def _histogram(teacher: Teacher, store: FeedbackStore) -> Histogram | None:
+    values = [j.log_odds for j in store.judgments(teacher.fingerprint) if j.log_odds is not None]
+    if not values:
+        return None
+    counts, edges = np.histogram(values, bins=40)
+    return Histogram(edges=edges.tolist(), counts=counts.tolist())
+
+
+def _cycle(number: int, cycle: CycleFindings) -> CycleSummary:
+    trained = cycle.trained
+    return CycleSummary(
+        number=number,
+        pairs_new=cycle.asked.asked,
+        pairs_known=cycle.asked.known,
+        training=TrainingSummary(
+            epochs=len(trained["losses"]),
+            losses=list(trained["losses"]),
+            selection=list(trained["selection"]),
+            selection_metric="agreement with the teacher (nDCG@5)",
+            best_epoch=trained["best_epoch"],
+            samples_per_second=trained["samples_per_second"],
+            seconds=trained["seconds"],
+        ),
+        held_out={} if cycle.agreement is None else {"agreement over all judgments": cycle.agreement},
+    )
+
+
+def _calibration(calibrator: Calibrator | None) -> CalibrationSummary | None:
+    if calibrator is None:
+        return None
+    return CalibrationSummary(
+        target=calibrator.target,
+        n=calibrator.n,
+        ece_cross_fitted=calibrator.ece_cross_fitted,
+        bins=_bins(calibrator.reliability),
+    )
+
+
+def _bins(bins: Sequence[ReliabilityBin]) -> list[ReportBin]:
+    return [
+        ReportBin(
+            low=one.low,
+            high=one.high,
+            count=one.n,
+            mean_probability=one.mean_probability,
+            hit_rate=one.hit_rate,
+        )
+        for one in bins
+    ]
+
+
+def _evaluation(found: Findings, documents: Collection[str]) -> EvaluationSummary | None:
+    """Both encoders on those of `documents` that have gold."""
+    gold = {uid: labels for uid, labels in found.catalog.gold.items() if labels and uid in documents}
+    if not gold:
+        return None
+    after = evaluate((p for p in found.predictions if p.uid in gold), gold)
+    before = evaluate((p for p in found.untrained if p.uid in gold), gold)
+    return EvaluationSummary(
+        before=before.values,
+        after=after.values,
+        documents=after.n_documents,
+        note=_GOLD_NOTE,
+        reliability=_bins(after.reliability),
+    )
+
+
+def _examples(found: Findings, k: int) -> list[ExampleDocument]:
+    """Documents spread over the catalog, those with gold first."""
+    titles = {label.uid: label.title for label in found.catalog.labels}
+    gold = found.catalog.gold
+    order = sorted(range(len(found.predictions)), key=lambda i: found.predictions[i].uid not in gold)
+    pool = order[: len(gold)] if gold else order
+    step = max(1, len(pool) // _EXAMPLES)
+    return [
+        ExampleDocument(
+            uid=prediction.uid,
+            title=document.title,
+            text=document.text[:500],
+            tags=[
+                ExampleTag(title=title, probability=probability)
+                for title, probability in zip(
+                    prediction.titles[:k],
+                    prediction.probabilities[:k] or (None,) * k,
+                    strict=False,
+                )
+            ],
+            gold=sorted(titles[uid] for uid in gold[prediction.uid]) if prediction.uid in gold else None,
+        )
+        for prediction, document in (
+            (found.predictions[i], found.catalog.documents[i]) for i in pool[::step][:_EXAMPLES]
+        )
+    ]
+
+
+def _seconds(found: Findings, totals: StoreTotals, rest: float) -> dict[str, float]:
+    """Wall seconds by stage; stages done in earlier sessions count with what they took then."""
+    return {
+        "shortlists": sum(cycle.proposed["wall_seconds"] for cycle in found.cycles),
+        "teacher, judging": totals.seconds,
+        "training": sum(cycle.trained["wall_seconds"] for cycle in found.cycles),
+        "everything else (engine start, calibration, tagging), last session": rest,
+    }

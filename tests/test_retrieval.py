@@ -1,0 +1,177 @@
+"""Retrieval without weights: search, BM25, fusion, exclusion and exploration."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ezxmc.config import ShortlistConfig
+from ezxmc.errors import BundleError, ModelError
+from ezxmc.records import Document, Label
+from ezxmc.retrieval import BiEncoder, LabelIndex, LexicalIndex, shortlist
+from ezxmc.retrieval.shortlist import choose, fuse
+
+
+class HashEncoder:
+    """Unit vectors that depend on the text alone."""
+
+    def encode_documents(self, texts, *, progress=None):
+        rows = []
+        for text in texts:
+            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+            rows.append(np.random.default_rng(seed).normal(size=8))
+        vectors = np.array(rows, dtype=np.float32)
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+    encode_labels = encode_documents
+
+
+DOCUMENTS = [Document(f"d{i}", f"title {i}", "body") for i in range(6)]
+LABELS = [Label(f"l{i}", f"tag{i}") for i in range(60)]
+
+
+def dense_order(document: Document) -> list[int]:
+    encoder = HashEncoder()
+    scores = (
+        encoder.encode_labels([label.title for label in LABELS])
+        @ encoder.encode_documents([document.shown])[0]
+    )
+    return np.argsort(-scores, kind="stable").tolist()
+
+
+def test_index_equals_brute_force(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(50, 12)).astype(np.float32)
+    queries = rng.normal(size=(7, 12)).astype(np.float32)
+    index = LabelIndex(vectors)
+    index.save(tmp_path / "index.faiss")
+    for one in (index, LabelIndex.load(tmp_path / "index.faiss")):
+        scores, rows = one.search(queries, 9)
+        exact = queries @ vectors.T
+        np.testing.assert_array_equal(rows, np.argsort(-exact, axis=1)[:, :9])
+        np.testing.assert_allclose(scores, -np.sort(-exact, axis=1)[:, :9], rtol=1e-5)
+        assert (one.size, one.dimension, rows.dtype, scores.dtype) == (50, 12, np.int64, np.float32)
+    assert index.search(queries, 500)[1].shape == (7, 50)
+    assert index.search(queries[:0], 3)[0].shape == (0, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", None])
+def test_damaged_index_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "index.faiss"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BundleError, match=r"index\.faiss"):
+        LabelIndex.load(path)
+
+
+def test_truncated_index_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "index.faiss"
+    LabelIndex(np.eye(20, dtype=np.float32)).save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BundleError):
+        LabelIndex.load(path)
+
+
+@pytest.mark.parametrize("vectors", [np.zeros((0, 3)), np.full((2, 3), np.nan), np.zeros(3)])
+def test_unusable_vectors_are_refused(vectors: np.ndarray) -> None:
+    with pytest.raises(ModelError):
+        LabelIndex(vectors.astype(np.float32))
+
+
+def test_lexical_finds_title_alias_and_description_only_where_words_meet() -> None:
+    labels = [
+        Label("a", "Video editing"),
+        Label("b", "Astronomy", "stars and planets", aliases=("stargazing",)),
+        Label("c", "Sound"),
+    ]
+    index = LexicalIndex(labels)
+    assert index.search(["edit the video", "stargazing", "planets", "the and of", ""], 5) == [
+        [0],
+        [1],
+        [1],
+        [],
+        [],
+    ]
+    assert index.search(["video sound astronomy"], 2)[0].__len__() == 2
+    assert LexicalIndex([Label("x", "the")]).search(["anything"], 3) == [[]]
+
+
+def test_fusion_is_reciprocal_rank() -> None:
+    fused = fuse([4, 7, 9], [9, 1], 0.5)
+    expected = {4: 1 / 61, 7: 1 / 62, 9: 1 / 63 + 0.5 / 61, 1: 0.5 / 62}
+    assert fused == sorted(expected, key=lambda row: -expected[row])
+    assert fuse([4, 7, 9], [9, 1], 0.0)[:3] == [4, 7, 9]
+
+
+@given(st.integers(0, 100), st.integers(1, 20), st.integers(0, 25), st.text(max_size=5))
+def test_choice_keeps_the_budget_and_explores_below_it(
+    length: int, size: int, explore: int, seed: str
+) -> None:
+    ranking = [7 * i for i in range(length)]
+    best, drawn = choose(ranking, size, explore, seed)
+    assert len(best) + len(drawn) == min(size, length)
+    assert best == ranking[: len(best)]
+    assert all(size <= ranking.index(row) < 4 * size for row in drawn)
+    assert len(set(best + drawn)) == len(best + drawn) and drawn == sorted(drawn)
+    assert (best, drawn) == choose(ranking, size, explore, seed)
+    if length >= size + explore and explore <= size:
+        assert len(drawn) == min(explore, 3 * size)
+
+
+def test_shortlist_without_lexical_is_the_dense_order() -> None:
+    config = ShortlistConfig(size=5, lexical=False, explore=0)
+    for document, found in zip(DOCUMENTS, shortlist(DOCUMENTS, LABELS, HashEncoder(), config), strict=True):
+        assert found.doc_uid == document.uid
+        assert list(found.labels) == dense_order(document)[:5]
+        assert list(found.scores) == sorted(found.scores, reverse=True)
+        assert set(found.sources) == {"dense"}
+
+
+def test_judged_labels_are_never_offered_again() -> None:
+    config = ShortlistConfig(size=5, explore=1)
+    judged: dict[str, set[str]] = {}
+    for _ in range(12):
+        for found in shortlist(DOCUMENTS, LABELS, HashEncoder(), config, judged=judged):
+            uids = {LABELS[row].uid for row in found.labels}
+            assert len(uids) == len(found.labels) == 5
+            assert not uids & judged.setdefault(found.doc_uid, set())
+            judged[found.doc_uid] |= uids
+    # 12 cycles of 5 exhaust the 60 labels; a 13th has nothing left to ask.
+    assert all(len(uids) == 60 for uids in judged.values())
+    assert all(
+        not found.labels for found in shortlist(DOCUMENTS, LABELS, HashEncoder(), config, judged=judged)
+    )
+
+
+def test_exploration_depends_on_seed_and_document_not_on_its_neighbours() -> None:
+    config = ShortlistConfig(size=6, lexical=False, explore=3)
+    whole = shortlist(DOCUMENTS, LABELS, HashEncoder(), config, seed=1)
+    alone = shortlist(DOCUMENTS[3:4], LABELS, HashEncoder(), config, seed=1)
+    assert whole[3].labels == alone[0].labels and whole[3].sources == alone[0].sources
+    assert whole[3].sources == ("dense",) * 3 + ("explore",) * 3
+    deeper = dense_order(DOCUMENTS[3])[6:24]
+    assert all(row in deeper for row in whole[3].labels[3:])
+    other = shortlist(DOCUMENTS, LABELS, HashEncoder(), config, seed=2)
+    assert [found.labels for found in whole] != [found.labels for found in other]
+
+
+def test_lexical_source_and_few_labels() -> None:
+    documents = [Document("d", "", "zebra")]
+    labels = [*LABELS[:9], Label("z", "zebra")]
+    config = ShortlistConfig(size=3, explore=0, lexical_weight=1.0)
+    found = shortlist(documents, labels, HashEncoder(), config)[0]
+    assert 9 in found.labels
+    everything = shortlist(documents, labels[:2], HashEncoder(), config)[0]
+    assert sorted(everything.labels) == [0, 1]
+    assert shortlist(documents, [], HashEncoder(), config)[0].labels == ()
+
+
+def test_missing_encoder_is_a_model_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=str(tmp_path)):
+        BiEncoder(tmp_path)

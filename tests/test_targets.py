@@ -1,0 +1,107 @@
+"""Judgments to targets: order, zero point, priors, unknowns."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ezxmc.config import TrainingConfig
+from ezxmc.errors import TrainingError
+from ezxmc.feedback.targets import build_targets
+from ezxmc.records import Judgment, Status
+
+
+def ok(doc: str, label: str, z: float) -> Judgment:
+    return Judgment("0" * 64, doc, label, Status.OK, z, 1.0)
+
+
+def unknown(doc: str, label: str) -> Judgment:
+    return Judgment("0" * 64, doc, label, Status.LOW_MASS, None, 0.01)
+
+
+def grid(documents: int = 30, labels: int = 14, shift: float = 0.0) -> list[Judgment]:
+    rng = np.random.default_rng(0)
+    return [
+        ok(f"d{i:02}", f"l{j:02}", float(rng.normal(shift, 2)))
+        for i in range(documents)
+        for j in range(labels)
+    ]
+
+
+@pytest.mark.parametrize("shift", [-7.0, 0.0, 5.0])
+def test_the_zero_point_ignores_the_wording(shift: float) -> None:
+    plain, moved = (build_targets(grid(shift=s), TrainingConfig()) for s in (0.0, shift))
+    for a, b in zip(plain.documents, moved.documents, strict=True):
+        assert a.labels == b.labels and a.positives == b.positives
+        np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-9)
+    total = sum(document.probabilities.sum() for document in moved.documents)
+    assert total / 30 == pytest.approx(5.0, abs=1e-6)
+
+
+def test_positives_are_the_head_and_negatives_the_improbable_tail() -> None:
+    config = TrainingConfig(positives=4, negative_below=0.3)
+    for document in build_targets(grid(), config).documents:
+        p = dict(zip(document.labels, document.probabilities, strict=True))
+        assert list(document.probabilities) == sorted(document.probabilities, reverse=True)
+        assert (
+            document.positives == document.labels[: len(document.positives)] and len(document.positives) <= 4
+        )
+        assert all(p[label] >= 0.3 for label in document.positives)
+        assert set(document.negatives) == {label for label, value in p.items() if value < 0.3}
+
+
+def test_a_label_that_always_gets_yes_is_taken_down() -> None:
+    judgments = grid() + [ok(f"d{i:02}", "yes", 6.0 + 0.1 * (i % 3)) for i in range(30)]
+    plain = build_targets(judgments, TrainingConfig(prior_alpha=0.0))
+    corrected = build_targets(judgments, TrainingConfig(prior_alpha=1.0))
+    assert sum(d.labels[0] == "yes" for d in plain.documents) > 25
+    assert sum(d.labels[0] == "yes" for d in corrected.documents) < 15
+    # The shift is the mean over the judgments, shrunk by 8 pseudo-counts to the overall mean.
+    zs = [j.log_odds for j in judgments if j.label_uid == "yes"]
+    mean = np.mean([j.log_odds for j in judgments])
+    expected = (np.sum(zs) + 8 * mean) / (len(zs) + 8) - mean
+    assert corrected.prior.shifts["yes"] == pytest.approx(expected)
+    document = corrected.documents[0]
+    z = next(
+        j.log_odds for j in judgments if (j.doc_uid, j.label_uid) == (document.doc_uid, document.labels[0])
+    )
+    assert corrected.prior.probability(document.labels[0], z) == pytest.approx(document.probabilities[0])
+
+
+def test_unknown_judgments_are_masked_and_counted() -> None:
+    judgments = [*grid(), unknown("d00", "l99"), unknown("lost", "l01")]
+    targets = build_targets(judgments, TrainingConfig())
+    assert (targets.judged, targets.unknown, targets.without_judgments) == (420, 2, 1)
+    assert [d.doc_uid for d in targets.documents] == [f"d{i:02}" for i in range(30)]
+    assert "l99" not in targets.documents[0].labels
+    with pytest.raises(TrainingError, match="none of 1 judgments"):
+        build_targets([unknown("d", "l")], TrainingConfig())
+
+
+def test_hopeless_documents_have_no_positive() -> None:
+    judgments = [j for j in grid() if j.doc_uid != "d00"] + [ok("d00", f"l{j:02}", -40.0) for j in range(14)]
+    targets = build_targets(judgments, TrainingConfig())
+    assert targets.without_positives == 1
+    assert targets.documents[0].positives == () and len(targets.documents[0].negatives) == 14
+
+
+def test_the_order_of_the_judgments_does_not_matter() -> None:
+    judgments = grid()
+    shuffled = random.Random(1).sample(judgments, len(judgments))
+    a, b = (build_targets(part, TrainingConfig()) for part in (judgments, shuffled))
+    assert [d.labels for d in a.documents] == [d.labels for d in b.documents]
+    assert a.prior.zero == pytest.approx(b.prior.zero, abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.floats(-60, 60)), min_size=1, max_size=40))
+def test_any_judgments_give_sound_targets(rows: list[tuple[int, int, float]]) -> None:
+    targets = build_targets([ok(str(d), str(label), z) for d, label, z in rows], TrainingConfig())
+    assert targets.judged == len({(d, label) for d, label, _ in rows})
+    for document in targets.documents:
+        assert np.isfinite(document.probabilities).all() and len(document.labels) == len(set(document.labels))
+        assert not set(document.positives) & set(document.negatives)
+        assert len(document.positives) <= 5
