@@ -1,10 +1,10 @@
 """The deliverable: a plain folder with everything inference needs, checked when it is opened.
 
-    bundle/student/         a SentenceTransformer folder
-    bundle/labels.jsonl     uid, title, text, aliases, parent; row i is vector i
-    bundle/index.faiss      label vectors
-    bundle/calibrator.json  scores to probabilities (absent until calibrated)
-    bundle/manifest.json    versions, settings, the SHA-256 of every other file
+bundle/student/         a SentenceTransformer folder
+bundle/labels.jsonl     uid, title, text, aliases, parent; row i is vector i
+bundle/index.faiss      label vectors
+bundle/calibrator.json  scores to probabilities (absent until calibrated)
+bundle/manifest.json    versions, settings, the SHA-256 of every other file
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Bundle:
 
 def save_bundle(
     path: Path,
-    student: Path,
+    student: Path | str,
     labels: Sequence[Label],
     *,
     max_length: int,
@@ -77,7 +77,7 @@ def save_bundle(
 
     Args:
         path: The bundle's folder; an older bundle there is replaced.
-        student: A SentenceTransformer folder.
+        student: A SentenceTransformer folder or hub id.
         labels: L labels, in index order.
         max_length: Tokens of a document the student reads.
         k: Labels per document answered by default.
@@ -93,8 +93,9 @@ def save_bundle(
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(student, fresh / _STUDENT)
-    encoder = BiEncoder(fresh / _STUDENT, max_length=max_length)
+    encoder = BiEncoder(student, max_length=max_length)
+    fresh.mkdir()
+    encoder.save(fresh / _STUDENT)
     index = LabelIndex(encoder.encode_labels([label.title for label in labels], progress=progress))
     index.save(fresh / _INDEX)
     with (fresh / _LABELS).open("w", encoding="utf-8") as handle:
@@ -182,12 +183,18 @@ def _manifest(path: Path) -> Manifest:
     try:
         raw = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
-            raise BundleError(f"bundle {path} has format {raw['format']}, this ezxmc reads {FORMAT}", "upgrade")
+            raise BundleError(
+                f"bundle {path} has format {raw['format']}, this ezxmc reads {FORMAT}", "upgrade"
+            )
         return Manifest.model_validate(raw)
     except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"{path} is no bundle: it has no {_MANIFEST}", "make one with `ezxmc run`") from None
+        raise BundleError(
+            f"{path} is no bundle: it has no {_MANIFEST}", "make one with `ezxmc run`"
+        ) from None
     except (ValueError, ValidationError) as error:
-        raise BundleError(f"bundle {path}: {_MANIFEST} is damaged: {error}", "copy the bundle again") from None
+        raise BundleError(
+            f"bundle {path}: {_MANIFEST} is damaged: {error}", "copy the bundle again"
+        ) from None
 
 
 def _hashes(root: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +28,7 @@ class DataConfig(_Part):
 class VllmTeacherConfig(_Part):
     """An LLM run by vLLM inside this process's child engine."""
 
-    kind: Literal["vllm"] = "vllm"
+    kind: Literal["vllm"] = Field("vllm", description="vllm, or replay: recorded judgments from a file")
     model: str = Field(
         "Qwen2.5-Coder-1.5B-Instruct",
         description="a name of `ezxmc models list`, a local folder, or a hub id",
@@ -42,7 +43,9 @@ class VllmTeacherConfig(_Part):
     max_batched_tokens: int = Field(4096, ge=256, description="tokens in one engine step")
     kv_cache_gib: float = Field(2.0, gt=0, description="KV cache, GiB (CPU only; a GPU uses gpu_memory)")
     gpu_memory: float = Field(0.85, gt=0, le=1, description="share of GPU memory vLLM may take")
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="of the weights: auto, bfloat16, float16 or float32"
+    )
     compile: bool | Literal["auto"] = Field(
         "auto", description="compile the model; auto: only for jobs long enough to earn the start-up back"
     )
@@ -71,9 +74,9 @@ class TrainingConfig(_Part):
     """One distillation round of the student."""
 
     encoder: str = Field("all-MiniLM-L6-v2", description="sentence-transformers checkpoint to start from")
-    epochs: int = Field(2, ge=1)
-    batch_size: int = Field(48, ge=2)
-    learning_rate: float = Field(1e-4, gt=0)
+    epochs: int = Field(2, ge=1, description="passes over the documents; the best on held-out ones is kept")
+    batch_size: int = Field(48, ge=2, description="documents in one step")
+    learning_rate: float = Field(1e-4, gt=0, description="peak, after warm-up")
     temperature: float = Field(0.05, gt=0, description="tau of the softmax over cosines")
     max_length: int = Field(256, ge=8, description="tokens of a document the student reads")
     prior_alpha: float = Field(0.5, ge=0, le=1, description="share of each label's mean log-odds taken off")
@@ -95,7 +98,7 @@ class RunConfig(_Part):
     """Everything `ezxmc run` needs. Unknown keys are refused."""
 
     run_dir: str = Field("runs/default", description="where everything the run makes is kept")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of splits, exploration and training")
     cycles: int = Field(1, ge=1, description="shortlist -> annotate -> train rounds")
     data: DataConfig
     teacher: TeacherConfig = VllmTeacherConfig()
@@ -162,3 +165,28 @@ def _resolve_inputs(raw: dict[str, Any], base: Path) -> None:
             value = part.get(key)
             if isinstance(value, str) and (base / value).exists():
                 part[key] = str((base / value).resolve())
+
+
+def commented_config(documents: str, labels: str, gold: str | None = None) -> str:
+    """A YAML config with every key, its default and its meaning.
+
+    Args:
+        documents: The user's documents.
+        labels: The user's labels.
+        gold: Known tags, if any.
+    """
+    config = RunConfig(data=DataConfig(documents=documents, labels=labels, gold=gold))
+    head = "# Run it with: ezxmc run THIS_FILE. Relative paths start at this file's folder.\n"
+    return head + "".join(_commented(config, ""))
+
+
+def _commented(part: BaseModel, indent: str) -> Iterator[str]:
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        if isinstance(value, BaseModel):
+            yield f"{indent}{name}:\n"
+            yield from _commented(value, indent + "  ")
+            continue
+        if field.description:
+            yield f"{indent}# {field.description}\n"
+        yield f"{indent}{yaml.safe_dump({name: value}, allow_unicode=True).strip()}\n"

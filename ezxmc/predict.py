@@ -83,7 +83,7 @@ class Predictor:
 
 
 def prediction_row(prediction: Prediction, k: int | None = None) -> dict[str, Any]:
-    """A prediction as `ezxmc predict` writes it: `{"uid", "tags": [{"label", "title", "score", "probability"}]}`.
+    """A prediction as a JSON line: `{"uid", "tags": [{"label", "title", "score", "probability"}]}`.
 
     Args:
         prediction: Any prediction.

@@ -15,7 +15,7 @@ import numpy as np
 from ezxmc.calibration import Calibrator
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
-from ezxmc.evaluate import evaluate
+from ezxmc.evaluation import evaluate
 from ezxmc.feedback.annotate import AnnotateSummary
 from ezxmc.feedback.store import FeedbackStore, StoreTotals
 from ezxmc.metrics import ReliabilityBin
@@ -49,7 +49,7 @@ _GOLD_NOTE = (
 
 @dataclass(slots=True)
 class CycleFindings:
-    """One cycle: results of its stages, and its student's agreement with the teacher if cycles were compared."""
+    """Results of one cycle's stages, and its student's agreement with the teacher if cycles were compared."""
 
     proposed: dict[str, Any]
     asked: AnnotateSummary

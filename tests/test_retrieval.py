@@ -175,3 +175,25 @@ def test_missing_encoder_is_a_model_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ModelError, match=str(tmp_path)):
         BiEncoder(tmp_path)
+
+
+@pytest.mark.encoder
+def test_encoder_is_plain_sentence_transformers_at_unit_length(tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from ezxmc.models import resolve_model
+
+    encoder = BiEncoder(resolve_model("all-MiniLM-L6-v2", kind="encoder"), max_length=64)
+    texts = ["play music", "", "lone \ud800 surrogate", "word " * 200_000, "play music"]
+    seen: list[tuple[int, int]] = []
+    vectors = encoder.encode_documents(texts, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (5, 5) and vectors.dtype == np.float32 and vectors.shape == (5, encoder.dimension)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(vectors[0], vectors[4], atol=1e-6)
+    # Cutting characters first changes nothing the model would have read.
+    np.testing.assert_allclose(vectors[3], encoder.encode_labels(["word " * 100])[0], atol=1e-5)
+    assert encoder.encode_documents([]).shape == (0, encoder.dimension)
+    encoder.save(tmp_path / "m")
+    assert BiEncoder(tmp_path / "m").max_length == 64
+    again = SentenceTransformer(str(tmp_path / "m")).encode(texts[:1], normalize_embeddings=True)
+    np.testing.assert_allclose(again, vectors[:1], atol=1e-6)

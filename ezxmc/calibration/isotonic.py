@@ -15,7 +15,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.model_selection import GroupKFold
 
 from ezxmc.errors import BundleError, TrainingError
-from ezxmc.metrics.calibration import ece_at_k
+from ezxmc.metrics.calibration import ReliabilityBin, ece_at_k, reliability_bins
 
 Target = Literal["teacher", "human"]
 
@@ -31,23 +31,25 @@ class Calibrator:
     Attributes:
         target: What the probability is of: agreement with the `teacher`, or a
             tag a `human` would give.
-        depth: Ranks the pairs were taken from; deeper ranks are extrapolation.
+        k: Ranks the pairs were taken from; deeper ranks are extrapolation.
         n: Pairs fitted on.
         x: Scores at the knots, strictly increasing.
         y: Probabilities at the knots, non-decreasing, in [0, 1].
         ece_cross_fitted: Expected calibration error (10 equal-width bins, L1)
             on documents left out of the fit, averaged over all pairs; `None`
             with fewer than two documents.
+        reliability: The bins behind that error; empty where there is none.
         kind: The method.
         version: Of the file format.
     """
 
     target: Target
-    depth: int
+    k: int
     n: int
     x: tuple[float, ...]
     y: tuple[float, ...]
     ece_cross_fitted: float | None = None
+    reliability: tuple[ReliabilityBin, ...] = ()
     kind: Literal["isotonic"] = "isotonic"
     version: int = FORMAT_VERSION
 
@@ -67,10 +69,10 @@ class Calibrator:
         cls,
         scores: ArrayLike,
         hits: ArrayLike,
+        groups: Sequence[Hashable],
         *,
         target: Target,
-        depth: int,
-        groups: Sequence[Hashable],
+        k: int,
     ) -> Calibrator:
         """Fit by isotonic regression (Zadrozny and Elkan, KDD 2002).
 
@@ -78,10 +80,10 @@ class Calibrator:
             scores: (n,) cosines of the top-k pairs of held-out documents.
             hits: (n,) what came true, in [0, 1]: 0 or 1, or for the target
                 `teacher` its soft probability.
-            target: Whose verdict `hits` is.
-            depth: Ranks per document in `scores`.
             groups: (n,) document uid of each pair; the error is estimated on
                 whole documents left out.
+            target: Whose verdict `hits` is.
+            k: Ranks per document in `scores`.
 
         Raises:
             TrainingError: Fewer than 20 pairs, unequal lengths, or values out of range.
@@ -99,8 +101,16 @@ class Calibrator:
         if not (np.isfinite(s).all() and ((h >= 0) & (h <= 1)).all()):
             raise TrainingError("calibration needs finite scores and hits in [0, 1]")
         x, y = _knots(s, h)
-        error = _cross_fitted_ece(s, h, groups)
-        return cls(target, depth, len(s), tuple(x.tolist()), tuple(y.tolist()), error)
+        unseen = _cross_fitted(s, h, groups)
+        return cls(
+            target,
+            k,
+            len(s),
+            tuple(x.tolist()),
+            tuple(y.tolist()),
+            ece_cross_fitted=None if unseen is None else ece_at_k(unseen, h),
+            reliability=() if unseen is None else tuple(reliability_bins(unseen, h)),
+        )
 
     def transform(self, scores: ArrayLike) -> NDArray[np.float64]:
         """Probabilities of scores of any shape; a higher score never gets a lower one."""
@@ -144,9 +154,10 @@ def _knots(
     return model.X_thresholds_, np.clip(np.maximum.accumulate(model.y_thresholds_), 0.0, 1.0)
 
 
-def _cross_fitted_ece(
+def _cross_fitted(
     scores: NDArray[np.float64], hits: NDArray[np.float64], groups: Sequence[Hashable]
-) -> float | None:
+) -> NDArray[np.float64] | None:
+    """Each pair's probability by a fit that never saw its document."""
     ids = {group: number for number, group in enumerate(dict.fromkeys(groups))}
     if len(ids) < 2:
         return None
@@ -155,4 +166,4 @@ def _cross_fitted_ece(
     for rest, left_out in folds.split(scores, groups=[ids[group] for group in groups]):
         x, y = _knots(scores[rest], hits[rest])
         probabilities[left_out] = np.interp(scores[left_out], x, y)
-    return ece_at_k(probabilities, hits)
+    return probabilities

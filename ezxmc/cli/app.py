@@ -10,7 +10,7 @@ import typer
 
 from ezxmc.errors import ConfigError, EzxmcError
 
-DONE, FAILED, USAGE, BAD_ROWS = 0, 1, 2, 3
+FAILED, USAGE = 1, 2
 
 app = typer.Typer(
     name="ezxmc",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 stderr = Console(stderr=True)
+BAD_ROWS = 3  # exit code
 _QUIET_EVERY = 30.0  # seconds between progress lines in a pipe
 
 
@@ -115,3 +117,9 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         drawn.add_row(*map(Text, row))
     Console().print(drawn)
+
+
+def bad_rows(*counts: int) -> None:
+    """Leave with exit code 3 if rows were left out: the work is done, but the user should know."""
+    if any(counts):
+        raise typer.Exit(BAD_ROWS)

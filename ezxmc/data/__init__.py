@@ -1,6 +1,6 @@
 """Input files: documents, labels and gold tags, streamed and checked row by row."""
 
-from ezxmc.data.catalog import Catalog
+from ezxmc.data.catalog import Catalog, calibration_part
 from ezxmc.data.documents import COLUMNS, iter_documents, read_documents, read_labels
 from ezxmc.data.gold import read_gold
 from ezxmc.data.readers import iter_rows
@@ -13,6 +13,7 @@ __all__ = [
     "RowError",
     "RowProblem",
     "RowReport",
+    "calibration_part",
     "iter_documents",
     "iter_rows",
     "read_documents",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ezxmc.config import DataConfig
@@ -77,11 +77,12 @@ class Catalog:
             )
             say(f"gold: {gold_rows.summary()}")
         uids = [document.uid for document in documents]
-        rest, apart = split_documents(uids, held_out, seed)
-        select, calibrate = split_documents(apart, 0.5, seed + 1)
+        rest, select, calibrate = _parts(uids, held_out, seed)
         row = {uid: position for position, uid in enumerate(uids)}
-        parts = ([row[uid] for uid in part] for part in (rest, select, calibrate))
-        return cls(documents, labels, gold, *parts, document_rows, label_rows, gold_rows)
+        to_train, to_select, to_calibrate = ([row[uid] for uid in part] for part in (rest, select, calibrate))
+        return cls(
+            documents, labels, gold, to_train, to_select, to_calibrate, document_rows, label_rows, gold_rows
+        )
 
     @property
     def hash(self) -> str:
@@ -90,3 +91,14 @@ class Catalog:
             *(part for d in self.documents for part in (d.uid, d.shown)),
             *(part for label in self.labels for part in (label.uid, label.title, label.text, *label.aliases)),
         )
+
+
+def calibration_part(uids: Sequence[str], held_out: float, seed: int) -> list[str]:
+    """The uids among `uids` that a run with this share and seed calibrates on."""
+    return _parts(uids, held_out, seed)[2]
+
+
+def _parts(uids: Sequence[str], held_out: float, seed: int) -> tuple[list[str], list[str], list[str]]:
+    rest, apart = split_documents(uids, held_out, seed)
+    select, calibrate = split_documents(apart, 0.5, seed + 1)
+    return rest, select, calibrate

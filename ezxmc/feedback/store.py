@@ -257,12 +257,21 @@ class FeedbackStore:
 
     def judgments(self, fingerprint: str | None = None) -> Iterator[Judgment]:
         """All judgments, streamed; of one teacher if `fingerprint` is given."""
-        where, values = "", ()
+        where, values = "", []
         if fingerprint is not None:
             where = " WHERE teacher = (SELECT id FROM teachers WHERE fingerprint = ?)"
-            values = (fingerprint,)  # type: ignore[assignment]
+            values = [fingerprint]
         with self._translated():
             yield from map(_judgment, self._db.execute(f"SELECT {_COLUMNS} FROM judgments{where}", values))
+
+    def newest_teacher(self) -> str | None:
+        """Fingerprint of the teacher asked last; `None` in an empty store."""
+        with self._translated():
+            row = self._db.execute(
+                "SELECT fingerprint FROM sessions JOIN teachers ON teachers.id = sessions.teacher "
+                "ORDER BY sessions.id DESC LIMIT 1"
+            ).fetchone()
+        return row[0] if row else None
 
     def totals(self, fingerprint: str) -> StoreTotals:
         """Counts and cost of one teacher's judgments."""

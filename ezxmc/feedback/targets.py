@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,6 +127,16 @@ def build_targets(judgments: Iterable[Judgment], config: TrainingConfig) -> Targ
         without_judgments=len(seen) - len(scores),
         without_positives=sum(not document.positives for document in documents),
     )
+
+
+def teacher_verdicts(judgments: Iterable[Judgment]) -> Callable[[str, str], bool | None]:
+    """Whether the teacher finds "yes" likelier than "no", by (document uid, label uid).
+
+    The raw answer, without prior correction: a calibrated probability of it
+    can be checked by asking. `None` where there is no scored judgment.
+    """
+    answers = {(j.doc_uid, j.label_uid): j.log_odds > 0 for j in judgments if j.log_odds is not None}
+    return lambda doc_uid, label_uid: answers.get((doc_uid, label_uid))
 
 
 def _targets_of(doc: str, row: dict[str, float], zero: float, config: TrainingConfig) -> DocumentTargets:

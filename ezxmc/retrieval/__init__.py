@@ -3,6 +3,6 @@
 from ezxmc.retrieval.encoder import BiEncoder
 from ezxmc.retrieval.index import LabelIndex
 from ezxmc.retrieval.lexical import LexicalIndex
-from ezxmc.retrieval.shortlist import Candidates, shortlist
+from ezxmc.retrieval.shortlist import Candidates, candidate_row, shortlist
 
-__all__ = ["BiEncoder", "Candidates", "LabelIndex", "LexicalIndex", "shortlist"]
+__all__ = ["BiEncoder", "Candidates", "LabelIndex", "LexicalIndex", "candidate_row", "shortlist"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,16 @@ class Candidates:
     labels: tuple[int, ...]
     scores: tuple[float, ...]
     sources: tuple[Source, ...]
+
+
+def candidate_row(candidates: Candidates, labels: Sequence[Label]) -> dict[str, Any]:
+    """A shortlist as a JSON line: `{"doc", "labels", "scores", "sources"}`, labels by uid."""
+    return {
+        "doc": candidates.doc_uid,
+        "labels": [labels[row].uid for row in candidates.labels],
+        "scores": [round(score, 4) for score in candidates.scores],
+        "sources": candidates.sources,
+    }
 
 
 def shortlist(

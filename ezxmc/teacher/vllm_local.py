@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -246,7 +246,7 @@ def _engine_environment(cpu: bool) -> Iterator[None]:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # A forked child would inherit our open files, the run's lock among them.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    openmp = _intel_openmp() if cpu else None
+    openmp = intel_openmp() if cpu else None
     if openmp and "libiomp" not in os.environ.get("LD_PRELOAD", ""):
         os.environ["LD_PRELOAD"] = f"{openmp}:{os.environ.get('LD_PRELOAD', '')}".strip(":")
     try:
@@ -256,11 +256,7 @@ def _engine_environment(cpu: bool) -> Iterator[None]:
         os.environ.update(saved)
 
 
-def _intel_openmp() -> str | None:
-    """Path of libiomp5.so, which vLLM recommends on x86 CPUs, if installed."""
-    torch = importlib.util.find_spec("torch")
-    if torch is None or torch.origin is None:
-        return None
-    # The intel-openmp wheel puts it in the environment's lib folder.
-    library = Path(torch.origin).parents[3] / "libiomp5.so"
-    return str(library) if library.exists() else None
+def intel_openmp() -> Path | None:
+    """libiomp5.so, which vLLM recommends on x86 CPUs, where the intel-openmp wheel puts it."""
+    library = Path(sys.prefix, "lib", "libiomp5.so")
+    return library if library.exists() else None

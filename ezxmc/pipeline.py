@@ -19,60 +19,28 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ezxmc.bundle import save_bundle
-from ezxmc.calibration import Calibrator
+from ezxmc.bundle import add_calibrator, save_bundle
+from ezxmc.calibration import fit_calibrator
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.errors import TrainingError
 from ezxmc.feedback.annotate import AnnotateSummary, annotate, pairs_of, recall
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.feedback.targets import Targets, build_targets
+from ezxmc.feedback.targets import Targets, build_targets, teacher_verdicts
 from ezxmc.models import model_identity, resolve_model
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Document, Judgment, Pair, Prediction
 from ezxmc.report import RunReport, write_report
-from ezxmc.retrieval import BiEncoder, LabelIndex, shortlist
+from ezxmc.retrieval import BiEncoder, LabelIndex, candidate_row, shortlist
 from ezxmc.rundir import RunDir
 from ezxmc.runreport import CycleFindings, Findings, assemble
 from ezxmc.teacher import Teacher, load_teacher
-from ezxmc.training import student_agreement, train_bi_encoder
+from ezxmc.training import held_out_agreement, train_bi_encoder
+from ezxmc.watch import Unwatched, Watch, pulling
 
 _EVALUATED = 50  # labels ranked per document where there is gold, for R@k
-
-
-class Watch(Protocol):
-    """Whoever wants to see how far a run is."""
-
-    def stage(self, title: str) -> Callable[[int, int], None]:
-        """Begin a stage; the result is called with (done, total)."""
-
-    def say(self, text: str) -> None:
-        """A message about something finished."""
-
-
-class _Unwatched:
-    def stage(self, title: str) -> Callable[[int, int], None]:
-        return lambda done, total: None
-
-    def say(self, text: str) -> None:
-        pass
-
-
-def pulling(watch: Watch, name: str) -> Callable[[str, int, int], None]:
-    """Progress of fetching a model, shown as one stage of `watch` each step."""
-    stages: dict[str, Callable[[int, int], None]] = {}
-
-    def update(stage: str, done: int, total: int) -> None:
-        if stage not in stages:
-            stages[stage] = watch.stage(f"{name}: {stage}")
-        stages[stage](done, total)
-
-    return update
 
 
 def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Watch | None = None) -> RunReport:
@@ -96,7 +64,7 @@ def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Watch | Non
     place = RunDir(config.run_dir)
     with place.locked(), FeedbackStore(place.path / "feedback.sqlite") as store:
         place.write("config.yaml", config.dump())
-        return _Run(config, place, store, teacher, watch or _Unwatched()).go()
+        return _Run(config, place, store, teacher, watch or Unwatched()).go()
 
 
 class _Run:
@@ -121,11 +89,10 @@ class _Run:
         try:
             for number in range(1, self.config.cycles + 1):
                 students.append(self.cycle(number, students[-1] if students else None))
-            best = self.select(students)
-            calibrator = self.calibrate(best)
+            self.deliver(self.select(students))
+            self.calibrate()
         finally:
             self.teacher.close()
-        self.deliver(best, calibrator)
         self.tag()
         judging = self._judging_seconds() - judged_before
         rest = time.monotonic() - started - self.place.spent - judging
@@ -145,7 +112,7 @@ class _Run:
             f"cycle-{number}-shortlist",
             [
                 self.catalog.hash,
-                self._student_identity(former),
+                self._identity(former),
                 self.config.shortlist.model_dump(),
                 self.config.training.max_length,
                 self.config.seed,
@@ -154,7 +121,9 @@ class _Run:
             [file],
             lambda: self._propose(file, former, self.watch.stage(f"{name}: shortlist")),
         )
-        rows = [json.loads(line)["rows"] for line in file.read_text(encoding="utf-8").splitlines()]
+        row = {label.uid: i for i, label in enumerate(self.catalog.labels)}
+        with file.open(encoding="utf-8") as lines:
+            rows = [[row[uid] for uid in json.loads(line)["labels"]] for line in lines]
         self.asked = [[*old, *new] for old, new in zip(self.asked, rows, strict=True)]
         asked = self._annotate(range(len(rows)), rows, f"{name}: teacher judges")
         # Training needs the memory; the next cycle starts the engine again.
@@ -165,7 +134,7 @@ class _Run:
             f"cycle-{number}-train",
             [
                 self.catalog.hash,
-                self._student_identity(None),
+                self._identity(None),
                 self.config.training.model_dump(),
                 self.config.seed,
                 [[j.key, j.status, j.log_odds] for j in judgments],
@@ -180,7 +149,7 @@ class _Run:
         self.found.cycles.append(CycleFindings(proposed, asked, trained))
         return student
 
-    def _student_identity(self, student: Path | None) -> str:
+    def _identity(self, student: Path | None) -> str:
         return model_identity(str(student) if student else self.config.training.encoder)
 
     def _encoder(self, student: Path | None) -> BiEncoder:
@@ -202,17 +171,7 @@ class _Run:
             seed=self.config.seed,
             progress=progress,
         )
-        lines = (
-            {
-                "doc": candidates.doc_uid,
-                "rows": candidates.labels,
-                "labels": [labels[row].uid for row in candidates.labels],
-                "scores": [round(score, 4) for score in candidates.scores],
-                "sources": candidates.sources,
-            }
-            for candidates in found
-        )
-        self.place.write_lines(file, lines)
+        self.place.write_lines(file, (candidate_row(candidates, labels) for candidates in found))
         return {"candidates": sum(len(candidates.labels) for candidates in found)}
 
     def _pairs(self, documents: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[Pair]:
@@ -258,12 +217,12 @@ class _Run:
         ).to_dict()
 
     def select(self, students: list[Path]) -> Path:
-        """The student that agrees best with the teacher on the selection part, all cycles' judgments pooled."""
+        """The student that agrees best with the teacher on the selection part."""
         if len(students) == 1:
             return students[0]
         documents, targets = self._documents(self.catalog.to_select), self._targets(self._judgments())
         scores = [
-            student_agreement(self._encoder(student), documents, self.catalog.labels, targets)
+            held_out_agreement(self._encoder(student), documents, self.catalog.labels, targets)
             for student in students
         ]
         # Without a held-out judgment there is nothing to choose by: the last has seen most.
@@ -273,51 +232,45 @@ class _Run:
         self.watch.say(f"the student of cycle {best + 1} agrees best with the teacher")
         return students[best]
 
-    def _search(self, encoder: BiEncoder, documents: list[Document], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        index = LabelIndex(encoder.encode_labels([label.title for label in self.catalog.labels]))
-        return index.search(encoder.encode_documents([document.shown for document in documents]), k)
-
-    def calibrate(self, student: Path) -> Calibrator | None:
-        """Ask the teacher about what the student itself answers on the part kept apart, and fit."""
-        positions, depth = self.catalog.to_calibrate, self.config.inference.calibration_depth
-        scores, rows = self._search(self._encoder(student), self._documents(positions), depth)
-        self._annotate(positions, rows.tolist(), "calibration: teacher judges")
-        pairs = list(self._pairs(positions, rows.tolist()))
-        judged = {
-            (j.doc_uid, j.label_uid): j.log_odds
-            for j in recall(pairs, self.teacher, self.store)
-            if j.log_odds is not None
+    def deliver(self, student: Path) -> None:
+        """Write the bundle; the calibrator comes into it later."""
+        bundle = self.place.path / "bundle"
+        origin = {
+            "teacher": json.dumps(self.teacher.description, sort_keys=True),
+            "encoder": self._identity(None),
         }
-        known = [(pair.doc.uid, pair.label.uid) in judged for pair in pairs]
-        kept = [pair for pair, is_known in zip(pairs, known, strict=True) if is_known]
+
+        def save() -> dict[str, Any]:
+            return save_bundle(
+                bundle,
+                student,
+                self.catalog.labels,
+                max_length=self.config.training.max_length,
+                k=self.config.inference.k,
+                origin=origin,
+                progress=self.watch.stage("bundle: label index"),
+            ).model_dump()
+
+        inputs = [self.catalog.hash, self._identity(student), self.config.inference.model_dump(), origin]
+        self.place.stage("bundle", inputs, [bundle / "manifest.json"], save)
+
+    def calibrate(self) -> None:
+        """Ask the teacher about what the student itself answers on the part kept apart, and fit."""
+        depth = self.config.inference.calibration_depth
+        documents = self._documents(self.catalog.to_calibrate)
+        predictions = Predictor(self.place.path / "bundle").predict(documents, k=depth)
+        row = {label.uid: i for i, label in enumerate(self.catalog.labels)}
+        rows = [[row[uid] for uid in prediction.labels] for prediction in predictions]
+        self._annotate(self.catalog.to_calibrate, rows, "calibration: teacher judges")
+        judged = recall(self._pairs(self.catalog.to_calibrate, rows), self.teacher, self.store)
         try:
-            self.found.calibrator = Calibrator.fit(
-                scores.ravel()[known],
-                # The event: the teacher finds "yes" likelier than "no".
-                np.array([judged[pair.doc.uid, pair.label.uid] > 0 for pair in kept], dtype=float),
-                [pair.doc.uid for pair in kept],
-                target="teacher",
-                k=depth,
+            self.found.calibrator = fit_calibrator(
+                predictions, teacher_verdicts(judged), target="teacher", k=depth
             )
         except TrainingError as error:
             self.watch.say(f"the bundle gives scores, not probabilities: {error}")
-        return self.found.calibrator
-
-    def deliver(self, student: Path, calibrator: Calibrator | None) -> None:
-        """Write the bundle."""
-        save_bundle(
-            self.place.path / "bundle",
-            student,
-            self.catalog.labels,
-            max_length=self.config.training.max_length,
-            k=self.config.inference.k,
-            calibrator=calibrator,
-            origin={
-                "teacher": json.dumps(self.teacher.description, sort_keys=True),
-                "encoder": model_identity(self.config.training.encoder),
-            },
-            progress=self.watch.stage("bundle: label index"),
-        )
+        else:
+            add_calibrator(self.place.path / "bundle", self.found.calibrator)
 
     def tag(self) -> None:
         """Tag every document with the bundle, as a user would; rank by the untrained encoder to compare."""
@@ -331,9 +284,16 @@ class _Run:
             self.place.path / "predictions.jsonl", (prediction_row(p, keep) for p in self.found.predictions)
         )
         if self.catalog.gold:
-            _, rows = self._search(self._encoder(None), self.catalog.documents, _EVALUATED)
-            self.found.untrained = [
-                Prediction(document.uid, tuple(self.catalog.labels[row].uid for row in found), (), ())
-                for document, found in zip(self.catalog.documents, rows, strict=True)
-            ]
+            self.found.untrained = self._rank_untrained()
 
+    def _rank_untrained(self) -> list[Prediction]:
+        """Labels of every document by the encoder training started from."""
+        encoder, labels = self._encoder(None), self.catalog.labels
+        index = LabelIndex(encoder.encode_labels([label.title for label in labels]))
+        texts = [document.shown for document in self.catalog.documents]
+        bar = self.watch.stage("evaluation: untrained encoder")
+        _, rows = index.search(encoder.encode_documents(texts, progress=bar), _EVALUATED)
+        return [
+            Prediction(document.uid, tuple(labels[row].uid for row in found), (), ())
+            for document, found in zip(self.catalog.documents, rows, strict=True)
+        ]

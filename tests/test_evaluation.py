@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ezxmc.data import RowReport
 from ezxmc.errors import DataError
-from ezxmc.evaluate import evaluate, read_predictions
+from ezxmc.evaluation import evaluate, read_predictions
 from ezxmc.records import Prediction
 
 

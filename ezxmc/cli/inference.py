@@ -1,0 +1,114 @@
+"""`ezxmc predict`, `evaluate` and `report`: what needs no LLM."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Annotated
+
+import typer
+
+from ezxmc.cli.console import bad_rows, emit, table, watching
+from ezxmc.errors import DataError
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (predict, evaluate, report):
+        app.command()(command)
+
+
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder.")],
+    documents: Annotated[
+        str, typer.Argument(help="Documents; `-` reads JSON lines from standard input.")
+    ] = "-",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSONL; standard output if absent.")] = None,
+    k: Annotated[int | None, typer.Option(min=1, help="Labels per document.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Leave out tags less probable than this.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Stop at the first bad row.")] = False,
+) -> None:
+    """Tag documents, one JSON line each, in their order and in bounded memory.
+
+    A row that cannot be used gives a line with "error", its file and line, and
+    exit code 3 at the end.
+
+    Example: ezxmc predict run/bundle new.jsonl --threshold 0.5 > tags.jsonl
+    """
+    from ezxmc.data import RowProblem, RowReport, iter_documents
+    from ezxmc.predict import Predictor, prediction_row
+
+    predictor = Predictor(bundle)
+    with ExitStack() as stack:
+        handle: IO[str] = stack.enter_context(out.open("w", encoding="utf-8")) if out else sys.stdout
+        watch = stack.enter_context(watching())
+
+        def write(row: dict[str, object]) -> None:
+            handle.write(jsonlib.dumps(row, ensure_ascii=False) + "\n")
+
+        def refuse(problem: RowProblem) -> None:
+            write({"error": f"{problem.kind}: {problem.detail}", "file": problem.file, "line": problem.line})
+
+        rows = RowReport(strict=strict, listener=refuse)
+        bar = watch.stage("tagging")
+        for done, prediction in enumerate(
+            predictor.stream(iter_documents(documents, rows), k=k, threshold=threshold), start=1
+        ):
+            write(prediction_row(prediction))
+            bar(done, 0)
+        watch.say(f"documents: {rows.summary()}")
+    bad_rows(rows.bad)
+
+
+def evaluate(
+    predictions: Annotated[str, typer.Argument(help="What `ezxmc predict` wrote.")],
+    gold: Annotated[str, typer.Argument(help="Gold: TSV or JSONL pairs.")],
+    json: Annotated[bool, typer.Option("--json", help="Answer as JSON.")] = False,
+) -> None:
+    """Compare predictions with gold tags: P@k, R@k, nDCG@k, ECE@k.
+
+    Example: ezxmc evaluate tags.jsonl gold.tsv
+    """
+    from ezxmc.data import RowReport, read_gold
+    from ezxmc.evaluation import evaluate as assess
+    from ezxmc.evaluation import read_predictions
+
+    tags, gold_rows = read_gold(gold)
+    rows = RowReport()
+    found = assess(read_predictions(predictions, rows), tags)
+    if json:
+        emit({**found.to_dict(), "rows": {"predictions": rows.to_dict(), "gold": gold_rows.to_dict()}})
+    else:
+        table("", ["metric", "value"], [list(row) for row in found.rows()])
+    bad_rows(rows.bad, gold_rows.bad)
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: in the run.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report's data instead.")] = False,
+) -> None:
+    """Write the page of a finished run again, or print what is on it.
+
+    Example: ezxmc report runs/default -o report.html
+    """
+    from pydantic import ValidationError
+
+    from ezxmc.report import RunReport, write_report
+
+    try:
+        data = RunReport.model_validate_json((run_dir / "report.json").read_bytes())
+    except FileNotFoundError:
+        raise DataError(f"{run_dir} holds no finished run", "finish it with `ezxmc run CONFIG`") from None
+    except ValidationError as error:
+        raise DataError(f"{run_dir / 'report.json'} is damaged: {error}", "run `ezxmc run` again") from None
+    if json:
+        emit(data.model_dump(mode="json"))
+        return
+    page = out or run_dir / "report.html"
+    write_report(data, page)
+    typer.echo(page)

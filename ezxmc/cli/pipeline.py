@@ -1,0 +1,345 @@
+"""`ezxmc run` and its parts: `shortlist`, `annotate`, `train`, `index`, `calibrate`."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ezxmc.cli.console import bad_rows, emit, table, watching
+from ezxmc.config import ReplayTeacherConfig, RunConfig, ShortlistConfig, TrainingConfig, VllmTeacherConfig
+from ezxmc.errors import DataError, StoreError
+
+Documents = Annotated[str, typer.Argument(help="Documents: JSONL, CSV, Parquet, `datasets` folder, hub id.")]
+Labels = Annotated[str, typer.Argument(help="Labels: the same formats, or a .txt with a title per line.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
+Strict = Annotated[bool, typer.Option(help="Stop at the first bad row.")]
+Seed = Annotated[int, typer.Option(help="Of splits, exploration and training.")]
+HeldOut = Annotated[float, typer.Option(help="Share of documents kept from training.")]
+
+_LIST, _TRAIN, _LLM = ShortlistConfig(), TrainingConfig(), VllmTeacherConfig()
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (run, shortlist, annotate, train, index, calibrate):
+        app.command()(command)
+
+
+def run(
+    config: Annotated[Path, typer.Argument(help="A file written by `ezxmc init`.")],
+    json: Json = False,
+) -> None:
+    """Do everything a configuration says, from raw documents to tags and a report.
+
+    Interrupted, the same command goes on where it was.
+
+    Example: ezxmc run ezxmc.yaml
+    """
+    from ezxmc.pipeline import run as run_all
+
+    settings = RunConfig.load(config)
+    with watching() as watch:
+        report = run_all(settings, watch=watch)
+    if json:
+        emit(report.model_dump(mode="json"))
+    else:
+        found = [("documents", report.evaluation), ("of these never trained on", report.held_out)]
+        for name, part in found:
+            if part:
+                table(
+                    f"Quality on {part.documents:,} {name} with gold",
+                    ["metric", "untrained", "student"],
+                    [
+                        [
+                            metric,
+                            f"{part.before[metric]:.4f}" if metric in part.before else "",
+                            f"{value:.4f}",
+                        ]
+                        for metric, value in part.after.items()
+                    ],
+                )
+        for place in ("report.html", "predictions.jsonl", "bundle"):
+            typer.echo(Path(settings.run_dir) / place)
+    if report.data:
+        bad_rows(*(part.bad for part in (report.data.documents, report.data.labels)))
+
+
+def shortlist(
+    documents: Documents,
+    labels: Labels,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL, a line per document.")] = Path(
+        "shortlist.jsonl"
+    ),
+    encoder: Annotated[str, typer.Option(help="Model name, folder or hub id.")] = _TRAIN.encoder,
+    size: Annotated[int, typer.Option(min=1, help="Candidates per document.")] = _LIST.size,
+    explore: Annotated[int, typer.Option(min=0, help="Of these, drawn from deeper ranks.")] = _LIST.explore,
+    lexical: Annotated[bool, typer.Option(help="Fuse with BM25.")] = _LIST.lexical,
+    seed: Seed = 0,
+    strict: Strict = False,
+    json: Json = False,
+) -> None:
+    """Propose candidate labels for each document.
+
+    Example: ezxmc shortlist documents.jsonl labels.jsonl --size 14 -o shortlist.jsonl
+    """
+    from ezxmc.data import read_documents, read_labels
+    from ezxmc.models import resolve_model
+    from ezxmc.retrieval import BiEncoder, candidate_row
+    from ezxmc.retrieval import shortlist as propose
+
+    docs, doc_rows = read_documents(documents, strict=strict)
+    tags, tag_rows = read_labels(labels, strict=strict)
+    with watching() as watch:
+        found = propose(
+            docs,
+            tags,
+            BiEncoder(resolve_model(encoder, kind="encoder"), max_length=_TRAIN.max_length),
+            ShortlistConfig(size=size, explore=explore, lexical=lexical),
+            seed=seed,
+            progress=watch.stage("shortlist"),
+        )
+        watch.say(f"documents: {doc_rows.summary()}")
+        watch.say(f"labels: {tag_rows.summary()}")
+    with out.open("w", encoding="utf-8") as handle:
+        for candidates in found:
+            handle.write(jsonlib.dumps(candidate_row(candidates, tags), ensure_ascii=False) + "\n")
+    _answer(json, {"documents": len(found), "candidates": sum(len(c.labels) for c in found), "out": str(out)})
+    bad_rows(doc_rows.bad, tag_rows.bad)
+
+
+def annotate(
+    documents: Documents,
+    labels: Labels,
+    candidates: Annotated[str, typer.Argument(help="What `ezxmc shortlist` wrote.")],
+    store: Annotated[Path, typer.Option(help="Feedback store; made if absent.")] = Path("feedback.sqlite"),
+    model: Annotated[str, typer.Option(help="LLM: name, folder or hub id.")] = _LLM.model,
+    prompt: Annotated[str, typer.Option(help="Prompt name or file.")] = _LLM.prompt,
+    max_document_tokens: Annotated[int, typer.Option(min=16)] = _LLM.max_document_tokens,
+    kv_cache_gib: Annotated[float, typer.Option(help="KV cache on CPU, GiB.")] = _LLM.kv_cache_gib,
+    replay: Annotated[str | None, typer.Option(help="Recorded judgments instead of an LLM.")] = None,
+    strict: Strict = False,
+    json: Json = False,
+) -> None:
+    """Ask the LLM about every candidate the store does not know yet.
+
+    Interrupted, the same command goes on and asks nothing twice.
+
+    Example: ezxmc annotate documents.jsonl labels.jsonl shortlist.jsonl --store feedback.sqlite
+    """
+    from ezxmc.data import RowReport, iter_rows, read_documents, read_labels
+    from ezxmc.feedback.annotate import annotate as ask
+    from ezxmc.feedback.annotate import pairs_of
+    from ezxmc.feedback.store import FeedbackStore
+    from ezxmc.teacher import load_teacher
+    from ezxmc.watch import pulling
+
+    docs, doc_rows = read_documents(documents, strict=strict)
+    tags, tag_rows = read_labels(labels, strict=strict)
+    row = {tag.uid: position for position, tag in enumerate(tags)}
+    report = RowReport(strict=strict)
+    wanted: dict[str, list[int]] = {}
+    for file, line, columns in iter_rows(candidates, report):
+        names = columns.get("labels")
+        if not isinstance(columns.get("doc"), str) or not isinstance(names, list):
+            report.add(file, line, "bad_shortlist", "needs doc and a list labels")
+            continue
+        report.kept += 1
+        wanted[columns["doc"]] = [row[name] for name in names if name in row]
+    config = (
+        ReplayTeacherConfig(judgments=replay)
+        if replay
+        else VllmTeacherConfig(
+            model=model, prompt=prompt, max_document_tokens=max_document_tokens, kv_cache_gib=kv_cache_gib
+        )
+    )
+    rows = [wanted.get(document.uid, []) for document in docs]
+    with watching() as watch, FeedbackStore(store) as feedback:
+        teacher = load_teacher(config, progress=pulling(watch, "teacher"))
+        try:
+            summary = ask(
+                lambda: pairs_of(docs, tags, rows), teacher, feedback, progress=watch.stage("teacher judges")
+            )
+        finally:
+            teacher.close()
+        totals = feedback.totals(teacher.fingerprint)
+    _answer(
+        json,
+        {
+            "wanted": summary.wanted,
+            "known": summary.known,
+            "asked": summary.asked,
+            "statuses": dict(summary.statuses),
+            "documents_with_problems": summary.problem_docs,
+            "seconds": round(summary.seconds, 1),
+            "pairs_per_second": totals.pairs_per_second,
+            "computed_tokens_per_pair": totals.computed_per_pair,
+            "cache_share": totals.cache_share,
+            "store": str(store),
+        },
+    )
+    bad_rows(doc_rows.bad, tag_rows.bad, report.bad)
+
+
+def train(
+    documents: Documents,
+    labels: Labels,
+    store: Annotated[Path, typer.Argument(help="Feedback store; its newest teacher's judgments count.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="SentenceTransformer folder.")] = Path("student"),
+    encoder: Annotated[str, typer.Option(help="Where to start from.")] = _TRAIN.encoder,
+    epochs: Annotated[int, typer.Option(min=1)] = _TRAIN.epochs,
+    batch_size: Annotated[int, typer.Option(min=2)] = _TRAIN.batch_size,
+    learning_rate: Annotated[float, typer.Option(min=0)] = _TRAIN.learning_rate,
+    held_out: HeldOut = _TRAIN.held_out,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Distil the judgments of a store into a bi-encoder.
+
+    Half of the held-out documents choose the epoch; the other half is left for
+    `ezxmc calibrate` with the same --held-out and --seed.
+
+    Example: ezxmc train documents.jsonl labels.jsonl feedback.sqlite -o student
+    """
+    from ezxmc.config import DataConfig
+    from ezxmc.data import Catalog
+    from ezxmc.feedback.targets import build_targets
+    from ezxmc.training import train_bi_encoder
+
+    config = TrainingConfig(
+        encoder=encoder, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, held_out=held_out
+    )
+    catalog = Catalog.load(DataConfig(documents=documents, labels=labels), held_out, seed)
+    apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
+    judgments = [judgment for judgment in _newest(store) if judgment.doc_uid not in apart]
+    with watching() as watch:
+        bar = watch.stage("training")
+        summary = train_bi_encoder(
+            [catalog.documents[i] for i in catalog.to_train],
+            catalog.labels,
+            build_targets(judgments, config),
+            config,
+            out,
+            held_out=[catalog.documents[i] for i in catalog.to_select],
+            seed=seed,
+            progress=lambda done, total, loss: bar(done, total),
+        )
+    _answer(json, {**summary.to_dict(), "out": str(out)})
+    bad_rows(catalog.document_rows.bad, catalog.label_rows.bad)
+
+
+def index(
+    student: Annotated[str, typer.Argument(help="A SentenceTransformer folder or model name.")],
+    labels: Labels,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder.")] = Path("bundle"),
+    k: Annotated[int, typer.Option(min=1, help="Labels per document by default.")] = 5,
+    max_length: Annotated[int, typer.Option(min=8, help="Tokens of a document read.")] = _TRAIN.max_length,
+    json: Json = False,
+) -> None:
+    """Index the labels with a student: a bundle that tags.
+
+    Example: ezxmc index student labels.jsonl -o bundle
+    """
+    from ezxmc.bundle import save_bundle
+    from ezxmc.data import read_labels
+    from ezxmc.models import resolve_model
+
+    tags, tag_rows = read_labels(labels)
+    if not tags:
+        raise DataError(f"{labels} holds no usable label: {tag_rows.summary()}", "see README, Input files")
+    with watching() as watch:
+        folder = resolve_model(student, kind="encoder")
+        bar = watch.stage("label index")
+        manifest = save_bundle(out, folder, tags, max_length=max_length, k=k, progress=bar)
+    _answer(json, {"labels": manifest.labels, "dimension": manifest.dimension, "out": str(out)})
+    bad_rows(tag_rows.bad)
+
+
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder; its calibrator is replaced.")],
+    documents: Documents,
+    store: Annotated[Path | None, typer.Option(help="Calibrate to the teacher's judgments.")] = None,
+    gold: Annotated[str | None, typer.Option(help="Calibrate to human tags (about 100 documents).")] = None,
+    depth: Annotated[int, typer.Option(min=1, help="Ranks per document used.")] = 10,
+    held_out: Annotated[
+        float | None, typer.Option(help="As given to `ezxmc train`; else all are used.")
+    ] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Turn a bundle's scores into probabilities.
+
+    Use documents the student was not trained on: --held-out and --seed as in
+    `ezxmc train` pick the part it kept apart, or give a file of their own.
+
+    Example: ezxmc calibrate bundle reviewed.jsonl --gold reviewed.tsv
+    """
+    from ezxmc.bundle import add_calibrator
+    from ezxmc.calibration import fit_calibrator
+    from ezxmc.data import calibration_part, read_documents, read_gold
+    from ezxmc.feedback.targets import teacher_verdicts
+    from ezxmc.predict import Predictor
+
+    if (store is None) == (gold is None):
+        raise typer.BadParameter("give either --store or --gold")
+    docs, doc_rows = read_documents(documents)
+    if held_out is not None:
+        part = set(calibration_part([document.uid for document in docs], held_out, seed))
+        docs = [document for document in docs if document.uid in part]
+    with watching() as watch:
+        predictor = Predictor(bundle)
+        bar = watch.stage("scoring")
+        predictions = []
+        for done, prediction in enumerate(predictor.stream(docs, k=depth), start=1):
+            predictions.append(prediction)
+            bar(done, len(docs))
+    if gold is not None:
+        tags, _ = read_gold(gold, documents={document.uid for document in docs})
+        calibrator = fit_calibrator(
+            predictions,
+            lambda uid, label: label in tags[uid] if uid in tags else None,
+            target="human",
+            k=depth,
+        )
+    elif store is not None:
+        calibrator = fit_calibrator(predictions, teacher_verdicts(_newest(store)), target="teacher", k=depth)
+    add_calibrator(bundle, calibrator)
+    _answer(
+        json,
+        {
+            "target": calibrator.target,
+            "pairs": calibrator.n,
+            "ece_cross_fitted": calibrator.ece_cross_fitted,
+            "bundle": str(bundle),
+        },
+    )
+    bad_rows(doc_rows.bad)
+
+
+def _newest(store: Path) -> Any:
+    """The judgments of the store's newest teacher."""
+    from ezxmc.feedback.store import FeedbackStore
+
+    if not store.exists():
+        raise StoreError(f"no feedback store at {store}", "make one with `ezxmc annotate`")
+    with FeedbackStore(store) as feedback:
+        return list(feedback.judgments(feedback.newest_teacher()))
+
+
+def _answer(json: bool, values: dict[str, Any]) -> None:
+    if json:
+        emit(values)
+    else:
+        table("", ["", ""], [[name.replace("_", " "), _shown(value)] for name, value in values.items()])
+
+
+def _shown(value: Any) -> str:
+    return (
+        f"{value:,.4g}"
+        if isinstance(value, float)
+        else f"{value:,}"
+        if isinstance(value, int)
+        else str(value)
+    )

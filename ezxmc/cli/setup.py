@@ -1,0 +1,123 @@
+"""`ezxmc init`, `doctor` and `models`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ezxmc.cli.console import emit, stderr, table, watching
+from ezxmc.errors import ConfigError
+
+models_app = typer.Typer(no_args_is_help=True, help="Models whose weights install as packages.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command()(init)
+    app.command()(doctor)
+    app.add_typer(models_app, name="models")
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="Where to write the configuration.")] = Path("ezxmc.yaml"),
+    documents: Annotated[str, typer.Option(help="Your documents.")] = "documents.jsonl",
+    labels: Annotated[str, typer.Option(help="Your labels.")] = "labels.jsonl",
+    gold: Annotated[str | None, typer.Option(help="Known tags, for evaluation only.")] = None,
+    force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+) -> None:
+    """Write a commented configuration.
+
+    Example: ezxmc init ezxmc.yaml --documents products.csv --labels tags.txt
+    """
+    from ezxmc.config import commented_config
+
+    if path.exists() and not force:
+        raise ConfigError(f"{path} exists", "choose another name, or --force")
+    path.write_text(commented_config(documents, labels, gold), encoding="utf-8")
+    stderr.print(f"wrote {path}; look through it, then: ezxmc run {path}", markup=False, soft_wrap=True)
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Answer as JSON.")] = False) -> None:
+    """Check the installation and name the cure of each fault.
+
+    Example: ezxmc doctor
+    """
+    from dataclasses import asdict
+
+    from ezxmc.doctor import check
+
+    checks = check()
+    if json:
+        emit([asdict(one) for one in checks])
+    else:
+        table(
+            "",
+            ["check", "status", "finding"],
+            [
+                [one.name, one.status, f"{one.detail}\ncure: {one.cure}" if one.cure else one.detail]
+                for one in checks
+            ],
+        )
+    if any(one.status == "fail" for one in checks):
+        raise typer.Exit(1)
+
+
+@models_app.command("list")
+def list_(json: Annotated[bool, typer.Option("--json", help="Answer as JSON.")] = False) -> None:
+    """List the models and which of them are here.
+
+    Example: ezxmc models list
+    """
+    from dataclasses import asdict
+
+    from ezxmc.models import list_models
+
+    found = list_models()
+    if json:
+        emit([{**asdict(one), "path": str(one.path)} for one in found])
+        return
+    table(
+        "",
+        ["model", "kind", "licence", "download", "disk", "here"],
+        [
+            [
+                one.name,
+                one.kind,
+                one.licence,
+                f"{one.download_mb:,} MB",
+                f"{one.disk_mb:,} MB",
+                "yes" if one.pulled else "no",
+            ]
+            for one in found
+        ],
+    )
+
+
+@models_app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="A name of `ezxmc models list`.")],
+    force: Annotated[bool, typer.Option(help="Fetch again even if it is here.")] = False,
+) -> None:
+    """Fetch a model, check it, convert it, keep it.
+
+    Example: ezxmc models pull Qwen2.5-Coder-1.5B-Instruct
+    """
+    from ezxmc.models import pull as fetch
+    from ezxmc.watch import pulling
+
+    with watching() as watch:
+        folder = fetch(name, pulling(watch, name), force=force)
+    typer.echo(folder)
+
+
+@models_app.command("path")
+def path_(name: Annotated[str, typer.Argument(help="A name of `ezxmc models list`.")]) -> None:
+    """Print the folder of a model that is here.
+
+    Example: ezxmc models path all-MiniLM-L6-v2
+    """
+    from ezxmc.models import model_path
+
+    typer.echo(model_path(name))

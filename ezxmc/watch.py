@@ -1,0 +1,39 @@
+"""How long jobs tell what they do; only the command line draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Watch(Protocol):
+    """Whoever wants to see how far a job is."""
+
+    def stage(self, title: str) -> Callable[[int, int], None]:
+        """Begin a stage; the result is called with (done, total)."""
+
+    def say(self, text: str) -> None:
+        """A message that stays."""
+
+
+class Unwatched:
+    """A `Watch` that shows nothing."""
+
+    def stage(self, title: str) -> Callable[[int, int], None]:
+        """See `Watch`."""
+        return lambda done, total: None
+
+    def say(self, text: str) -> None:
+        """See `Watch`."""
+
+
+def pulling(watch: Watch, name: str) -> Callable[[str, int, int], None]:
+    """Progress of fetching a model, each of its steps a stage of `watch`."""
+    stages: dict[str, Callable[[int, int], None]] = {}
+
+    def update(step: str, done: int, total: int) -> None:
+        if step not in stages:
+            stages[step] = watch.stage(f"{name}: {step}")
+        stages[step](done, total)
+
+    return update

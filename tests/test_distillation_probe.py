@@ -1,0 +1,86 @@
+"""Does one round of distillation from real judgments teach the student? Real weights, real data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ezxmc.config import TrainingConfig
+from ezxmc.feedback.targets import build_targets
+from ezxmc.hashing import text_hash
+from ezxmc.models import resolve_model
+from ezxmc.records import Document, Judgment, Label, Status
+from ezxmc.retrieval import BiEncoder, LabelIndex
+from ezxmc.training import train_bi_encoder
+
+DEBTAGS = Path(os.environ.get("EZXMC_DEBTAGS", Path(__file__).parents[2] / "shared" / "data" / "debtags"))
+pytestmark = [
+    pytest.mark.encoder,
+    pytest.mark.skipif(
+        not DEBTAGS.is_dir(), reason=f"no debtags data at {DEBTAGS}: set EZXMC_DEBTAGS to its folder"
+    ),
+]
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DEBTAGS / name).read_text(encoding="utf-8").splitlines()]
+
+
+def share(uid: str) -> float:
+    """A document's place in [0, 1), by its uid alone."""
+    return int(text_hash("probe", uid)[:8], 16) / 2**32
+
+
+def figures(
+    model: str | Path, documents: list[Document], labels: list[Label], gold: dict[str, set[str]]
+) -> dict[str, float]:
+    encoder = BiEncoder(model, max_length=256)
+    index = LabelIndex(encoder.encode_labels([label.title for label in labels]))
+    _, found = index.search(encoder.encode_documents([document.shown for document in documents]), 50)
+    hits = np.array(
+        [[labels[row].uid in gold[d.uid] for row in best] for d, best in zip(documents, found, strict=True)]
+    )
+    sizes = np.array([len(gold[document.uid]) for document in documents])
+    precision = {f"P@{k}": 100 * float(hits[:, :k].mean()) for k in (1, 3, 5)}
+    return precision | {f"R@{k}": 100 * float((hits[:, :k].sum(axis=1) / sizes).mean()) for k in (10, 50)}
+
+
+def test_one_round_gains_ten_points(tmp_path: Path) -> None:
+    judgments = [
+        Judgment("0" * 64, row["doc"], row["label"], Status.OK, row["log_odds"], row["mass"])
+        for row in rows("judgments.jsonl")
+    ]
+    judged = {judgment.doc_uid for judgment in judgments}
+    labels = [Label(row["uid"], row["title"]) for row in rows("labels_faceted.jsonl")]
+    known = {label.uid for label in labels}
+    gold: dict[str, set[str]] = defaultdict(set)
+    for line in (DEBTAGS / "qrels.tsv").read_text(encoding="utf-8").splitlines():
+        document, label = line.split("\t")[:2]
+        if label in known:
+            gold[document].add(label)
+    documents = [Document(row["uid"], row["title"], row["content"]) for row in rows("documents.jsonl")]
+    train = [d for d in documents if d.uid in judged and share(d.uid) >= 1 / 7]
+    held_out = [d for d in documents if d.uid in judged and share(d.uid) < 1 / 7]
+    report = [d for d in documents if d.uid not in judged and gold[d.uid] and share(d.uid) < 0.2]
+    config = TrainingConfig()
+
+    base = resolve_model(config.encoder, kind="encoder")
+    before = figures(base, report, labels, gold)
+    summary = train_bi_encoder(
+        train, labels, build_targets(judgments, config), config, tmp_path / "student", held_out=held_out
+    )
+    after = figures(tmp_path / "student", report, labels, gold)
+
+    print(f"\n{len(report)} documents never judged, {summary.samples_per_second:.1f} samples/s in training")
+    for name, values in (("untrained", before), ("one round", after)):
+        print(f"{name:10}", "  ".join(f"{key} {value:.1f}" for key, value in values.items()))
+    print("agreement with the teacher by epoch:", [round(value, 3) for value in summary.selection])
+    assert summary.best_epoch > 0
+    assert after["P@1"] >= before["P@1"] + 10
+    assert after["R@10"] >= before["R@10"] + 7
