@@ -88,7 +88,10 @@ class VllmTeacher:
             "model": model_identity(config.model, config.revision),
             "prompt": f"{prompt.name}/{prompt.version}",
             "prompt_hash": prompt.hash,
-            "answer_tokens": {"yes": self._renderer.answers.yes, "no": self._renderer.answers.no},
+            "answer_tokens": {
+                "yes": list(self._renderer.answers.yes),
+                "no": list(self._renderer.answers.no),
+            },
             "max_document_tokens": config.max_document_tokens,
             "min_label_mass": config.min_label_mass,
             "block_size": self._block,
