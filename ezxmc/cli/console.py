@@ -82,7 +82,9 @@ def _plain_stage(title: str) -> Callable[[int, int], None]:
     def update(done: int, total: int) -> None:
         nonlocal last, first
         now = time.monotonic()
-        first = first or (now, done)
+        # Starting up (an engine, say) is no part of the speed.
+        if first is None or done == first[1]:
+            first = (now, done)
         if now - last < _QUIET_EVERY and done < total:
             return
         last = now

@@ -46,11 +46,10 @@ def run(
     if json:
         emit(report.model_dump(mode="json"))
     else:
-        found = [("documents", report.evaluation), ("of these never trained on", report.held_out)]
-        for name, part in found:
+        for name, part in (("", report.evaluation), ("never trained on, ", report.held_out)):
             if part:
                 table(
-                    f"Quality on {part.documents:,} {name} with gold",
+                    f"{part.documents:,} documents, {name}against gold",
                     ["metric", "untrained", "student"],
                     [
                         [

@@ -8,6 +8,7 @@ padding half a block of the shared part is computed again for every label.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +23,8 @@ from ezxmc.errors import ConfigError, TeacherError
 from ezxmc.hashing import json_hash
 
 _DOCUMENT, _LABEL = "{document}", "{label}"
+# Of a long document this many characters per token are tokenised, not all of it.
+_CHARACTERS_PER_TOKEN = 64
 # Private-use characters: no template rewrites them and no catalog holds them.
 _DOCUMENT_MARK, _LABEL_MARK = "\ue0d0DOCUMENT\ue0d0", "\ue0d1LABEL\ue0d1"
 
@@ -105,7 +108,8 @@ class PromptRenderer:
     """Turns documents and labels into the token ids of one prompt and model.
 
     Document and label text is tokenised with special tokens split into plain
-    characters: `<|im_end|>` in a document stays text and closes no turn.
+    characters: `<|im_end|>` in a document stays text and closes no turn. So are
+    added tokens the model's authors did not declare special (`<tool_call>`).
 
     Args:
         prompt: The prompt file.
@@ -122,6 +126,7 @@ class PromptRenderer:
         self._tokenizer = tokenizer
         self._block = block_size
         self._max_document = max_document_tokens
+        self._unsplit = _added_tokens(tokenizer)
         head, rest = self._split(self._render(prompt), _DOCUMENT_MARK)
         middle, tail = self._split(rest, _LABEL_MARK)
         # The template's own control tokens are meant; those of a text are not.
@@ -142,10 +147,13 @@ class PromptRenderer:
             return f"{prompt.system}\n\n{user}\nAnswer:"
         turns = [{"role": "system", "content": prompt.system}, {"role": "user", "content": user}]
         try:
-            return self._apply_template(turns)
+            rendered = self._apply_template(turns)
         except TemplateError:
-            # Some models (Gemma) refuse a system turn.
-            return self._apply_template([{"role": "user", "content": f"{prompt.system}\n\n{user}"}])
+            rendered = ""
+        if rendered and prompt.system.strip() in rendered:
+            return rendered
+        # Some templates refuse a system turn (Gemma), others drop it without a word.
+        return self._apply_template([{"role": "user", "content": f"{prompt.system}\n\n{user}"}])
 
     def _apply_template(self, turns: list[dict[str, str]]) -> str:
         # enable_thinking: reasoning models would open a <think> block instead of answering.
@@ -163,6 +171,14 @@ class PromptRenderer:
                 "use an instruct model with an ordinary chat template",
             )
         return before, after
+
+    def _encode_text(self, text: str) -> list[int]:
+        """Token ids of text that is not ours: no control token, whatever it holds."""
+        # Tokenizers refuse lone surrogates, which JSON escapes can smuggle in.
+        text = text.encode("utf-8", "replace").decode("utf-8")
+        cuts = [found.start() + 1 for found in self._unsplit.finditer(text)] if self._unsplit else []
+        edges = zip([0, *cuts], [*cuts, len(text)], strict=True)
+        return [token for start, end in edges for token in self._encode(text[start:end], trusted=False)]
 
     def _encode(self, text: str, *, trusted: bool) -> list[int]:
         ids: list[int] = self._tokenizer(
@@ -182,19 +198,34 @@ class PromptRenderer:
 
     def prefix(self, document: str) -> list[int]:
         """Token ids shared by all labels of a document: a whole number of blocks."""
-        ids = self._encode(document, trusted=False)
+        # A book costs no more than its first pages. Text of which so many
+        # characters are still too few tokens (long runs of spaces) is read whole.
+        start = document[: self._max_document * _CHARACTERS_PER_TOKEN]
+        ids = self._encode_text(start)
+        if len(ids) <= self._max_document and len(start) < len(document):
+            ids = self._encode_text(document)
         if len(ids) > self._max_document:
-            # Cutting on the boundary saves the padding.
+            # Cutting on the boundary saves the padding, if enough is left.
             overhang = (len(self._head) + self._max_document) % self._block
-            ids = ids[: max(1, self._max_document - overhang)]
+            ids = ids[: self._max_document - (overhang if overhang <= self._max_document // 4 else 0)]
         padding = -(len(self._head) + len(ids)) % self._block
         return [*self._head, *ids, *[self._pad] * padding]
 
     def suffix(self, label: str) -> list[int]:
         """Token ids after the shared prefix: the label and the turn's end."""
-        return [*self._middle, *self._encode(label, trusted=False), *self._tail]
+        return [*self._middle, *self._encode_text(label), *self._tail]
 
     @property
     def longest_prefix(self) -> int:
         """Upper bound of `len(prefix(...))`, in tokens."""
         return len(self._head) + self._max_document + self._block
+
+
+def _added_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """Finds every start of an added token that `split_special_tokens` would not split."""
+    added = [
+        re.escape(token.content)
+        for token in tokenizer.added_tokens_decoder.values()
+        if not token.special and token.content.strip()
+    ]
+    return re.compile(f"(?={'|'.join(added)})") if added else None

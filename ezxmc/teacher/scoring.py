@@ -9,6 +9,9 @@ from ezxmc.records import Judgment, Status
 from ezxmc.teacher.prompt import AnswerTokens
 
 SCORING_VERSION = 1
+# A probability a little above 1 is rounding; far above it the engine did not
+# give probabilities at all (logits, for one), and a score would be made up.
+_ROUNDING = 0.01
 
 
 def _log_sum_exp(values: list[float]) -> float:
@@ -44,10 +47,10 @@ def judge(
 
     Returns:
         `ok` with the log-odds; `low_mass`; or `engine_error` when a token is
-        missing or not finite: no number is ever made up.
+        missing or its value is no log-probability: no number is ever made up.
     """
     found = [logprobs.get(token, math.nan) for token in (*answers.yes, *answers.no)]
-    if not all(math.isfinite(value) for value in found):
+    if not all(math.isfinite(value) and value <= _ROUNDING for value in found):
         return Judgment(key, doc_uid, label_uid, Status.ENGINE_ERROR)
     yes, no = _log_sum_exp(found[: len(answers.yes)]), _log_sum_exp(found[len(answers.yes) :])
     mass = min(1.0, math.exp(yes) + math.exp(no))

@@ -1,0 +1,20 @@
+"""Shared fixtures: a tiny real encoder and a small catalog, both made without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tinyworld import build_encoder, write_catalog
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentenceTransformer folder of a few kilobytes; untrained, but everything about it is real."""
+    return build_encoder(tmp_path_factory.mktemp("tiny_encoder"))
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path, tiny_encoder: Path) -> Path:
+    """config.yaml beside documents.jsonl, labels.jsonl and gold.tsv, in `tmp_path`."""
+    return write_catalog(tmp_path, tiny_encoder)
