@@ -88,7 +88,7 @@ def save_bundle(
     Raises:
         BundleError: `path` is taken by something that is no bundle.
     """
-    if path.exists() and not (path / _MANIFEST).exists() and any(path.iterdir()):
+    if path.exists() and not (path / _MANIFEST).exists() and (path.is_file() or any(path.iterdir())):
         raise BundleError(f"{path} exists and is no bundle", "choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
@@ -127,14 +127,24 @@ def save_bundle(
 def add_calibrator(path: Path, calibrator: Calibrator) -> None:
     """Put a calibrator into a bundle, or replace the one it has.
 
+    Killed halfway, it leaves a bundle with the former calibrator, none, or the new one.
+
     Raises:
         BundleError: `path` holds no readable bundle.
     """
     manifest = _manifest(path)
     fresh = path / f".{_CALIBRATOR}.new"
     calibrator.save(fresh)
-    hashes = {**manifest.files, _CALIBRATOR: file_hash(fresh)}
+    others = {name: hashed for name, hashed in manifest.files.items() if name != _CALIBRATOR}
+    if others != manifest.files:
+        # The manifest must never describe another calibrator than the one beside it.
+        _rewrite(path, manifest, others)
+    hashes = {**others, _CALIBRATOR: file_hash(fresh)}
     fresh.replace(path / _CALIBRATOR)
+    _rewrite(path, manifest, hashes)
+
+
+def _rewrite(path: Path, manifest: Manifest, hashes: dict[str, str]) -> None:
     fresh = path / f".{_MANIFEST}.new"
     fresh.write_text(manifest.model_copy(update={"files": hashes}).model_dump_json(indent=2) + "\n", "utf-8")
     fresh.replace(path / _MANIFEST)

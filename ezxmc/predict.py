@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ezxmc.bundle import Bundle, load_bundle
+from ezxmc.errors import ConfigError
 from ezxmc.records import Document, Prediction
 
 _BATCH = 64
@@ -47,10 +48,13 @@ class Predictor:
             N predictions in the order of `documents`, best label first.
 
         Raises:
-            ValueError: A threshold was given but the bundle has no calibrator.
+            ConfigError: A threshold was given but the bundle has no calibrator.
         """
         if threshold is not None and self.bundle.calibrator is None:
-            raise ValueError("a threshold needs probabilities: run `ezxmc calibrate` on the bundle first")
+            raise ConfigError(
+                f"a threshold needs probabilities, and bundle {self.bundle.path} has no calibrator",
+                "run `ezxmc calibrate` on it, or drop the threshold",
+            )
         if not documents:
             return []
         vectors = self.bundle.encoder.encode_documents([document.shown for document in documents])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,14 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_config(tmp_path: Path, tiny_encoder: Path) -> Path:
     """config.yaml beside documents.jsonl, labels.jsonl and gold.tsv, in `tmp_path`."""
     return write_catalog(tmp_path, tiny_encoder)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One torch thread: a model this small only waits for the others, for minutes on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

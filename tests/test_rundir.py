@@ -69,7 +69,7 @@ def test_a_stage_that_failed_is_not_done(work: Work) -> None:
     assert work.output.read_text() == "2"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"inputs": "x"}', '{"result": {}}', '"inputs"'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"result": {}}', '"inputs"'])
 def test_a_damaged_stage_file_is_named_with_a_cure(work: Work, text: str) -> None:
     work("in")
     file = work.place.path / "stages" / "work.json"

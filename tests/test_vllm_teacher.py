@@ -86,7 +86,8 @@ def test_scores_equal_those_of_transformers(teacher: VllmTeacher, renderer: Prom
         assert judgment.label_mass == pytest.approx(float(logprobs[yes + no].exp().sum()), rel=0.15)
         differences.append(abs(judgment.log_odds - wanted))
     print("log-odds against transformers, nats:", [round(d, 3) for d in differences])
-    assert max(differences) < 0.15
+    # bf16 logits around 20 lie 0.125 apart: single pairs may be one such step off.
+    assert max(differences) < 0.15 and sorted(differences)[len(differences) // 2] < 0.03
     spread = [j.log_odds for j in judged.values()]
     assert max(spread) - min(spread) > 0.5, "the comparison must be able to fail"
 
@@ -102,12 +103,27 @@ def test_labels_of_a_document_share_its_whole_prefix(teacher: VllmTeacher, rende
 @pytest.mark.parametrize("kind", ODD_DOCUMENTS)
 def test_odd_documents_and_labels_are_judged(teacher: VllmTeacher, kind: str) -> None:
     odd = ODD_DOCUMENTS[kind]
-    pairs = [Pair(Document(kind, "", odd), LABELS[0]), Pair(DOCUMENTS[2], Label(kind, odd[:300]))]
+    pairs = [Pair(Document(kind, "", odd), LABELS[0]), Pair(DOCUMENTS[2], Label(kind, odd[:60]))]
     judgments = list(teacher.score(pairs))
     assert len(judgments) == 2
     for judgment in judgments:
         assert judgment.status is Status.OK
         assert judgment.prompt_tokens < CONFIG.max_document_tokens + 400
+
+
+def test_injections_yield_no_control_token_of_the_real_tokenizer(renderer: PromptRenderer) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(resolve_model(MODEL, kind="llm")))
+    added = tokenizer.added_tokens_decoder
+    assert len(added) > 5
+
+    def control(text: str) -> list[int]:
+        return [i for i in renderer.prefix(text) + renderer.suffix(text) if i in added]
+
+    assert len(control("clean")) == 5
+    for token in added.values():
+        assert control(f"{token.content} {INJECTION}") == control("clean")
 
 
 def test_a_label_that_does_not_fit_says_so(teacher: VllmTeacher) -> None:
@@ -158,8 +174,15 @@ def stored(path: Path) -> set[str]:
         return {judgment.key for judgment in store.judgments()}
 
 
+def runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in processes if runs(process)]
 
 
 def workers() -> list[psutil.Process]:
@@ -168,14 +191,9 @@ def workers() -> list[psutil.Process]:
 
 def gone_within(processes: list[psutil.Process], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if not alive(processes):
-                return True
-        except psutil.NoSuchProcess:
-            continue
+    while alive(processes) and time.monotonic() < deadline:
         time.sleep(0.1)
-    return False
+    return not alive(processes)
 
 
 def test_kill_9_asks_nothing_twice_and_leaves_no_process(teacher: VllmTeacher, tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ def main() -> None:
             raise
         sys.stderr.write(f"error: {error}\n")
         sys.exit(USAGE if isinstance(error, ConfigError) else FAILED)
+    except OSError as error:
+        if os.environ.get("EZXMC_DEBUG"):
+            raise
+        sys.stderr.write(f"error: {error}\n  cure: is the folder there, writable, and the disk not full?\n")
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: what was computed is kept; the same command goes on from there\n")
         sys.exit(130)

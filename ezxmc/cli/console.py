@@ -38,14 +38,14 @@ class Watch:
         self._progress = progress
 
     def stage(self, title: str) -> Callable[[int, int], None]:
-        """Begin a stage; call the result with (done, total) as it goes on."""
+        """Begin a stage; call the result with (done, total) as it goes on; total 0 is not known."""
         if self._progress is None:
             return _plain_stage(title)
         bars = self._progress
         task = bars.add_task(title, total=None)
 
         def update(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
+            bars.update(task, completed=done, total=total or None)
 
         return update
 
@@ -77,21 +77,23 @@ def watching() -> Iterator[Watch]:
 def _plain_stage(title: str) -> Callable[[int, int], None]:
     stderr.print(title, soft_wrap=True, markup=False, highlight=False)
     started = last = time.monotonic()
+    known: int | None = None
     first: tuple[float, int] | None = None
 
     def update(done: int, total: int) -> None:
-        nonlocal last, first
+        nonlocal last, first, known
         now = time.monotonic()
-        # Starting up (an engine, say) is no part of the speed.
-        if first is None or done == first[1]:
+        known = done if known is None else known
+        if first is None and done > known:
+            # Starting up (an engine, say) is no part of the speed.
             first = (now, done)
-        if now - last < _QUIET_EVERY and done < total:
+        if now - last < _QUIET_EVERY and (done < total or not total):
             return
         last = now
-        rate = (done - first[1]) / (now - first[0]) if now > first[0] else 0.0
+        rate = (done - first[1]) / (now - first[0]) if first and now > first[0] else 0.0
         left = f", about {_clock((total - done) / rate)} left" if rate > 0 and done < total else ""
         stderr.print(
-            f"  {title}: {done:,}/{total:,} after {_clock(now - started)}{left}",
+            f"  {title}: {done:,}{f'/{total:,}' if total else ''} after {_clock(now - started)}{left}",
             soft_wrap=True,
             markup=False,
             highlight=False,

@@ -16,14 +16,17 @@ _QUERY_CHARACTERS = 20_000
 
 
 class LexicalIndex:
-    """BM25 (Lucene's variant) over label titles, aliases and descriptions.
+    """BM25 (Lucene's variant) over label titles and aliases.
+
+    Descriptions are left out: on debtags (700 documents) their words lower the
+    recall of the fused shortlist by about a point.
 
     Args:
         labels: The labels; results are rows of this sequence.
     """
 
     def __init__(self, labels: Sequence[Label]) -> None:
-        corpus = [words(" ".join((label.title, *label.aliases, label.text))) for label in labels]
+        corpus = [words(" ".join((label.title, *label.aliases))) for label in labels]
         self._size = len(corpus)
         self._bm25 = bm25s.BM25() if any(corpus) else None
         if self._bm25:

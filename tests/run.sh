@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# All checks and all tests, the real-LLM ones included. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash .ci/setup
+export PATH="$PWD/.venv/bin:$PATH"
+ruff check .
+ruff format --check .
+mypy
+lint-imports
+# The models first, with their progress in sight: a test that downloads looks hung.
+ezxmc models pull all-MiniLM-L6-v2
+ezxmc models pull SmolLM2-135M-Instruct
+pytest "$@"

@@ -1,0 +1,338 @@
+"""The command line as a user sees it: output, messages, exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from tinyworld import document, label_rows, topical, write_catalog, write_rows
+from typer.testing import CliRunner
+
+from ezxmc.bundle import save_bundle
+from ezxmc.cli import app as program
+from ezxmc.config import DataConfig, RunConfig
+from ezxmc.feedback.store import FeedbackStore
+from ezxmc.records import Document, Label, Pair
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+Ezxmc = Callable[..., Done]
+
+
+@pytest.fixture
+def ezxmc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ezxmc:
+    """Run the program's entry point in this process, in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EZXMC_HOME", str(tmp_path / "home"))
+    for name in ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        monkeypatch.setenv(name, "1")
+    # Setting and deleting makes monkeypatch remove what `--debug` sets.
+    monkeypatch.setenv("EZXMC_DEBUG", "")
+
+    def run(*arguments: object, stdin: bytes = b"") -> Done:
+        monkeypatch.setattr(sys, "argv", ["ezxmc", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            program.main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return Done(int(left.value.code or 0), out, err)
+
+    return run
+
+
+def recorded(folder: Path, documents: int = 60) -> Path:
+    """Every pair of the catalog as a recorded judgment."""
+    return write_rows(
+        folder / "judgments.jsonl",
+        [
+            {"doc": row["uid"], "label": label["uid"], "log_odds": topical(Pair(doc, Label(**label)))}
+            for row in map(document, range(documents))
+            for doc in [Document(**row)]
+            for label in label_rows()
+        ],
+    )
+
+
+@pytest.fixture
+def catalog(tmp_path: Path, tiny_encoder: Path) -> Path:
+    """A configuration whose teacher replays recorded judgments."""
+    teacher = {"kind": "replay", "judgments": str(recorded(tmp_path))}
+    return write_catalog(tmp_path, tiny_encoder, teacher=teacher, cycles=1)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> Path:
+    """An untrained bundle without calibrator, to read only."""
+    path = tmp_path_factory.mktemp("cli") / "bundle"
+    labels = [Label(**row) for row in label_rows()]
+    save_bundle(path, tiny_encoder, labels, max_length=32, k=5)
+    return path
+
+
+def commands() -> list[list[str]]:
+    program._register()
+    root = typer.main.get_command(program.app)
+    found: list[list[str]] = []
+
+    def walk(command: Any, names: list[str]) -> None:
+        if subcommands := getattr(command, "commands", None):
+            for name, one in subcommands.items():
+                walk(one, [*names, name])
+        else:
+            found.append(names)
+
+    walk(root, [])
+    return found
+
+
+COMMANDS = commands()
+
+
+def test_all_commands_are_there() -> None:
+    assert {" ".join(names) for names in COMMANDS} == set(
+        "init,doctor,run,shortlist,annotate,train,index,calibrate,predict,evaluate,report,"
+        "models list,models pull,models path".split(",")
+    )
+
+
+@pytest.mark.parametrize("names", COMMANDS, ids=" ".join)
+def test_help_says_what_it_does_with_an_example(names: list[str]) -> None:
+    shown = CliRunner().invoke(program.app, [*names, "--help"], prog_name="ezxmc")
+    assert shown.exit_code == 0
+    assert f"Example: ezxmc {' '.join(names)}" in " ".join(shown.output.split())
+
+
+def test_init_writes_the_defaults_and_never_overwrites(ezxmc: Ezxmc, tmp_path: Path) -> None:
+    done = ezxmc("init", "my.yaml", "--documents", "d.csv", "--labels", "l.txt", "--gold", "g.tsv")
+    assert done.code == 0 and "ezxmc run my.yaml" in done.err and done.out == ""
+    text = (tmp_path / "my.yaml").read_text()
+    wanted = RunConfig(data=DataConfig(documents="d.csv", labels="l.txt", gold="g.tsv"))
+    found = RunConfig.load(tmp_path / "my.yaml")
+    assert found == wanted.model_copy(update={"run_dir": str(tmp_path / "runs" / "default")})
+    # Every key is there to be changed, with its meaning.
+    assert yaml.safe_load(text) == wanted.model_dump()
+    assert text.count("#") > 20
+
+    (tmp_path / "my.yaml").write_text("mine")
+    again = ezxmc("init", "my.yaml")
+    assert again.code == 2 and again.err.startswith("error: my.yaml exists\n  cure: ")
+    assert (tmp_path / "my.yaml").read_text() == "mine"
+    assert ezxmc("init", "my.yaml", "--force").code == 0
+    assert RunConfig.load(tmp_path / "my.yaml").data.gold is None
+
+
+def test_the_line_step_by_step(ezxmc: Ezxmc, catalog: Path, tiny_encoder: Path, tmp_path: Path) -> None:
+    inputs = ("documents.jsonl", "labels.jsonl")
+    short = ezxmc("shortlist", *inputs, "--encoder", tiny_encoder, "--size", 6, "-o", "s.jsonl", "--json")
+    assert short.code == 0 and short.json == {"documents": 60, "candidates": 360, "out": "s.jsonl"}
+
+    ask = ("annotate", *inputs, "s.jsonl", "--store", "f.sqlite", "--replay", "judgments.jsonl", "--json")
+    asked = ezxmc(*ask).json
+    assert (asked["wanted"], asked["asked"], asked["statuses"]) == (360, 360, {"ok": 360})
+    again = ezxmc(*ask).json
+    assert (again["known"], again["asked"]) == (360, 0)
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        assert len(list(store.judgments())) == 360
+
+    learn = ("--encoder", tiny_encoder, "--held-out", 0.4, "--batch-size", 8, "--learning-rate", 5e-3)
+    trained = ezxmc("train", *inputs, "f.sqlite", "-o", "student", "--epochs", 4, *learn, "--json").json
+    assert trained["out"] == "student" and len(trained["losses"]) == 4 and trained["documents"] > 20
+
+    indexed = ezxmc("index", "student", "labels.jsonl", "-o", "bundle", "--k", 5, "--json").json
+    assert (indexed["labels"], indexed["dimension"]) == (25, 32)
+
+    part = ("--held-out", 0.4, "--depth", 10)
+    fitted = ezxmc("calibrate", "bundle", "documents.jsonl", "--store", "f.sqlite", *part, "--json").json
+    assert fitted["target"] == "teacher" and fitted["pairs"] >= 20
+    human = ezxmc("calibrate", "bundle", "documents.jsonl", "--gold", "gold.tsv", *part, "--json").json
+    assert human["target"] == "human" and human["pairs"] > fitted["pairs"]
+
+    tagged = ezxmc("predict", "bundle", "documents.jsonl", "-o", "tags.jsonl", "--k", 10)
+    assert tagged.code == 0 and tagged.out == ""
+    rows = [json.loads(line) for line in (tmp_path / "tags.jsonl").read_text().splitlines()]
+    assert [row["uid"] for row in rows] == [f"d{i}" for i in range(60)]
+    assert all(0 <= tag["probability"] <= 1 for row in rows for tag in row["tags"])
+
+    found = ezxmc("evaluate", "tags.jsonl", "gold.tsv", "--json").json
+    assert found["n_documents"] == 60 and {"P@1", "R@10", "nDCG@5", "ECE@5"} <= set(found["values"])
+    assert found["values"]["P@1"] > 0.6 and found["rows"]["predictions"]["kept"] == 60
+    table = ezxmc("evaluate", "tags.jsonl", "gold.tsv")
+    assert table.code == 0 and f"{found['values']['P@1']:.4f}" in table.out and "P@1" in table.out
+
+
+def test_run_and_report(ezxmc: Ezxmc, catalog: Path, tmp_path: Path) -> None:
+    done = ezxmc("run", catalog)
+    assert done.code == 0, done.err
+    for name in ("report.html", "predictions.jsonl", "bundle"):
+        assert str(tmp_path / "run" / name) in done.out and (tmp_path / "run" / name).exists()
+    assert "untrained" in done.out and "P@1" in done.out
+    assert "cycle 1/1: teacher judges" in done.err and "60 rows, 60 kept" in done.err
+    again = ezxmc("run", catalog, "--json")
+    assert again.code == 0 and again.json["cycles"][0]["pairs_new"] == 0
+    assert ezxmc("report", "run", "--json").json == json.loads((tmp_path / "run/report.json").read_text())
+    page = ezxmc("report", "run", "-o", "page.html")
+    assert page.code == 0 and page.out.strip() == "page.html"
+    assert "<html" in (tmp_path / "page.html").read_text()
+
+
+def test_run_tells_of_bad_rows_and_strict_stops(ezxmc: Ezxmc, catalog: Path) -> None:
+    with (catalog.parent / "documents.jsonl").open("a") as handle:
+        handle.write('{"uid": "d0", "text": "again"}\n')
+    done = ezxmc("run", catalog, "--json")
+    assert done.code == 3 and done.json["data"]["documents"]["problems"][0]["line"] == 61
+    assert "documents.jsonl:61: duplicate_uid" in done.err
+    strict = yaml.safe_load(catalog.read_text())
+    strict["data"]["strict"] = True
+    catalog.write_text(yaml.safe_dump(strict))
+    stopped = ezxmc("run", catalog)
+    assert stopped.code == 1 and "documents.jsonl:61: duplicate_uid" in stopped.err
+    assert "cure:" in stopped.err and stopped.err.count("error:") == 1
+
+
+MIXED = [
+    b'{"uid": "a", "text": "guitar melody"}',
+    b'{"uid": "a", "text": "again"}',
+    b'{"uid": "b"}',
+    b"{broken",
+    b'\xff\xfe{"uid": "c"}',
+    '{"uid": "é😀", "text": "soup 😀"}'.encode(),
+]
+
+
+def test_predict_reads_standard_input_and_answers_every_line(ezxmc: Ezxmc, bundle: Path) -> None:
+    done = ezxmc("predict", bundle, stdin=b"\n".join(MIXED) + b"\n")
+    assert done.code == 3 and "6 rows, 2 kept" in done.err
+    tagged = [row for row in done.lines if "tags" in row]
+    assert [row["uid"] for row in tagged] == ["a", "é😀"] and all(len(row["tags"]) == 5 for row in tagged)
+    refused = [row for row in done.lines if "error" in row]
+    assert [(row["file"], row["line"], row["error"].split(":")[0]) for row in refused] == [
+        ("<stdin>", 2, "duplicate_uid"),
+        ("<stdin>", 3, "empty_text"),
+        ("<stdin>", 4, "bad_json"),
+        ("<stdin>", 5, "bad_utf8"),
+    ]
+    clean = ezxmc("predict", bundle, "-", "--k", 2, stdin=MIXED[0])
+    assert clean.code == 0 and [len(row["tags"]) for row in clean.lines] == [2]
+    empty = ezxmc("predict", bundle)
+    assert empty.code == 0 and empty.out == ""
+    strict = ezxmc("predict", bundle, "--strict", stdin=b"\n".join(MIXED))
+    assert strict.code == 1 and "<stdin>:2: duplicate_uid" in strict.err
+
+
+def test_predict_says_little_in_a_pipe(ezxmc: Ezxmc, bundle: Path) -> None:
+    lines = [json.dumps(document(i)).encode() for i in range(200)]
+    done = ezxmc("predict", bundle, stdin=b"\n".join(lines))
+    assert [row["uid"] for row in done.lines] == [f"d{i}" for i in range(200)]
+    assert len(done.err.splitlines()) <= 4, "a progress line per document"
+
+
+def test_what_predict_refused_is_counted_by_evaluate(ezxmc: Ezxmc, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_bytes(b"\n".join(MIXED))
+    assert ezxmc("predict", bundle, "in.jsonl", "-o", "tags.jsonl").code == 3
+    (tmp_path / "gold.tsv").write_text("a\tl-guitar\n")
+    done = ezxmc("evaluate", "tags.jsonl", "gold.tsv", "--json")
+    assert done.code == 3 and done.json["n_documents"] == 1
+    assert done.json["rows"]["predictions"]["counts"] == {"prediction_error": 4}
+
+
+def text(path: Path, content: str) -> None:
+    path.write_text(content)
+
+
+FAULTS: list[tuple[str, int, str]] = [
+    ("run nowhere.yaml", 2, "nowhere.yaml"),
+    ("run wrong.yaml", 2, "training.epochz"),
+    ("report .", 1, "holds no finished run"),
+    ("predict nowhere documents.jsonl", 1, "no bundle"),
+    ("predict {bundle} nowhere.jsonl", 1, "nowhere.jsonl"),
+    ("predict {bundle} documents.jsonl --threshold 0.5", 2, "needs probabilities"),
+    ("predict {bundle} documents.jsonl -o nowhere/tags.jsonl", 1, "nowhere/tags.jsonl"),
+    ("train documents.jsonl labels.jsonl nowhere.sqlite", 1, "nowhere.sqlite"),
+    ("train documents.jsonl labels.jsonl empty.sqlite", 1, "nothing to learn from"),
+    ("train documents.jsonl labels.jsonl empty.sqlite --held-out 2", 2, "held"),
+    ("train documents.jsonl labels.jsonl empty.sqlite --learning-rate 0", 2, "learning"),
+    ("index no-such-model labels.jsonl", 1, "no-such-model"),
+    ("index {encoder} bad-labels.jsonl", 1, "bad-labels.jsonl holds no usable label"),
+    ("calibrate {bundle} documents.jsonl --store empty.sqlite", 1, "too few"),
+    ("calibrate {bundle} documents.jsonl", 2, "--store"),
+    ("evaluate documents.jsonl nowhere.tsv", 1, "nowhere.tsv"),
+    ("shortlist documents.jsonl labels.jsonl --encoder no-such-model", 1, "no-such-model"),
+    ("annotate documents.jsonl labels.jsonl s.jsonl --replay nowhere.jsonl", 1, "nowhere.jsonl"),
+    ("models path all-MiniLM-L6-v2", 1, "all-MiniLM-L6-v2"),
+    ("models path MiniLM", 1, "MiniLM"),
+    ("predict {bundle} --k 0", 2, "--k"),
+    ("no-such-command", 2, "no-such-command"),
+    ("init nowhere/ezxmc.yaml", 1, "nowhere/ezxmc.yaml"),
+]
+
+
+@pytest.mark.parametrize(("command", "code", "message"), FAULTS, ids=[command for command, *_ in FAULTS])
+def test_faults_are_told_with_a_cure(
+    ezxmc: Ezxmc, catalog: Path, bundle: Path, tiny_encoder: Path, command: str, code: int, message: str
+) -> None:
+    place = catalog.parent
+    text(place / "wrong.yaml", catalog.read_text().replace("epochs:", "epochz:"))
+    text(place / "bad-labels.jsonl", "{}\n")
+    text(place / "s.jsonl", '{"doc": "d0", "labels": ["l-guitar"]}\n')
+    with FeedbackStore(place / "empty.sqlite"):
+        pass
+    done = ezxmc(*command.format(bundle=bundle, encoder=tiny_encoder).split())
+    assert done.code == code, done.err
+    assert message in done.err and done.out == ""
+    if "Usage:" not in done.err:  # typer's own complaints about options name the help instead
+        assert done.err.count("error: ") == 1 and "\n  cure: " in done.err
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ezxmc.errors import ConfigError
+
+    monkeypatch.setenv("EZXMC_DEBUG", "")
+    monkeypatch.setattr(sys, "argv", ["ezxmc", "--debug", "run", str(tmp_path / "nowhere.yaml")])
+    with pytest.raises(ConfigError):
+        program.main()
+
+
+def test_models_list(ezxmc: Ezxmc, tmp_path: Path) -> None:
+    rows = {row["name"]: row for row in ezxmc("models", "list", "--json").json}
+    assert {"all-MiniLM-L6-v2", "Qwen2.5-Coder-1.5B-Instruct", "SmolLM2-135M-Instruct"} <= set(rows)
+    for row in rows.values():
+        assert not row["pulled"] and row["path"].startswith(str(tmp_path / "home"))
+        assert row["kind"] in ("encoder", "llm") and row["download_mb"] > 0
+    assert "all-MiniLM-L6-v2" in ezxmc("models", "list").out
+    assert "ezxmc models pull all-MiniLM-L6-v2" in ezxmc("models", "path", "all-MiniLM-L6-v2").err
+    assert not (tmp_path / "home").exists()
+
+
+def test_interrupted_by_the_user(ezxmc: Ezxmc, catalog: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ezxmc.pipeline.run", interrupted)
+    done = ezxmc("run", catalog)
+    assert done.code == 130 and "the same command goes on" in done.err
