@@ -155,7 +155,7 @@ def read_predictions(source: str | Path, report: RowReport) -> Iterator[Predicti
 
     `{"uid": ..., "tags": [{"label": ..., "title": ..., "score": ...,
     "probability": ...}, ...]}`, best tag first, the probability null or absent
-    where there is no calibrator; or `{"uid": ..., "error": ...}`.
+    where there is no calibrator; or `{"error": ..., "file": ..., "line": ...}`.
 
     Args:
         source: A JSONL file or "-".
@@ -182,11 +182,11 @@ def read_predictions(source: str | Path, report: RowReport) -> Iterator[Predicti
 
 
 def _prediction(row: dict[str, Any]) -> Prediction:
+    if row.get("error") is not None:
+        raise RowError("prediction_error", str(row["error"]))
     uid = row.get("uid")
     if not isinstance(uid, str) or not uid:
         raise RowError("bad_prediction", "no uid")
-    if row.get("error") is not None:
-        raise RowError("prediction_error", f"document {uid!r}: {row['error']}")
     tags = row.get("tags")
     if not isinstance(tags, list):
         raise RowError("bad_prediction", f"document {uid!r} has no list of tags")

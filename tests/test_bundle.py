@@ -131,11 +131,17 @@ def test_a_missing_file_is_named(bundle: Path, name: str, verify: bool) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: json.dumps({"format": FORMAT + 1, "news": True}), f"format {FORMAT + 1}, .*\n.*upgrade"),
+        (
+            lambda text: json.dumps({"format": FORMAT + 1, "news": True}),
+            f"format {FORMAT + 1}, .*\n.*upgrade",
+        ),
         (lambda text: text[: len(text) // 2], "manifest.json is damaged"),
         (lambda text: "", "manifest.json is damaged"),
         (lambda text: "[]", "manifest.json is damaged"),
-        (lambda text: "\ud800".encode("utf-16", "surrogatepass").decode("latin-1"), "manifest.json is damaged"),
+        (
+            lambda text: "\ud800".encode("utf-16", "surrogatepass").decode("latin-1"),
+            "manifest.json is damaged",
+        ),
         (lambda text: text.replace('"labels": 25', '"labels": 24'), "25 labels"),
     ],
 )

@@ -97,9 +97,20 @@ def test_inference_loads_neither_engine_nor_teacher(tmp_path: Path) -> None:
 
 
 def test_importing_ezxmc_is_quick_and_so_is_the_command_line(tmp_path: Path) -> None:
-    code = "import json, sys, ezxmc, ezxmc.cli.app as a; a._register(); print(json.dumps(sorted(sys.modules)))"
+    code = (
+        "import json, sys, ezxmc, ezxmc.cli.app as a; a._register(); print(json.dumps(sorted(sys.modules)))"
+    )
     loaded = python(code, tmp_path)
-    heavy = {"torch", "transformers", "sentence_transformers", "vllm", "faiss", "sklearn", "datasets", "scipy"}
+    heavy = {
+        "torch",
+        "transformers",
+        "sentence_transformers",
+        "vllm",
+        "faiss",
+        "sklearn",
+        "datasets",
+        "scipy",
+    }
     assert not heavy & set(loaded)
 
 
@@ -132,7 +143,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 _PROMPTS = """
 import json, ezxmc
 from ezxmc.teacher.prompt import Prompt, prompt_files
-print(json.dumps([ezxmc.__file__] + [f"{name} {path} {Prompt.load(name).hash}" for name, path in prompt_files().items()]))
+rows = [f"{name} {path} {Prompt.load(name).hash}" for name, path in prompt_files().items()]
+print(json.dumps([ezxmc.__file__, *rows]))
 """
 
 

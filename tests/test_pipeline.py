@@ -3,86 +3,25 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import random
 import shutil
-import time
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from fakes import FakeTeacher
-from filelock import FileLock
+from spying import Messages, Spy, spied
 from tinyworld import document, label_rows, topical, write_catalog, write_rows
 
-import ezxmc.pipeline as pipeline
 from ezxmc.bundle import load_bundle
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
-from ezxmc.errors import ConfigError, DataError, TeacherError, TrainingError
+from ezxmc.errors import DataError, TrainingError
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Pair
 from ezxmc.report import RunReport
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@dataclass
-class Spy:
-    """A run's report, its teacher, and what went into targets and training."""
-
-    config: RunConfig
-    teacher: FakeTeacher
-    report: RunReport
-    targets: list[set[str]] = field(default_factory=list)
-    trained: list[set[str]] = field(default_factory=list)
-    selected: list[set[str]] = field(default_factory=list)
-
-    @property
-    def place(self) -> Path:
-        return Path(self.config.run_dir)
-
-    def predictions(self) -> str:
-        return (self.place / "predictions.jsonl").read_text(encoding="utf-8")
-
-
-class Messages:
-    """A watch that keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.ended: dict[str, tuple[int, int]] = {}
-
-    def stage(self, title: str) -> Callable[[int, int], None]:
-        return lambda done, total: self.ended.__setitem__(title, (done, total))
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
-def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | None = None) -> Spy:
-    settings = RunConfig.load(config)
-    spy = Spy(settings, teacher or FakeTeacher(topical), RunReport(title="", created=""))
-    build, train = pipeline.build_targets, pipeline.train_bi_encoder
-
-    def build_targets(judgments: Any, config: Any) -> Any:
-        spy.targets.append({judgment.doc_uid for judgment in judgments})
-        return build(judgments, config)
-
-    def train_bi_encoder(documents: Any, *args: Any, held_out: Any, **options: Any) -> Any:
-        spy.trained.append({d.uid for d in documents})
-        spy.selected.append({d.uid for d in held_out})
-        return train(documents, *args, held_out=held_out, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "build_targets", build_targets)
-        patch.setattr(pipeline, "train_bi_encoder", train_bi_encoder)
-        spy.report = pipeline.run(settings, teacher=spy.teacher, watch=watch)
-    return spy
 
 
 @pytest.fixture(scope="module")
@@ -227,23 +166,6 @@ def test_failures_of_some_pairs_are_reported_and_do_not_stop_the_run(tiny_config
     assert watch.ended["tagging"] == (60, 60)
 
 
-def test_a_teacher_that_dies_is_closed_and_the_next_run_goes_on(tiny_config: Path) -> None:
-    class Dying(FakeTeacher):
-        def score(self, pairs, *, expected=None):
-            for count, judgment in enumerate(super().score(pairs, expected=expected)):
-                if count == 100:
-                    raise TeacherError("the engine died")
-                yield judgment
-
-    dying = Dying(topical)
-    with pytest.raises(TeacherError):
-        spied(tiny_config, dying)
-    assert dying.closed >= 1
-    again = spied(tiny_config)
-    assert again.report.cycles[0].pairs_known == 100
-    assert not set(again.teacher.asked) & set(dying.asked[:100])
-
-
 def test_too_few_held_out_documents_give_scores_without_probabilities(
     tmp_path: Path, tiny_encoder: Path
 ) -> None:
@@ -299,61 +221,6 @@ def test_a_document_that_gives_orders_is_only_a_document(tiny_config: Path) -> N
     write_rows(tiny_config.parent / "documents.jsonl", [*(document(i) for i in range(40)), order])
     found = spied(tiny_config)
     assert json.loads(found.predictions().splitlines()[-1])["uid"] == "evil"
-
-
-def test_a_run_dir_in_use_is_refused(tiny_config: Path) -> None:
-    # The lock of another process is tested in test_rundir; here: that `run` takes it before anything else.
-    place = Path(RunConfig.load(tiny_config).run_dir)
-    place.mkdir()
-    teacher = FakeTeacher(topical)
-    with FileLock(place / ".lock"), pytest.raises(ConfigError, match="another process"):
-        spied(tiny_config, teacher)
-    assert teacher.asked == [] and not (place / "feedback.sqlite").exists()
-
-
-def slow_run(config: str, log: str) -> None:
-    """In a process of its own: a run whose teacher takes its time and logs what it is asked."""
-    torch.set_num_threads(1)
-    pipeline.run(RunConfig.load(config), teacher=FakeTeacher(topical, log=Path(log), delay=0.004))
-
-
-def stored(place: Path) -> set[str]:
-    if not (place / "feedback.sqlite").exists():
-        return set()
-    with FeedbackStore(place / "feedback.sqlite") as store:
-        return {judgment.key for judgment in store.judgments()}
-
-
-def test_kill_9_at_any_moment_loses_nothing_and_asks_nothing_twice(tiny_config: Path, first: Spy) -> None:
-    # A fork server loads torch once; every run is still a process of its own, killed for real.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ezxmc.pipeline"])
-    place, rng = Path(RunConfig.load(tiny_config).run_dir), random.Random(0)
-    done: set[str] = set()
-    asked: dict[int, set[str]] = defaultdict(set)
-    killed = 0
-    for attempt in range(4):
-        log = tiny_config.parent / f"asked-{attempt}"
-        process = context.Process(target=slow_run, args=(str(tiny_config), str(log)))
-        process.start()
-        if attempt < 3:
-            while not log.exists() and process.is_alive():
-                time.sleep(0.01)
-            process.join(rng.uniform(0.1, 1.0))
-            process.kill()
-        process.join()
-        killed += process.exitcode == -9
-        asked[attempt] = set(log.read_text().split()) if log.exists() else set()
-        assert not asked[attempt] & done, "a stored pair was asked again"
-        now = stored(place)
-        assert done <= now, "a stored judgment was lost"
-        done = now
-    assert process.exitcode == 0 and killed >= 2
-    assert done == set(first.teacher.asked)
-    # Interrupted or not, the result is the same.
-    assert (place / "predictions.jsonl").read_text() == first.predictions()
-    RunReport.model_validate_json((place / "report.json").read_bytes())
-    load_bundle(place / "bundle")
 
 
 def test_documents_of_equal_text_share_judgments_under_their_own_uids(tiny_config: Path) -> None:

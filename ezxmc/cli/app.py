@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
+from pydantic import ValidationError
 
 from ezxmc.errors import ConfigError, EzxmcError
 
-FAILED, USAGE = 1, 2
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="ezxmc",
@@ -48,15 +49,26 @@ def main() -> None:
     try:
         app()
     except EzxmcError as error:
-        if os.environ.get("EZXMC_DEBUG"):
-            raise
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(USAGE if isinstance(error, ConfigError) else FAILED)
+        _fail(str(error), USAGE if isinstance(error, ConfigError) else FAILED)
+    except ValidationError as error:
+        faults = "; ".join(f"--{_option(fault['loc'])}: {fault['msg']}" for fault in error.errors())
+        _fail(f"{faults}\n  cure: `ezxmc COMMAND --help` shows the options", USAGE)
     except OSError as error:
-        if os.environ.get("EZXMC_DEBUG"):
-            raise
-        sys.stderr.write(f"error: {error}\n  cure: is the folder there, writable, and the disk not full?\n")
-        sys.exit(FAILED)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: what was computed is kept; the same command goes on from there\n")
-        sys.exit(130)
+        _fail(f"{error}\n  cure: is the folder there, writable, and the disk not full?", FAILED)
+    except SystemExit as left:
+        # typer turns Ctrl-C into this code, and says nothing.
+        if left.code == INTERRUPTED:
+            sys.stderr.write("interrupted: what was computed is kept; the same command goes on from there\n")
+        raise
+
+
+def _option(place: tuple[int | str, ...]) -> str:
+    return ".".join(map(str, place)).replace("_", "-")
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    """Leave with a message, or with the whole traceback under --debug."""
+    if os.environ.get("EZXMC_DEBUG"):
+        raise
+    sys.stderr.write(f"error: {text}\n")
+    sys.exit(code)

@@ -1,0 +1,70 @@
+"""A run whose inner traffic a test can look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import FakeTeacher
+from tinyworld import topical
+
+import ezxmc.pipeline as pipeline
+from ezxmc.config import RunConfig
+from ezxmc.report import RunReport
+
+
+@dataclass
+class Spy:
+    """A run's report, its teacher, and what went into targets and training."""
+
+    config: RunConfig
+    teacher: FakeTeacher
+    report: RunReport
+    targets: list[set[str]] = field(default_factory=list)
+    trained: list[set[str]] = field(default_factory=list)
+    selected: list[set[str]] = field(default_factory=list)
+
+    @property
+    def place(self) -> Path:
+        return Path(self.config.run_dir)
+
+    def predictions(self) -> str:
+        return (self.place / "predictions.jsonl").read_text(encoding="utf-8")
+
+
+class Messages:
+    """A watch that keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.ended: dict[str, tuple[int, int]] = {}
+
+    def stage(self, title: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.ended.__setitem__(title, (done, total))
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | None = None) -> Spy:
+    settings = RunConfig.load(config)
+    spy = Spy(settings, teacher or FakeTeacher(topical), RunReport(title="", created=""))
+    build, train = pipeline.build_targets, pipeline.train_bi_encoder
+
+    def build_targets(judgments: Any, config: Any) -> Any:
+        spy.targets.append({judgment.doc_uid for judgment in judgments})
+        return build(judgments, config)
+
+    def train_bi_encoder(documents: Any, *args: Any, held_out: Any, **options: Any) -> Any:
+        spy.trained.append({d.uid for d in documents})
+        spy.selected.append({d.uid for d in held_out})
+        return train(documents, *args, held_out=held_out, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "build_targets", build_targets)
+        patch.setattr(pipeline, "train_bi_encoder", train_bi_encoder)
+        spy.report = pipeline.run(settings, teacher=spy.teacher, watch=watch)
+    return spy

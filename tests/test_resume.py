@@ -1,0 +1,98 @@
+"""A run that is interrupted: by its teacher, by another process, by kill -9."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import FakeTeacher
+from filelock import FileLock
+from spying import spied
+from tinyworld import topical, write_catalog
+
+import ezxmc.pipeline as pipeline
+from ezxmc.bundle import load_bundle
+from ezxmc.config import RunConfig
+from ezxmc.errors import ConfigError, TeacherError
+from ezxmc.feedback.store import FeedbackStore
+from ezxmc.report import RunReport
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_a_teacher_that_dies_is_closed_and_the_next_run_goes_on(tiny_config: Path) -> None:
+    class Dying(FakeTeacher):
+        def score(self, pairs, *, expected=None):
+            for count, judgment in enumerate(super().score(pairs, expected=expected)):
+                if count == 100:
+                    raise TeacherError("the engine died")
+                yield judgment
+
+    dying = Dying(topical)
+    with pytest.raises(TeacherError):
+        spied(tiny_config, dying)
+    assert dying.closed >= 1
+    again = spied(tiny_config)
+    assert again.report.cycles[0].pairs_known == 100
+    assert not set(again.teacher.asked) & set(dying.asked[:100])
+
+
+def test_a_run_dir_in_use_is_refused(tiny_config: Path) -> None:
+    # The lock of another process is tested in test_rundir; here: that `run` takes it before anything else.
+    place = Path(RunConfig.load(tiny_config).run_dir)
+    place.mkdir()
+    teacher = FakeTeacher(topical)
+    with FileLock(place / ".lock"), pytest.raises(ConfigError, match="another process"):
+        spied(tiny_config, teacher)
+    assert teacher.asked == [] and not (place / "feedback.sqlite").exists()
+
+
+def slow_run(config: str, log: str) -> None:
+    """In a process of its own: a run whose teacher takes its time and logs what it is asked."""
+    torch.set_num_threads(1)
+    pipeline.run(RunConfig.load(config), teacher=FakeTeacher(topical, log=Path(log), delay=0.004))
+
+
+def stored(place: Path) -> set[str]:
+    if not (place / "feedback.sqlite").exists():
+        return set()
+    with FeedbackStore(place / "feedback.sqlite") as store:
+        return {judgment.key for judgment in store.judgments()}
+
+
+def test_kill_9_at_any_moment_loses_nothing_and_asks_nothing_twice(
+    tiny_config: Path, tmp_path: Path, tiny_encoder: Path
+) -> None:
+    whole = spied(write_catalog(tmp_path / "whole", tiny_encoder))
+    # A fork server loads torch once; every run is still a process of its own, killed for real.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ezxmc.pipeline"])
+    place, rng = Path(RunConfig.load(tiny_config).run_dir), random.Random(0)
+    done: set[str] = set()
+    killed = 0
+    for attempt in range(4):
+        log = tiny_config.parent / f"asked-{attempt}"
+        process = context.Process(target=slow_run, args=(str(tiny_config), str(log)))
+        process.start()
+        if attempt < 3:
+            while not log.exists() and process.is_alive():
+                time.sleep(0.01)
+            process.join(rng.uniform(0.1, 1.0))
+            process.kill()
+        process.join()
+        killed += process.exitcode == -9
+        asked = set(log.read_text().split()) if log.exists() else set()
+        assert not asked & done, "a stored pair was asked again"
+        now = stored(place)
+        assert done <= now, "a stored judgment was lost"
+        done = now
+    assert process.exitcode == 0 and killed >= 2
+    assert done == set(whole.teacher.asked)
+    # Interrupted or not, the result is the same.
+    assert (place / "predictions.jsonl").read_text() == whole.predictions()
+    RunReport.model_validate_json((place / "report.json").read_bytes())
+    load_bundle(place / "bundle")
