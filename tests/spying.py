@@ -23,7 +23,7 @@ class Spy:
     config: RunConfig
     teacher: FakeTeacher
     report: RunReport
-    targets: list[set[str]] = field(default_factory=list)
+    targets: list[set[tuple[str, str]]] = field(default_factory=list)
     trained: list[set[str]] = field(default_factory=list)
     selected: list[set[str]] = field(default_factory=list)
 
@@ -55,7 +55,7 @@ def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | No
     build, train = pipeline.build_targets, pipeline.train_bi_encoder
 
     def build_targets(judgments: Any, config: Any) -> Any:
-        spy.targets.append({judgment.doc_uid for judgment in judgments})
+        spy.targets.append({(judgment.doc_uid, judgment.label_uid) for judgment in judgments})
         return build(judgments, config)
 
     def train_bi_encoder(documents: Any, *args: Any, held_out: Any, **options: Any) -> Any:

@@ -97,7 +97,18 @@ def test_the_three_parts_are_disjoint_and_used_for_one_purpose(first: Spy) -> No
     assert not train & select and not train & calibrate and not select & calibrate
     assert len(train | select | calibrate) == 60
     assert first.trained == [train, train] and first.selected == [select, select]
-    assert first.targets and all(seen == train | select for seen in first.targets)
+    assert first.targets and all({doc for doc, _ in seen} == train | select for seen in first.targets)
+
+
+def test_every_cycle_learns_from_all_judgments_so_far(first: Spy) -> None:
+    taught = {doc for doc, _ in first.targets[0]}
+    one, two = (
+        {(doc, label) for doc, labels in proposals(first.place, cycle).items() for label in labels}
+        for cycle in (1, 2)
+    )
+    assert first.targets[0] == {pair for pair in one if pair[0] in taught}
+    # The last is what the cycles' students are compared on.
+    assert first.targets[1:] == [{pair for pair in one | two if pair[0] in taught}] * 2
 
 
 def test_the_same_run_again_asks_and_trains_nothing(copy: Callable[..., Path], first: Spy) -> None:
@@ -236,5 +247,7 @@ def test_documents_of_equal_text_share_judgments_under_their_own_uids(tiny_confi
     assert len(asked) == len(set(asked))
     parts = Catalog.load(found.config.data, found.config.training.held_out, found.config.seed)
     apart = {parts.documents[i].uid for i in parts.to_calibrate}
-    assert found.targets == [{d.uid for d in parts.documents} - apart] * len(found.targets)
+    assert found.targets
+    for seen in found.targets:
+        assert {doc for doc, _ in seen} == {d.uid for d in parts.documents} - apart
     assert not {"twin", "d0"} <= apart
