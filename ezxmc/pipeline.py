@@ -251,7 +251,15 @@ class _Run:
                 progress=self.watch.stage("bundle: label index"),
             ).model_dump()
 
-        inputs = [self.catalog.hash, self._identity(student), self.config.inference.model_dump(), origin]
+        # The split decides what the calibrator in it may be fitted on.
+        inputs = [
+            self.catalog.hash,
+            self._identity(student),
+            self.config.inference.model_dump(),
+            self.config.training.model_dump(),
+            self.config.seed,
+            origin,
+        ]
         self.place.stage("bundle", inputs, [bundle / "manifest.json"], save)
 
     def calibrate(self) -> None:

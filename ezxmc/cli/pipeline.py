@@ -128,7 +128,7 @@ def annotate(
 
     Example: ezxmc annotate documents.jsonl labels.jsonl shortlist.jsonl --store feedback.sqlite
     """
-    from ezxmc.data import RowReport, iter_rows, read_documents, read_labels
+    from ezxmc.data import RowReport, read_documents, read_labels, read_shortlist
     from ezxmc.feedback.annotate import annotate as ask
     from ezxmc.feedback.annotate import pairs_of
     from ezxmc.feedback.store import FeedbackStore
@@ -137,16 +137,8 @@ def annotate(
 
     docs, doc_rows = read_documents(documents, strict=strict)
     tags, tag_rows = read_labels(labels, strict=strict)
-    row = {tag.uid: position for position, tag in enumerate(tags)}
     report = RowReport(strict=strict)
-    wanted: dict[str, list[int]] = {}
-    for file, line, columns in iter_rows(candidates, report):
-        names = columns.get("labels")
-        if not isinstance(columns.get("doc"), str) or not isinstance(names, list):
-            report.add(file, line, "bad_shortlist", "needs doc and a list labels")
-            continue
-        report.kept += 1
-        wanted[columns["doc"]] = [row[name] for name in names if name in row]
+    wanted = read_shortlist(candidates, docs, tags, report)
     config = (
         ReplayTeacherConfig(judgments=replay)
         if replay
@@ -154,12 +146,15 @@ def annotate(
             model=model, prompt=prompt, max_document_tokens=max_document_tokens, kv_cache_gib=kv_cache_gib
         )
     )
-    rows = [wanted.get(document.uid, []) for document in docs]
     with watching() as watch, FeedbackStore(store) as feedback:
+        watch.say(f"shortlist: {report.summary()}")
         teacher = load_teacher(config, progress=pulling(watch, "teacher"))
         try:
             summary = ask(
-                lambda: pairs_of(docs, tags, rows), teacher, feedback, progress=watch.stage("teacher judges")
+                lambda: pairs_of(docs, tags, wanted),
+                teacher,
+                feedback,
+                progress=watch.stage("teacher judges"),
             )
         finally:
             teacher.close()

@@ -4,6 +4,7 @@ from ezxmc.data.catalog import Catalog, calibration_part
 from ezxmc.data.documents import COLUMNS, iter_documents, read_documents, read_labels
 from ezxmc.data.gold import read_gold
 from ezxmc.data.readers import iter_rows
+from ezxmc.data.shortlists import read_shortlist
 from ezxmc.data.split import split_documents
 from ezxmc.data.validate import RowError, RowProblem, RowReport
 
@@ -19,5 +20,6 @@ __all__ = [
     "read_documents",
     "read_gold",
     "read_labels",
+    "read_shortlist",
     "split_documents",
 ]

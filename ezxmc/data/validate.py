@@ -3,9 +3,9 @@
 Kinds of a dropped row (`bad`): `bad_utf8`, `bad_json`, `not_an_object`,
 `bad_csv`, `field_count` (the file could not be split into rows); `no_uid`,
 `no_title`, `empty_text`, `bad_type`, `bad_unicode`, `duplicate_uid` (a document
-or a label); `no_document`, `no_label`, `unknown_document`, `unknown_label`
-(gold); `bad_prediction`, `prediction_error` (predictions). Kinds of a kept row
-(`WARNINGS`): `equal_title`.
+or a label); `no_document`, `no_label` (gold); `unknown_document`,
+`unknown_label` (gold, shortlists); `bad_shortlist`; `bad_prediction`,
+`prediction_error` (predictions). Kinds of a kept row (`WARNINGS`): `equal_title`.
 """
 
 from __future__ import annotations
