@@ -9,8 +9,8 @@ import numpy as np
 from ezxmc.calibration.isotonic import Calibrator, Target
 from ezxmc.records import Prediction
 
-Verdict = Callable[[str, str], bool | None]
-"""(document uid, label uid) to whether the label applies; `None`: nobody said."""
+Verdict = Callable[[str, str], float | None]
+"""(document uid, label uid) to how far the label applies, in [0, 1]; `None`: nobody said."""
 
 
 def fit_calibrator(

@@ -79,7 +79,7 @@ class Calibrator:
         Args:
             scores: (n,) cosines of the top-k pairs of held-out documents.
             hits: (n,) what came true, in [0, 1]: 0 or 1, or for the target
-                `teacher` its soft probability.
+                `teacher` the share of its answer on "yes".
             groups: (n,) document uid of each pair; the error is estimated on
                 whole documents left out.
             target: Whose verdict `hits` is.

@@ -129,13 +129,17 @@ def build_targets(judgments: Iterable[Judgment], config: TrainingConfig) -> Targ
     )
 
 
-def teacher_verdicts(judgments: Iterable[Judgment]) -> Callable[[str, str], bool | None]:
-    """Whether the teacher finds "yes" likelier than "no", by (document uid, label uid).
+def teacher_verdicts(judgments: Iterable[Judgment]) -> Callable[[str, str], float | None]:
+    """The share of its answer that the teacher gives to "yes", by (document uid, label uid).
 
-    The raw answer, without prior correction: a calibrated probability of it
-    can be checked by asking. `None` where there is no scored judgment.
+    σ(log-odds), raw: a calibrated value of it can be checked by asking. A hard
+    yes or no would lose how sure the teacher was, and its share of "yes" says
+    more about the prompt's wording than about the labels. `None` where there
+    is no scored judgment.
     """
-    answers = {(j.doc_uid, j.label_uid): j.log_odds > 0 for j in judgments if j.log_odds is not None}
+    answers = {
+        (j.doc_uid, j.label_uid): float(expit(j.log_odds)) for j in judgments if j.log_odds is not None
+    }
     return lambda doc_uid, label_uid: answers.get((doc_uid, label_uid))
 
 

@@ -163,7 +163,7 @@ class CalibrationSummary(_Part):
     """How far the stated probabilities can be believed.
 
     Attributes:
-        target: `teacher`: a hit is a "yes" of the LLM. `human`: a hit is a
+        target: `teacher`: the share of its answer the LLM gives to "yes". `human`: a hit is a
             tag a person gave.
         n: (document, tag) pairs the calibrator was fitted on.
         ece_cross_fitted: Expected calibration error on pairs not fitted on.
