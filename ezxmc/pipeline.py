@@ -79,6 +79,7 @@ class _Run:
         self.untrained = resolve_model(
             config.training.encoder, kind="encoder", progress=pulling(watch, "encoder")
         )
+        self.catalog_hash = self.catalog.hash
         self.found = Findings(self.catalog)
         self.asked: list[list[int]] = [[] for _ in self.catalog.documents]
         """Label rows the cycles so far asked about, by document."""
@@ -111,7 +112,7 @@ class _Run:
         proposed = self.place.stage(
             f"cycle-{number}-shortlist",
             [
-                self.catalog.hash,
+                self.catalog_hash,
                 self._identity(former),
                 self.config.shortlist.model_dump(),
                 self.config.training.max_length,
@@ -133,7 +134,7 @@ class _Run:
         trained = self.place.stage(
             f"cycle-{number}-train",
             [
-                self.catalog.hash,
+                self.catalog_hash,
                 self._identity(None),
                 self.config.training.model_dump(),
                 self.config.seed,
@@ -253,7 +254,7 @@ class _Run:
 
         # The split decides what the calibrator in it may be fitted on.
         inputs = [
-            self.catalog.hash,
+            self.catalog_hash,
             self._identity(student),
             self.config.inference.model_dump(),
             self.config.training.model_dump(),
