@@ -97,7 +97,9 @@ class InferenceConfig(_Part):
 class RunConfig(_Part):
     """Everything `ezxmc run` needs. Unknown keys are refused."""
 
-    run_dir: str = Field("runs/default", description="where everything the run makes is kept")
+    run_dir: str = Field(
+        "runs/default", validate_default=True, description="where everything the run makes is kept"
+    )
     seed: int = Field(0, ge=0, description="of splits, exploration and training")
     cycles: int = Field(1, ge=1, description="shortlist -> annotate -> train rounds")
     data: DataConfig
@@ -105,6 +107,12 @@ class RunConfig(_Part):
     shortlist: ShortlistConfig = ShortlistConfig()
     training: TrainingConfig = TrainingConfig()
     inference: InferenceConfig = InferenceConfig()
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _vllm_by_default(cls, value: Any) -> Any:
+        # A discriminated union refuses a mapping without its tag.
+        return {"kind": "vllm", **value} if isinstance(value, dict) else value
 
     @field_validator("run_dir")
     @classmethod

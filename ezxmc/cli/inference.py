@@ -34,8 +34,8 @@ def predict(
 ) -> None:
     """Tag documents, one JSON line each, in their order and in bounded memory.
 
-    A row that cannot be used gives a line with "error", its file and line, and
-    exit code 3 at the end.
+    A row that cannot be used gives a line with "error", its file and line as
+    soon as it is read, and exit code 3 at the end.
 
     Example: ezxmc predict run/bundle new.jsonl --threshold 0.5 > tags.jsonl
     """

@@ -1,0 +1,63 @@
+"""Configuration: what a user may leave out, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ezxmc.config import ReplayTeacherConfig, RunConfig, VllmTeacherConfig
+from ezxmc.errors import ConfigError
+
+DATA = "data: {documents: d.jsonl, labels: l.jsonl}\n"
+
+
+def load(folder: Path, text: str) -> RunConfig:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return RunConfig.load(path)
+
+
+def test_only_the_data_must_be_named(tmp_path: Path) -> None:
+    config = load(tmp_path, DATA)
+    assert config.teacher == VllmTeacherConfig()
+    assert load(tmp_path, config.dump()) == config
+
+
+def test_a_teacher_is_vllm_unless_said_otherwise(tmp_path: Path) -> None:
+    assert load(tmp_path, DATA + "teacher: {model: some/model}\n").teacher == VllmTeacherConfig(
+        model="some/model"
+    )
+    replay = load(tmp_path, DATA + "teacher: {kind: replay, judgments: j.jsonl}\n").teacher
+    assert isinstance(replay, ReplayTeacherConfig)
+
+
+def test_files_beside_the_config_are_found_from_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").touch()
+    config = load(tmp_path, DATA + "run_dir: out\n")
+    assert config.data.documents == str(tmp_path / "d.jsonl")
+    assert config.data.labels == "l.jsonl", "no such file here: it may be a hub id"
+    assert config.run_dir == str(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no settings"),
+        ("- a list", "holds no settings"),
+        ("data: [", "not readable YAML"),
+        ("run_dir: x\n", "data: Field required"),
+        (DATA + "cycle: 2\n", "cycle: Extra inputs"),
+        (DATA + "cycles: 0\n", "cycles: Input should be greater"),
+        (DATA + "teacher: {kind: oracle}\n", "teacher: .*oracle"),
+        (DATA + "teacher: {model: m, tempreature: 1}\n", "tempreature: Extra inputs"),
+    ],
+)
+def test_faults_are_named_with_a_cure(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"config.yaml.*{message}[\s\S]*cure"):
+        load(tmp_path, text)
+
+
+def test_a_missing_file_is_an_error_with_a_cure(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config file[\s\S]*ezxmc init"):
+        RunConfig.load(tmp_path / "none.yaml")
