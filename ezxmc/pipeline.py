@@ -103,7 +103,7 @@ class _Run:
         return report
 
     def _judging_seconds(self) -> float:
-        return self.store.totals(self.teacher.fingerprint).seconds
+        return self.store.judging_seconds(self.teacher.fingerprint)
 
     def cycle(self, number: int, former: Path | None) -> Path:
         """The former student proposes, the teacher judges, a new student learns from all judgments."""
@@ -176,7 +176,7 @@ class _Run:
         return {"candidates": sum(len(candidates.labels) for candidates in found)}
 
     def _pairs(self, documents: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[Pair]:
-        return pairs_of([self.catalog.documents[i] for i in documents], self.catalog.labels, rows)
+        return pairs_of(self._documents(documents), self.catalog.labels, rows)
 
     def _annotate(
         self, documents: Sequence[int], rows: Sequence[Sequence[int]], title: str

@@ -92,6 +92,7 @@ def assemble(
         rest: Seconds of this session spent on neither stages nor judging.
     """
     catalog = found.catalog
+    totals = store.totals(teacher.fingerprint)
     apart = {catalog.documents[i].uid for i in (*catalog.to_select, *catalog.to_calibrate)}
     return RunReport(
         title=f"ezxmc run: {Path(config.run_dir).name}",
@@ -102,7 +103,7 @@ def assemble(
             labels=RowSummary(**catalog.label_rows.to_dict()),
             gold=RowSummary(**catalog.gold_rows.to_dict()) if catalog.gold_rows else None,
         ),
-        teacher=_teacher(teacher, store, found.problem_docs),
+        teacher=_teacher(teacher, totals, found.problem_docs),
         log_odds_histogram=_histogram(teacher, store),
         shortlist=[
             ShortlistSummary(
@@ -119,7 +120,7 @@ def assemble(
         held_out=_evaluation(found, apart),
         examples=_examples(found, config.inference.k),
         cost=CostSummary(
-            seconds=_seconds(found, store.totals(teacher.fingerprint), rest),
+            seconds=_seconds(found, totals, rest),
             peak_memory=max(
                 resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
             )
@@ -130,8 +131,7 @@ def assemble(
     )
 
 
-def _teacher(teacher: Teacher, store: FeedbackStore, problem_docs: Sequence[str]) -> TeacherSummary:
-    totals = store.totals(teacher.fingerprint)
+def _teacher(teacher: Teacher, totals: StoreTotals, problem_docs: Sequence[str]) -> TeacherSummary:
     return TeacherSummary(
         description=teacher.description,
         judgments=totals.judgments,

@@ -239,21 +239,19 @@ class FeedbackStore:
 
     def known(self, keys: Sequence[str]) -> set[str]:
         """The keys among `keys` that are already judged."""
-        return {judgment.key for judgment in self._lookup(keys)}
+        return {row[0].hex() for row in self._lookup("key", keys)}
 
     def get(self, keys: Sequence[str]) -> dict[str, Judgment]:
         """The stored judgments among `keys`, by key."""
-        return {judgment.key: judgment for judgment in self._lookup(keys)}
+        found = map(_judgment, self._lookup(_COLUMNS, keys))
+        return {judgment.key: judgment for judgment in found}
 
-    def _lookup(self, keys: Sequence[str]) -> Iterator[Judgment]:
+    def _lookup(self, columns: str, keys: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         with self._translated():
             for start in range(0, len(keys), _LOOKUP):
                 part = [bytes.fromhex(key) for key in keys[start : start + _LOOKUP]]
                 marks = ",".join("?" * len(part))
-                yield from map(
-                    _judgment,
-                    self._db.execute(f"SELECT {_COLUMNS} FROM judgments WHERE key IN ({marks})", part),
-                )
+                yield from self._db.execute(f"SELECT {columns} FROM judgments WHERE key IN ({marks})", part)
 
     def judgments(self, fingerprint: str | None = None) -> Iterator[Judgment]:
         """All judgments, streamed; of one teacher if `fingerprint` is given."""
@@ -273,6 +271,17 @@ class FeedbackStore:
             ).fetchone()
         return row[0] if row else None
 
+    def judging_seconds(self, fingerprint: str) -> float:
+        """Time one teacher has spent judging, over all sessions; cheap, unlike `totals`."""
+        with self._translated():
+            return float(
+                self._db.execute(
+                    "SELECT TOTAL(seconds) FROM sessions JOIN teachers ON teachers.id = sessions.teacher "
+                    "WHERE fingerprint = ?",
+                    (fingerprint,),
+                ).fetchone()[0]
+            )
+
     def totals(self, fingerprint: str) -> StoreTotals:
         """Counts and cost of one teacher's judgments."""
         with self._translated():
@@ -287,12 +296,18 @@ class FeedbackStore:
                 "SELECT TOTAL(prompt_tokens), TOTAL(cached_tokens) FROM judgments WHERE teacher = ?",
                 (teacher,),
             ).fetchone()
-            seconds, sessions = self._db.execute(
-                "SELECT TOTAL(seconds), COUNT(*) FROM sessions WHERE teacher = ?", (teacher,)
-            ).fetchone()
+            sessions = self._db.execute(
+                "SELECT COUNT(*) FROM sessions WHERE teacher = ?", (teacher,)
+            ).fetchone()[0]
             failures = self._db.execute("SELECT COUNT(*) FROM failures").fetchone()[0]
         return StoreTotals(
-            sum(statuses.values()), statuses, failures, int(prompt), int(cached), seconds, sessions
+            judgments=sum(statuses.values()),
+            statuses=statuses,
+            failures=failures,
+            prompt_tokens=int(prompt),
+            cached_tokens=int(cached),
+            seconds=self.judging_seconds(fingerprint),
+            sessions=sessions,
         )
 
 

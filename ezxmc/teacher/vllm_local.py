@@ -25,8 +25,8 @@ _CPU_BLOCK, _GPU_BLOCK = 32, 16
 _MAX_SUFFIX = 512
 # Enough waiting requests that the scheduler always fills its next step.
 _QUEUE_DEPTH = 3
-# Compiling costs about a minute more at the start and saves about a fifth of
-# each pair (README, "What it costs"): below this many pairs it does not pay.
+# Compiling makes each pair cheaper and the start about a minute longer: a short
+# job does not earn that back. Where it begins to pay is an estimate so far.
 _COMPILE_FROM = 3000
 _FEW_CORES = 8
 

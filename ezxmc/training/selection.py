@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +44,35 @@ def agreement(
     return float(np.mean(values)) if values else None
 
 
+def student_agreement(
+    encoder: BiEncoder, texts: Sequence[str], titles: Sequence[str], pool: Sequence[Example]
+) -> float | None:
+    """`agreement` of a student, encoding no label but the judged ones.
+
+    A label list may hold a million titles; a held-out part judges some thousands.
+
+    Args:
+        encoder: The student.
+        texts: Of the documents `pool` refers to.
+        titles: Of all labels.
+        pool: Judged documents.
+
+    Returns:
+        Mean nDCG@5 in [0, 1], or `None` without a usable judgment.
+    """
+    if not pool:
+        return None
+    judged = np.unique(np.concatenate([example.labels for example in pool]))
+    near = [replace(example, labels=np.searchsorted(judged, example.labels)) for example in pool]
+    return agreement(
+        encoder.encode_documents(texts), encoder.encode_labels([titles[row] for row in judged]), near
+    )
+
+
 def held_out_agreement(
     encoder: BiEncoder, documents: Sequence[Document], labels: Sequence[Label], targets: Targets
 ) -> float | None:
-    """`agreement` of a student on documents it was not trained on.
+    """`student_agreement` on documents the student was not trained on.
 
     Args:
         encoder: The student.
@@ -57,11 +83,9 @@ def held_out_agreement(
     Returns:
         Mean nDCG@5 in [0, 1], or `None` without a usable judgment.
     """
-    pool = examples(documents, labels, targets)
-    if not pool:
-        return None
-    return agreement(
-        encoder.encode_documents([document.shown for document in documents]),
-        encoder.encode_labels([label.title for label in labels]),
-        pool,
+    return student_agreement(
+        encoder,
+        [document.shown for document in documents],
+        [label.title for label in labels],
+        examples(documents, labels, targets),
     )

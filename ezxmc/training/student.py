@@ -22,7 +22,7 @@ from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder
 from ezxmc.training.dataset import Batch, Example, batches, examples
 from ezxmc.training.losses import decoupled_softmax
-from ezxmc.training.selection import agreement
+from ezxmc.training.selection import student_agreement
 
 _SAMPLED_POSITIVES = 2
 _WARM_UP = 0.1
@@ -226,12 +226,7 @@ class _Round:
         return {name: value.clone() for name, value in self.encoder.model.state_dict().items()}
 
     def select(self) -> float | None:
-        if not self.judged:
-            return None
-        self.encoder.model.eval()
-        return agreement(
-            self.encoder.encode_documents(self.held_out), self.encoder.encode_labels(self.titles), self.judged
-        )
+        return student_agreement(self.encoder, self.held_out, self.titles, self.judged)
 
 
 def _save(encoder: BiEncoder, out: Path) -> None:
