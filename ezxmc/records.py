@@ -54,13 +54,20 @@ class Status(StrEnum):
     """The prompt does not fit the model even with an empty document."""
     NOT_RECORDED = "not_recorded"
     """A replay teacher holds no judgment of this pair."""
+    NO_LOGPROBS = "no_logprobs"
+    """The engine answered without the probabilities of the answer tokens."""
+    NOT_FINITE = "not_finite"
+    """The engine gave NaN, or numbers that are no probabilities."""
     ENGINE_ERROR = "engine_error"
-    """The engine failed; the pair is asked again on the next run."""
+    """The engine failed, refused or stayed silent."""
 
     @property
     def final(self) -> bool:
-        """Whether asking again would give the same outcome."""
-        return self is not Status.ENGINE_ERROR
+        """Whether the outcome is kept; any other is a failed attempt, and the pair is asked again."""
+        return self not in _PASSING
+
+
+_PASSING = frozenset((Status.NO_LOGPROBS, Status.NOT_FINITE, Status.ENGINE_ERROR))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
-import signal
 import sqlite3
-import subprocess
-import sys
-import textwrap
-import time
+from collections import Counter
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ezxmc.errors import StoreError, TeacherError
-from ezxmc.feedback.annotate import annotate, pairs_of
+from ezxmc.feedback.annotate import ProblemDocuments, annotate, pairs_of
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 
@@ -26,13 +25,6 @@ def job(documents: int = 20, labels: int = 10, size: int = 5):
     docs, tags = catalog(documents, labels)
     rows = [[(i + j) % labels for j in range(size)] for i in range(documents)]
     return lambda: pairs_of(docs, tags, rows)
-
-
-def stored_keys(path: Path) -> set[str]:
-    if not path.exists():
-        return set()
-    with FeedbackStore(path) as store:
-        return {judgment.key for judgment in store.judgments()}
 
 
 def test_only_missing_pairs_are_asked(tmp_path: Path) -> None:
@@ -67,15 +59,103 @@ def test_two_teachers_never_mix(tmp_path: Path) -> None:
         assert store.totals(two.fingerprint).judgments == 20
 
 
-def test_engine_errors_are_asked_again_and_reported(tmp_path: Path) -> None:
-    broken = FakeTeacher(fails=lambda pair: pair.doc.uid == "d3")
+def test_failed_pairs_are_asked_thrice_then_reported_then_asked_again(tmp_path: Path) -> None:
+    broken = FakeTeacher(fails=lambda pair: pair.doc.uid in ("d2", "d3"))
     with FeedbackStore(tmp_path / "f.sqlite") as store:
         summary = annotate(job(6), broken, store)
-        assert summary.statuses == {"ok": 25, "engine_error": 5}
-        assert summary.problem_docs == ["d3"]
-        assert annotate(job(6), FakeTeacher(), store).asked == 5
-        assert store.totals(broken.fingerprint).judgments == 30
-        assert store.totals(broken.fingerprint).failures == 5
+        # The second round answered nothing: there is no third.
+        assert len(broken.asked) == 30 + 10
+        assert summary.statuses == {"ok": 20, "engine_error": 10} and summary.asked == 30
+        assert summary.problems == {"engine_error": ProblemDocuments(2, ["d2", "d3"])}
+        assert summary.problem_docs == ["d2", "d3"]
+        assert json.loads(json.dumps(summary.to_dict()))["problems"]["engine_error"]["count"] == 2
+        assert store.totals(broken.fingerprint).failures_by_kind == {"engine_error": 10}
+        assert {(f.doc_uid, f.attempts) for f in store.failures(broken.fingerprint)} == {("d2", 2), ("d3", 2)}
+        assert store.totals(FakeTeacher(name="other").fingerprint).failures == 0
+        again = annotate(job(6), FakeTeacher(), store)
+        assert (again.known, again.asked) == (20, 10)
+        totals = store.totals(broken.fingerprint)
+        assert (totals.judgments, totals.failures) == (30, 0)
+
+
+def test_a_second_and_a_third_attempt_are_made_while_they_help(tmp_path: Path) -> None:
+    attempts: Counter[str] = Counter()
+
+    def fails(pair: Pair) -> bool:
+        attempts[key := f"{pair.doc.uid} {pair.label.uid}"] += 1
+        return attempts[key] <= int(pair.doc.uid[1:]) % 5  # d0 at once ... d4 never, in three attempts
+
+    seen: list[int] = []
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        summary = annotate(
+            job(10), FakeTeacher(fails=fails), store, progress=lambda done, total: seen.append(done)
+        )
+    assert summary.statuses == {"ok": 30, "engine_error": 20}
+    assert set(attempts.values()) == {1, 2, 3}
+    assert summary.problems["engine_error"] == ProblemDocuments(4, ["d3", "d4", "d8", "d9"])
+    assert seen == sorted(seen) and seen[-1] == 30, "a failed pair is not done"
+
+
+def test_an_engine_that_only_fails_is_not_asked_everything_again(tmp_path: Path) -> None:
+    broken = FakeTeacher(fails=lambda pair: True)
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        summary = annotate(job(400), broken, store)
+    assert summary.statuses == {"engine_error": 2000}
+    assert 2000 < len(broken.asked) < 2500
+
+
+@pytest.mark.parametrize("status", [s for s in Status if s is not Status.OK])
+def test_every_kind_without_a_score_is_counted_with_its_documents(tmp_path: Path, status: Status) -> None:
+    class Dumb(FakeTeacher):
+        def score(self, pairs, *, expected=None):
+            for judgment in super().score(pairs, expected=expected):
+                bad = int(judgment.doc_uid[1:]) % 2
+                yield replace(judgment, status=status, log_odds=None) if bad else judgment
+
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        summary = annotate(job(60), Dumb(), store)
+        assert summary.statuses == {"ok": 150, status.value: 150}
+        assert summary.problems[status.value].count == 30
+        assert len(summary.problems[status.value].some) == 20
+        totals = store.totals(Dumb().fingerprint)
+        assert totals.statuses.get(status.value, 0) == (150 if status.final else 0)
+        assert totals.failures == (0 if status.final else 150)
+
+
+def test_stop_ends_the_asking_and_keeps_what_is_in_flight(tmp_path: Path) -> None:
+    class Ahead(FakeTeacher):
+        """Reads ten pairs before it answers the first."""
+
+        def score(self, pairs, *, expected=None):
+            stream = iter(pairs)
+            while some := list(islice(stream, 10)):
+                yield from super().score(some)
+
+    teacher, looks = Ahead(), iter(range(1000))
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        stopped = annotate(job(20), teacher, store, stop=lambda: next(looks) >= 37)
+        assert (stopped.stopped, stopped.asked, stopped.known, stopped.wanted) == (True, 37, 0, 100)
+        rest = annotate(job(20), teacher, store)
+        assert (rest.stopped, rest.asked, rest.known) == (False, 63, 37)
+        assert annotate(job(20), teacher, store, stop=lambda: True).stopped is False, (
+            "nothing was left to ask"
+        )
+    assert len(teacher.asked) == len(set(teacher.asked)) == 100
+
+
+def test_counts_are_exact_with_repeated_pairs_anywhere(tmp_path: Path) -> None:
+    docs, tags = catalog(40, 7)
+    twins = [Document(f"twin{i}", doc.title, doc.text) for i, doc in enumerate(docs)]
+    rng = random.Random(1)
+    pairs = [Pair(rng.choice(docs + twins), rng.choice(tags)) for _ in range(1000)]
+    teacher = FakeTeacher()
+    keys = {teacher.key(pair) for pair in pairs}
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        half = annotate(lambda: pairs[:100], teacher, store)
+        summary = annotate(lambda: pairs, teacher, store)
+    assert half.asked == half.wanted == len({teacher.key(pair) for pair in pairs[:100]})
+    assert (summary.wanted, summary.known) == (len(keys), half.asked)
+    assert sorted(teacher.asked) == sorted(keys)
 
 
 def test_a_teacher_that_dies_loses_nothing_it_answered(tmp_path: Path) -> None:
@@ -103,43 +183,6 @@ def test_progress_counts_only_what_is_committed(tmp_path: Path) -> None:
     with FeedbackStore(path) as store:
         annotate(job(30), FakeTeacher(), store, progress=progress)
     assert seen[0] == (0, 150) and seen[-1] == (150, 150)
-
-
-_KILLED = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from fakes import FakeTeacher
-from test_feedback import job
-from ezxmc.feedback.annotate import annotate
-from ezxmc.feedback.store import FeedbackStore
-with FeedbackStore(sys.argv[2]) as store:
-    print(annotate(job(60, 20, 10), FakeTeacher(log=Path(sys.argv[3]), delay=0.002), store).asked)
-"""
-
-
-def test_kill_9_loses_nothing_committed_and_asks_nothing_twice(tmp_path: Path) -> None:
-    path, rng = tmp_path / "f.sqlite", random.Random(0)
-    done: set[str] = set()
-    for attempt in range(12):
-        log = tmp_path / f"asked-{attempt}"
-        process = subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(_KILLED), str(Path(__file__).parent), str(path), str(log)]
-        )
-        if attempt < 5:
-            while not log.exists() and process.poll() is None:
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0.0, 0.5))
-            process.send_signal(signal.SIGKILL)
-        process.wait()
-        asked = set(log.read_text().split()) if log.exists() else set()
-        assert not asked & done, "a stored pair was asked again"
-        now = stored_keys(path)
-        assert done <= now, "a stored judgment was lost"
-        done = now
-        if attempt >= 5:
-            break
-    assert len(done) == 600
 
 
 def test_judgments_cannot_be_changed_or_deleted(tmp_path: Path) -> None:

@@ -1,20 +1,47 @@
-"""The annotation job: pairs − already judged → teacher → store."""
+"""The annotation job: pairs − already judged → teacher → store.
+
+A job of millions of pairs is read several times and never held: keys are
+counted in a temporary file, and what is asked about is looked up in the store
+a window at a time.
+"""
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice
+from typing import Any
 
+from ezxmc.errors import StoreError
+from ezxmc.feedback.claims import Claims
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Label, Pair
 from ezxmc.teacher.base import Teacher
 
 _BATCH = 64
 _FLUSH_SECONDS = 2.0
-_LOOKUP = 10_000
+_CHUNK = 10_000  # pairs looked up at once
+_WINDOW = 64  # pairs claimed at once; what other processes can take meanwhile begins after them
+_ATTEMPTS = 3
+_HOPELESS = 256  # failures in a row that end a round of second attempts
+_POLL_SECONDS = 0.2
+_NAMED = 20  # documents named for each kind of problem
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemDocuments:
+    """Documents with pairs that got no score.
+
+    Attributes:
+        count: How many, exactly.
+        some: The uids of the first of them.
+    """
+
+    count: int
+    some: list[str]
 
 
 @dataclass(slots=True)
@@ -23,14 +50,17 @@ class AnnotateSummary:
 
     Attributes:
         wanted: Distinct pairs in the job.
-        known: Of these, already in the store.
-        asked: Judgments the teacher gave now.
-        statuses: These by status.
+        known: Of these, in the store without asking: before, or given by
+            another process meanwhile.
+        asked: Pairs the teacher was asked about now.
+        statuses: These by what came of them in the end; a kind that is not
+            `Status.final` still has no judgment and is asked again by the next job.
         seconds: From the first answer asked for to the last stored, engine
             start-up included.
-        prompt_tokens: Prompt lengths of what was asked.
+        prompt_tokens: Prompt lengths of what was asked, repeated attempts included.
         cached_tokens: Of these, supplied by the prefix cache.
-        problem_docs: Some documents with a judgment that is not `ok`.
+        stopped: Whether `stop` ended the job before its last pair.
+        problems: By status, the documents with pairs that got no score.
     """
 
     wanted: int = 0
@@ -40,20 +70,17 @@ class AnnotateSummary:
     seconds: float = 0.0
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    problem_docs: list[str] = field(default_factory=list)
+    stopped: bool = False
+    problems: dict[str, ProblemDocuments] = field(default_factory=dict)
 
-    def add(self, judgment: Judgment) -> None:
-        """Count one new judgment."""
-        self.asked += 1
-        self.statuses[judgment.status.value] += 1
-        self.prompt_tokens += judgment.prompt_tokens
-        self.cached_tokens += judgment.cached_tokens
-        if (
-            judgment.log_odds is None
-            and len(self.problem_docs) < 20
-            and judgment.doc_uid not in self.problem_docs
-        ):
-            self.problem_docs.append(judgment.doc_uid)
+    @property
+    def problem_docs(self) -> list[str]:
+        """Some documents with a pair that got no score."""
+        return list(dict.fromkeys(uid for found in self.problems.values() for uid in found.some))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {**asdict(self), "statuses": dict(self.statuses)}
 
 
 def annotate(
@@ -61,20 +88,26 @@ def annotate(
     teacher: Teacher,
     store: FeedbackStore,
     *,
+    stop: Callable[[], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> AnnotateSummary:
     """Ask the teacher for every pair the store does not hold yet.
 
     Killed at any moment and called again with the same arguments, it goes on
-    where the last commit was. A judgment is counted in `progress` only once it
-    is committed.
+    where the last commit was. Several processes may work on one store: none
+    asks about a pair another has in hand, and all return when all is answered.
+    Failed pairs are asked again at the end, twice at most, and only while that
+    gives answers.
 
     Args:
-        pairs: Gives the job's pairs, document by document; called twice, so
-            that the job is never held in memory.
+        pairs: Gives the job's pairs, document by document, the same each time;
+            called at least twice, so that the job is never held in memory.
         teacher: Asked only if something is missing.
         store: Where judgments go.
-        progress: Called with (stored, wanted).
+        stop: Looked at before each pair is handed to the teacher; once true,
+            no further pair is asked, and what is in flight is finished and
+            stored.
+        progress: Called with (in the store, wanted), only after a commit.
 
     Returns:
         Counts, statuses and tokens.
@@ -83,64 +116,192 @@ def annotate(
         TeacherError: The engine could not start or died; stored judgments stay.
         StoreError: The store could not be written.
     """
-    summary = AnnotateSummary()
-    for wanted, missing in _missing(pairs(), teacher, store):
-        summary.wanted += wanted
-        summary.known += wanted - len(missing)
-    expected = summary.wanted - summary.known
-    if progress:
-        progress(summary.known, summary.wanted)
-    if not expected:
-        return summary
+    job = _Job(pairs, teacher, store, stop or (lambda: False), progress or (lambda done, total: None))
+    if missing := job.count():
+        job.answer(missing)
+    return job.summary
 
-    session = store.open_session(teacher.fingerprint, teacher.description)
-    todo = (pair for _, missing in _missing(pairs(), teacher, store) for pair in missing)
-    started = flushed = time.monotonic()
-    first: float | None = None
-    batch: list[Judgment] = []
 
-    def flush() -> None:
-        nonlocal flushed
-        now = time.monotonic()
-        store.append(session, batch, now - flushed)
-        for judgment in batch:
-            summary.add(judgment)
-        batch.clear()
-        flushed = time.monotonic()
-        if progress:
-            progress(summary.known + summary.asked, summary.wanted)
+class _Job:
+    def __init__(
+        self,
+        pairs: Callable[[], Iterable[Pair]],
+        teacher: Teacher,
+        store: FeedbackStore,
+        stop: Callable[[], bool],
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self.pairs = pairs
+        self.teacher = teacher
+        self.store = store
+        self.stop = stop
+        self.progress = progress
+        self.summary = AnnotateSummary()
+        self.answered = 0
+        self.in_hand: dict[str, int] = {}
+        """Keys the teacher was asked and nothing is stored of, with the chunk they are in."""
+        self.failing: set[int] = set()
+        """Chunks with failed pairs."""
+        self.scoreless: dict[str, set[str]] = {}
+        """By final status, documents with a judgment that holds no score."""
+        self.in_vain = 0
 
-    try:
-        for judgment in teacher.score(todo, expected=expected):
-            if first is None:
+    def count(self) -> set[int]:
+        """Count the job; returns the chunks something is missing of."""
+        missing, tally = set(), _Tally()
+        for number, chunk in enumerate(_chunks(self.pairs())):
+            keys = {self.teacher.key(pair) for pair in chunk}
+            known = self.store.known(list(keys))
+            tally.add(keys, known)
+            if len(known) < len(keys):
+                missing.add(number)
+        self.summary.wanted, self.summary.known = tally.close()
+        self._tell()
+        return missing
+
+    def answer(self, chunks: set[int]) -> None:
+        """Ask about what is missing in `chunks`, until all is known or asking again does not help."""
+        summary, started = self.summary, time.monotonic()
+        self.session = self.store.open_session(self.teacher.fingerprint, self.teacher.description)
+        self.claims = Claims(self.store.path)
+        try:
+            for attempt in range(1, _ATTEMPTS + 1):
+                answered, self.failing, self.in_vain = self.answered, set(), 0
+                elsewhere = self._round(chunks, attempt)
+                while elsewhere and not summary.stopped:
+                    looked = time.monotonic()
+                    elsewhere = self._round(elsewhere, attempt)
+                    if elsewhere:
+                        time.sleep(max(_POLL_SECONDS, time.monotonic() - looked))
+                        summary.stopped = self.stop()
+                if summary.stopped or not self.failing or (attempt > 1 and self.answered == answered):
+                    break
+                chunks = self.failing
+        finally:
+            self.claims.close()
+            summary.seconds = time.monotonic() - started
+        self._sum_up()
+
+    def _round(self, chunks: set[int], attempt: int) -> set[int]:
+        """Ask what is missing once; returns the chunks with pairs that other processes have in hand."""
+        elsewhere: set[int] = set()
+        stream = self._offered(chunks, attempt, elsewhere)
+        # The engine is not started for nothing.
+        if first := next(stream, None):
+            self._ask(chain((first,), stream))
+        return elsewhere
+
+    def _offered(self, chunks: set[int], attempt: int, elsewhere: set[int]) -> Iterator[Pair]:
+        """Pairs that nobody has judged or has in hand and that failed less than `attempt` times."""
+        for number, chunk in enumerate(_chunks(self.pairs())):
+            if number not in chunks:
+                continue
+            keyed = {self.teacher.key(pair): pair for pair in chunk}
+            known = self.store.known(list(keyed))
+            missing = iter([key for key in keyed if key not in known])
+            while window := list(islice(missing, _WINDOW)):
+                if attempt > 1 and self.in_vain > _HOPELESS:
+                    return
+                free = [key for key in window if key not in self.in_hand]
+                mine = [key for key in free if self.claims.take(key)]
+                if len(mine) < len(free):
+                    elsewhere.add(number)
+                # Only now can nobody else answer them.
+                settled = self.store.known(mine) | self.store.given_up(self.session, mine, attempt)
+                for key in mine:
+                    if key in settled:
+                        self.claims.release(key)
+                        continue
+                    if self.stop():
+                        self.summary.stopped = True
+                        return
+                    self.in_hand[key] = number
+                    yield keyed[key]
+
+    def _ask(self, stream: Iterator[Pair]) -> None:
+        expected = self.summary.wanted - self.summary.known - self.answered
+        batch: list[Judgment] = []
+        flushed = 0.0
+        try:
+            for judgment in self.teacher.score(stream, expected=expected):
                 # The engine's start-up is no part of its speed.
-                first = flushed = time.monotonic()
-            batch.append(judgment)
-            if len(batch) >= _BATCH or time.monotonic() - flushed > _FLUSH_SECONDS:
-                flush()
-    finally:
-        if batch:
-            flush()
-        summary.seconds = time.monotonic() - started
-    return summary
+                flushed = flushed or time.monotonic()
+                batch.append(judgment)
+                if len(batch) >= _BATCH or time.monotonic() - flushed > _FLUSH_SECONDS:
+                    self._keep(batch, time.monotonic() - flushed)
+                    batch, flushed = [], time.monotonic()
+        finally:
+            if batch:
+                self._keep(batch, time.monotonic() - flushed)
+
+    def _keep(self, batch: Sequence[Judgment], seconds: float) -> None:
+        new = self.store.append(self.session, batch, seconds)
+        for judgment in batch:
+            chunk = self.in_hand.pop(judgment.key)
+            self.claims.release(judgment.key)
+            if not judgment.status.final:
+                self.failing.add(chunk)
+            self.in_vain = 0 if judgment.status.final else self.in_vain + 1
+            self.summary.prompt_tokens += judgment.prompt_tokens
+            self.summary.cached_tokens += judgment.cached_tokens
+        for judgment in new:
+            self.summary.statuses[judgment.status.value] += 1
+            if judgment.log_odds is None:
+                self.scoreless.setdefault(judgment.status.value, set()).add(judgment.doc_uid)
+        self.answered += len(new)
+        self._tell()
+
+    def _tell(self) -> None:
+        self.progress(self.summary.known + self.answered, self.summary.wanted)
+
+    def _sum_up(self) -> None:
+        summary = self.summary
+        for kind, uids in self.scoreless.items():
+            summary.problems[kind] = ProblemDocuments(len(uids), sorted(uids)[:_NAMED])
+        failed = self.store.failed(self.session)
+        for status, (count, documents) in failed.items():
+            summary.statuses[status.value] = count
+            summary.problems[status.value] = ProblemDocuments(
+                documents, self.store.failed_documents(self.session, status, _NAMED)
+            )
+        summary.asked = summary.statuses.total()
+        if not summary.stopped:
+            summary.known = summary.wanted - summary.asked
+            self._tell()
 
 
-def _missing(
-    pairs: Iterable[Pair], teacher: Teacher, store: FeedbackStore
-) -> Iterator[tuple[int, list[Pair]]]:
-    """Chunks of the job: how many distinct pairs, and those of them not judged yet."""
+class _Tally:
+    """Distinct pairs, counted exactly; their keys lie in a temporary file, not in memory."""
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect("", isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=OFF")
+        self._db.execute("PRAGMA cache_size=-32768")
+        self._db.execute("CREATE TABLE keys (key BLOB PRIMARY KEY, known INTEGER) WITHOUT ROWID")
+        self._db.execute("BEGIN")
+
+    def add(self, keys: set[str], known: set[str]) -> None:
+        """Count pairs not met before."""
+        try:
+            # 128 bits tell 10^9 pairs apart; in key order neighbours fall on the same page.
+            rows = sorted((bytes.fromhex(key[:32]), key in known) for key in keys)
+            self._db.executemany("INSERT OR IGNORE INTO keys VALUES (?, ?)", rows)
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"temporary file of pair keys: {error}", "make room where TMPDIR or SQLITE_TMPDIR points"
+            ) from error
+
+    def close(self) -> tuple[int, int]:
+        """How many pairs, and how many of them are known."""
+        wanted, known = self._db.execute("SELECT COUNT(*), TOTAL(known) FROM keys").fetchone()
+        self._db.close()
+        return wanted, int(known)
+
+
+def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
     stream = iter(pairs)
-    seen: set[bytes] = set()
-    while chunk := list(islice(stream, _LOOKUP)):
-        keyed: dict[str, Pair] = {}
-        for pair in chunk:
-            key = teacher.key(pair)
-            short = bytes.fromhex(key[:32])
-            if short not in seen:
-                seen.add(short)
-                keyed[key] = pair
-        known = store.known(list(keyed))
-        yield len(keyed), [pair for key, pair in keyed.items() if key not in known]
+    while chunk := list(islice(stream, _CHUNK)):
+        yield chunk
 
 
 def pairs_of(
@@ -164,8 +325,7 @@ def recall(pairs: Iterable[Pair], teacher: Teacher, store: FeedbackStore) -> Ite
     Judgments are kept by content: two documents of equal text share one, and
     a renamed document keeps its own.
     """
-    stream = iter(pairs)
-    while chunk := list(islice(stream, _LOOKUP)):
+    for chunk in _chunks(pairs):
         keys = [teacher.key(pair) for pair in chunk]
         found = store.get(keys)
         for key, pair in zip(keys, chunk, strict=True):

@@ -2,108 +2,31 @@
 
 Append-only, keyed by content, in WAL mode: a process killed at any moment
 loses at most the batch it had not yet committed, and a committed judgment is
-never asked for again.
+never asked for again. Several processes may write at once.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ezxmc.errors import StoreError
+from ezxmc.feedback.database import Database
+from ezxmc.feedback.totals import Failure, StoreTotals
 from ezxmc.records import Judgment, Status
 
-SCHEMA_VERSION = 1
-_SCHEMA = """
-CREATE TABLE teachers (
-    id INTEGER PRIMARY KEY,
-    fingerprint TEXT NOT NULL UNIQUE,
-    description TEXT NOT NULL
-);
-CREATE TABLE judgments (
-    key BLOB PRIMARY KEY,
-    teacher INTEGER NOT NULL REFERENCES teachers(id),
-    doc_uid TEXT NOT NULL,
-    label_uid TEXT NOT NULL,
-    status TEXT NOT NULL,
-    log_odds REAL,
-    label_mass REAL,
-    prompt_tokens INTEGER NOT NULL,
-    cached_tokens INTEGER NOT NULL,
-    CHECK ((log_odds IS NULL) = (status <> 'ok'))
-) WITHOUT ROWID;
-CREATE TABLE failures (
-    key BLOB NOT NULL,
-    doc_uid TEXT NOT NULL,
-    label_uid TEXT NOT NULL,
-    status TEXT NOT NULL,
-    at REAL NOT NULL
-);
-CREATE TABLE sessions (
-    id INTEGER PRIMARY KEY,
-    teacher INTEGER NOT NULL REFERENCES teachers(id),
-    started REAL NOT NULL,
-    seconds REAL NOT NULL DEFAULT 0,
-    judged INTEGER NOT NULL DEFAULT 0
-);
-CREATE TRIGGER judgments_are_kept BEFORE DELETE ON judgments
-BEGIN SELECT RAISE(ABORT, 'judgments are append-only'); END;
-CREATE TRIGGER judgments_are_final BEFORE UPDATE ON judgments
-BEGIN SELECT RAISE(ABORT, 'judgments are append-only'); END;
-"""
-_LOOKUP = 500  # keys per SELECT, below SQLite's oldest limit on parameters
-
-
-@dataclass(frozen=True, slots=True)
-class StoreTotals:
-    """What the judgments of one teacher cost, over all sessions.
-
-    Attributes:
-        judgments: Rows stored.
-        statuses: Rows by status; failures not yet answered are in `failures`.
-        failures: Failed attempts logged (they are asked again).
-        prompt_tokens: Sum of prompt lengths.
-        cached_tokens: Of these, tokens the prefix cache supplied.
-        seconds: Time spent judging, engine start-up excluded.
-        sessions: How many times annotation was started.
-    """
-
-    judgments: int
-    statuses: dict[str, int]
-    failures: int
-    prompt_tokens: int
-    cached_tokens: int
-    seconds: float
-    sessions: int
-
-    @property
-    def computed_per_pair(self) -> float | None:
-        """Mean tokens the engine computed for one pair."""
-        return (self.prompt_tokens - self.cached_tokens) / self.judgments if self.judgments else None
-
-    @property
-    def cache_share(self) -> float | None:
-        """Share of prompt tokens the prefix cache supplied, in [0, 1]."""
-        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
-
-    @property
-    def pairs_per_second(self) -> float | None:
-        """Judgments per second over all sessions."""
-        return self.judgments / self.seconds if self.seconds else None
+_NAMES_KEPT = 200_000
 
 
 class FeedbackStore:
     """Judgments on disk. Use as a context manager, from one thread.
 
     Args:
-        path: The SQLite file; made with its folder if absent.
+        path: The SQLite file; made with its folder if absent. A file of an
+            earlier release is brought to the present schema.
 
     Raises:
         StoreError: Not a store, written by a newer version, or not writable.
@@ -111,54 +34,8 @@ class FeedbackStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        with self._translated():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
-            try:
-                # NORMAL survives the death of the process; only a power cut may
-                # take the last commits, and then the file stays consistent.
-                self._db.execute("PRAGMA journal_mode=WAL")
-                self._db.execute("PRAGMA synchronous=NORMAL")
-                self._migrate()
-            except BaseException:
-                self._db.close()
-                raise
-
-    def _migrate(self) -> None:
-        with self._transaction():
-            found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if found == 0:
-                for statement in _statements(_SCHEMA):
-                    self._db.execute(statement)
-                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            elif found > SCHEMA_VERSION:
-                raise StoreError(
-                    f"{self.path} has schema {found}, this ezxmc knows {SCHEMA_VERSION}", "upgrade ezxmc"
-                )
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            cure = "is the disk full or read-only? judgments already stored are safe"
-            if "not a database" in str(error) or "malformed" in str(error):
-                cure = "move the file away, or restore it from a copy"
-            raise StoreError(f"feedback store {self.path}: {error}", cure) from error
-        except OSError as error:
-            raise StoreError(f"feedback store {self.path}: {error}", "choose a writable place") from error
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._translated():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+        self._db = Database(self.path)
+        self._ids: dict[str, int] = {}
 
     def __enter__(self) -> FeedbackStore:
         return self
@@ -172,25 +49,32 @@ class FeedbackStore:
         """Close the file; committed judgments are already safe."""
         self._db.close()
 
+    @property
+    def size(self) -> int:
+        """Bytes on disk, those still in the write-ahead log included."""
+        return self._db.size
+
     def open_session(self, fingerprint: str, description: dict[str, Any]) -> int:
         """Register a teacher and the start of an annotation session; returns its id."""
-        with self._transaction():
-            self._db.execute(
+        with self._db.transaction():
+            self._db.run(
                 "INSERT OR IGNORE INTO teachers (fingerprint, description) VALUES (?, ?)",
-                (fingerprint, json.dumps(description, sort_keys=True)),
+                fingerprint,
+                json.dumps(description, sort_keys=True),
             )
-            row = self._db.execute(
+            row = self._db.rows(
                 "INSERT INTO sessions (teacher, started) SELECT id, ? FROM teachers WHERE fingerprint = ? "
                 "RETURNING id",
-                (time.time(), fingerprint),
-            ).fetchone()
+                time.time(),
+                fingerprint,
+            )[0]
         return int(row[0])
 
-    def append(self, session: int, judgments: Sequence[Judgment], seconds: float) -> int:
+    def append(self, session: int, judgments: Sequence[Judgment], seconds: float) -> list[Judgment]:
         """Store a batch in one transaction; once it returns, a crash cannot lose it.
 
-        Judgments with a passing failure (`engine_error`) are logged and stay
-        unknown, so they are asked again.
+        Passing failures (`Status.final` is false) are noted apart and stay
+        unknown, so they are asked again; an answer takes the note away.
 
         Args:
             session: From `open_session`.
@@ -198,132 +82,224 @@ class FeedbackStore:
             seconds: Time this batch took to judge.
 
         Returns:
-            How many judgments were new.
+            The judgments that were new.
         """
-        final = [j for j in judgments if j.status.final]
-        now = time.time()
-        with self._transaction():
-            teacher = self._db.execute("SELECT teacher FROM sessions WHERE id = ?", (session,)).fetchone()[0]
-            before = self._db.total_changes
-            self._db.executemany(
-                "INSERT OR IGNORE INTO judgments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [
-                    (
-                        bytes.fromhex(j.key),
-                        teacher,
-                        j.doc_uid,
-                        j.label_uid,
-                        j.status.value,
-                        j.log_odds,
-                        j.label_mass,
-                        j.prompt_tokens,
-                        j.cached_tokens,
-                    )
-                    for j in final
-                ],
-            )
-            new = self._db.total_changes - before
-            self._db.executemany(
-                "INSERT INTO failures VALUES (?, ?, ?, ?, ?)",
-                [
-                    (bytes.fromhex(j.key), j.doc_uid, j.label_uid, j.status.value, now)
-                    for j in judgments
-                    if not j.status.final
-                ],
-            )
-            self._db.execute(
-                "UPDATE sessions SET seconds = seconds + ?, judged = judged + ? WHERE id = ?",
-                (seconds, new, session),
+        failed = [j for j in judgments if not j.status.final]
+        with self._db.transaction():
+            new = self._insert(session, judgments)
+            if failed:
+                self._note(session, failed)
+            self._db.run(
+                "UPDATE sessions SET seconds = seconds + ?, judged = judged + ?, failed = failed + ? "
+                "WHERE id = ?",
+                seconds,
+                len(new),
+                len(failed),
+                session,
             )
         return new
 
+    def merge(self, session: int, judgments: Sequence[Judgment]) -> int:
+        """Store judgments made elsewhere, in one transaction; returns how many were new."""
+        with self._db.transaction():
+            new = len(self._insert(session, judgments))
+            self._db.run(
+                "UPDATE sessions SET imported = COALESCE(imported, 0) + ? WHERE id = ?", new, session
+            )
+        return new
+
+    def _insert(self, session: int, judgments: Sequence[Judgment]) -> list[Judgment]:
+        """Within a transaction: the final ones among `judgments` that are not stored yet."""
+        final = {j.key: j for j in judgments if j.status.final}
+        known = self.known(list(final))
+        # In key order neighbours fall on the same page.
+        new = [final[key] for key in sorted(final) if key not in known]
+        if not new:
+            return new
+        teacher = self._db.rows("SELECT teacher FROM sessions WHERE id = ?", session)[0][0]
+        ids = self._named({uid for j in new for uid in (j.doc_uid, j.label_uid)})
+        self._db.run_each(
+            "INSERT INTO judgments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                (
+                    bytes.fromhex(j.key),
+                    teacher,
+                    ids[j.doc_uid],
+                    ids[j.label_uid],
+                    j.status.value,
+                    j.log_odds,
+                    j.label_mass,
+                    j.prompt_tokens,
+                    j.cached_tokens,
+                )
+                for j in new
+            ),
+        )
+        counts: dict[str, list[int]] = {}
+        for j in new:
+            count = counts.setdefault(j.status.value, [0, 0, 0])
+            for i, value in enumerate((1, j.prompt_tokens, j.cached_tokens)):
+                count[i] += value
+        self._db.run_each(
+            "INSERT INTO counts VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
+            "judgments = judgments + excluded.judgments, "
+            "prompt_tokens = prompt_tokens + excluded.prompt_tokens, "
+            "cached_tokens = cached_tokens + excluded.cached_tokens",
+            ((teacher, status, *count) for status, count in counts.items()),
+        )
+        self._db.run_each("DELETE FROM failures WHERE key = ?", ((bytes.fromhex(j.key),) for j in new))
+        return new
+
+    def _named(self, uids: set[str]) -> dict[str, int]:
+        """Row ids of uids, new ones added."""
+        if len(self._ids) > _NAMES_KEPT:
+            self._ids.clear()
+        if unknown := [uid for uid in uids if uid not in self._ids]:
+            self._db.run_each("INSERT OR IGNORE INTO names (name) VALUES (?)", zip(unknown))
+            self._ids.update(self._db.among("SELECT name, id FROM names WHERE name", unknown))
+        return self._ids
+
+    def _note(self, session: int, failed: Sequence[Judgment]) -> None:
+        """Within a transaction: what each pair's last attempt came to, unless it is answered by now."""
+        known = self.known([j.key for j in failed])
+        now = time.time()
+        self._db.run_each(
+            "INSERT INTO failures VALUES (?, ?, ?, ?, ?, 1, ?) ON CONFLICT DO UPDATE SET "
+            "session = excluded.session, doc_uid = excluded.doc_uid, label_uid = excluded.label_uid, "
+            "status = excluded.status, at = excluded.at, "
+            "attempts = IIF(session = excluded.session, attempts, 0) + 1",
+            (
+                (bytes.fromhex(j.key), session, j.doc_uid, j.label_uid, j.status.value, now)
+                for j in failed
+                if j.key not in known
+            ),
+        )
+
     def known(self, keys: Sequence[str]) -> set[str]:
         """The keys among `keys` that are already judged."""
-        return {row[0].hex() for row in self._lookup("key", keys)}
+        return {row[0].hex() for row in self._db.among("SELECT key FROM judgments WHERE key", _raw(keys))}
+
+    def given_up(self, session: int, keys: Sequence[str], attempts: int) -> set[str]:
+        """The keys among `keys` that failed `attempts` times or more in one session."""
+        rows = self._db.among("SELECT key, session, attempts FROM failures WHERE key", _raw(keys))
+        return {row[0].hex() for row in rows if row[1] == session and row[2] >= attempts}
 
     def get(self, keys: Sequence[str]) -> dict[str, Judgment]:
         """The stored judgments among `keys`, by key."""
-        found = map(_judgment, self._lookup(_COLUMNS, keys))
+        found = map(_judgment, self._db.among(f"{_ROWS} WHERE key", _raw(keys)))
         return {judgment.key: judgment for judgment in found}
-
-    def _lookup(self, columns: str, keys: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        with self._translated():
-            for start in range(0, len(keys), _LOOKUP):
-                part = [bytes.fromhex(key) for key in keys[start : start + _LOOKUP]]
-                marks = ",".join("?" * len(part))
-                yield from self._db.execute(f"SELECT {columns} FROM judgments WHERE key IN ({marks})", part)
 
     def judgments(self, fingerprint: str | None = None) -> Iterator[Judgment]:
         """All judgments, streamed; of one teacher if `fingerprint` is given."""
-        where, values = "", []
-        if fingerprint is not None:
-            where = " WHERE teacher = (SELECT id FROM teachers WHERE fingerprint = ?)"
-            values = [fingerprint]
-        with self._translated():
-            yield from map(_judgment, self._db.execute(f"SELECT {_COLUMNS} FROM judgments{where}", values))
+        for teacher in self.teachers() if fingerprint is None else (fingerprint,):
+            for rows in self.batches(teacher):
+                yield from map(_judgment, rows)
+
+    def batches(self, fingerprint: str, size: int = 10_000) -> Iterator[list[tuple[Any, ...]]]:
+        """One teacher's judgments as rows.
+
+        Yields:
+            Up to `size` rows (key, doc uid, label uid, status, log-odds, label
+            mass, prompt tokens, cached tokens).
+        """
+        return self._db.batches(
+            f"{_ROWS} WHERE teacher = (SELECT id FROM teachers WHERE fingerprint = ?)", fingerprint, size=size
+        )
+
+    def teachers(self) -> dict[str, dict[str, Any]]:
+        """Fingerprints and descriptions, the teacher asked last at the end, imported ones before."""
+        rows = self._db.rows(
+            "SELECT fingerprint, description FROM teachers LEFT JOIN sessions ON teacher = teachers.id "
+            "GROUP BY teachers.id ORDER BY MAX(IIF(imported IS NULL, sessions.id, NULL)), MAX(sessions.id)"
+        )
+        return {fingerprint: json.loads(description) for fingerprint, description in rows}
 
     def newest_teacher(self) -> str | None:
-        """Fingerprint of the teacher asked last; `None` in an empty store."""
-        with self._translated():
-            row = self._db.execute(
-                "SELECT fingerprint FROM sessions JOIN teachers ON teachers.id = sessions.teacher "
-                "ORDER BY sessions.id DESC LIMIT 1"
-            ).fetchone()
-        return row[0] if row else None
+        """Fingerprint of the teacher asked last, else imported last; `None` in an empty store."""
+        return next(reversed(self.teachers()), None)
+
+    def judged(self, fingerprint: str) -> int:
+        """Judgments one teacher was asked for and gave, over all sessions."""
+        return int(self._over_sessions("TOTAL(judged)", fingerprint))
 
     def judging_seconds(self, fingerprint: str) -> float:
-        """Time one teacher has spent judging, over all sessions; cheap, unlike `totals`."""
-        with self._translated():
-            return float(
-                self._db.execute(
-                    "SELECT TOTAL(seconds) FROM sessions JOIN teachers ON teachers.id = sessions.teacher "
-                    "WHERE fingerprint = ?",
-                    (fingerprint,),
-                ).fetchone()[0]
-            )
+        """Time one teacher has spent judging, over all sessions."""
+        return self._over_sessions("TOTAL(seconds)", fingerprint)
+
+    def _over_sessions(self, value: str, fingerprint: str) -> float:
+        return float(
+            self._db.rows(
+                f"SELECT {value} FROM sessions JOIN teachers ON teachers.id = sessions.teacher "
+                "WHERE fingerprint = ?",
+                fingerprint,
+            )[0][0]
+        )
+
+    def failures(self, fingerprint: str) -> Iterator[Failure]:
+        """Pairs one teacher still owes a judgment after failed attempts, by kind and document."""
+        for rows in self._db.batches(
+            "SELECT failures.doc_uid, label_uid, status, attempts, at FROM failures "
+            f"{_OF_TEACHER} ORDER BY status, doc_uid, label_uid",
+            fingerprint,
+        ):
+            for doc, label, status, attempts, at in rows:
+                yield Failure(doc, label, Status(status), attempts, at)
+
+    def failed(self, session: int) -> dict[Status, tuple[int, int]]:
+        """By status: pairs whose attempts in one session all failed, and documents they belong to."""
+        rows = self._db.rows(
+            "SELECT status, COUNT(*), COUNT(DISTINCT doc_uid) FROM failures WHERE session = ? GROUP BY 1",
+            session,
+        )
+        return {Status(status): (pairs, documents) for status, pairs, documents in rows}
+
+    def failed_documents(self, session: int, status: Status, limit: int) -> list[str]:
+        """Some documents of such pairs."""
+        rows = self._db.rows(
+            "SELECT DISTINCT doc_uid FROM failures WHERE session = ? AND status = ? LIMIT ?",
+            session,
+            status.value,
+            limit,
+        )
+        return [uid for (uid,) in rows]
 
     def totals(self, fingerprint: str) -> StoreTotals:
-        """Counts and cost of one teacher's judgments."""
-        with self._translated():
-            row = self._db.execute("SELECT id FROM teachers WHERE fingerprint = ?", (fingerprint,)).fetchone()
-            teacher = row[0] if row else -1
-            statuses = dict(
-                self._db.execute(
-                    "SELECT status, COUNT(*) FROM judgments WHERE teacher = ? GROUP BY status", (teacher,)
-                )
-            )
-            prompt, cached = self._db.execute(
-                "SELECT TOTAL(prompt_tokens), TOTAL(cached_tokens) FROM judgments WHERE teacher = ?",
-                (teacher,),
-            ).fetchone()
-            sessions = self._db.execute(
-                "SELECT COUNT(*) FROM sessions WHERE teacher = ?", (teacher,)
-            ).fetchone()[0]
-            failures = self._db.execute("SELECT COUNT(*) FROM failures").fetchone()[0]
+        """Counts and cost of one teacher's judgments; no scan, however many there are."""
+        counts = self._db.rows(
+            "SELECT status, judgments, prompt_tokens, cached_tokens FROM counts "
+            "WHERE teacher = (SELECT id FROM teachers WHERE fingerprint = ?)",
+            fingerprint,
+        )
+        kinds = dict(
+            self._db.rows(f"SELECT status, COUNT(*) FROM failures {_OF_TEACHER} GROUP BY status", fingerprint)
+        )
         return StoreTotals(
-            judgments=sum(statuses.values()),
-            statuses=statuses,
-            failures=failures,
-            prompt_tokens=int(prompt),
-            cached_tokens=int(cached),
+            judgments=sum(row[1] for row in counts),
+            statuses={row[0]: row[1] for row in counts},
+            failures=sum(kinds.values()),
+            failures_by_kind=kinds,
+            prompt_tokens=sum(row[2] for row in counts),
+            cached_tokens=sum(row[3] for row in counts),
             seconds=self.judging_seconds(fingerprint),
-            sessions=sessions,
+            judged=self.judged(fingerprint),
+            sessions=int(self._over_sessions("COUNT(*) - COUNT(imported)", fingerprint)),
         )
 
 
-_COLUMNS = "key, doc_uid, label_uid, status, log_odds, label_mass, prompt_tokens, cached_tokens"
+# CROSS keeps SQLite from walking the names first.
+_ROWS = (
+    "SELECT key, docs.name, labels.name, status, log_odds, label_mass, prompt_tokens, cached_tokens "
+    "FROM judgments CROSS JOIN names AS docs ON docs.id = doc CROSS JOIN names AS labels ON labels.id = label"
+)
+_OF_TEACHER = (
+    "JOIN sessions ON sessions.id = failures.session JOIN teachers ON teachers.id = sessions.teacher "
+    "WHERE fingerprint = ?"
+)
+
+
+def _raw(keys: Sequence[str]) -> list[bytes]:
+    return [bytes.fromhex(key) for key in keys]
 
 
 def _judgment(row: tuple[Any, ...]) -> Judgment:
     return Judgment(row[0].hex(), row[1], row[2], Status(row[3]), *row[4:])
-
-
-def _statements(script: str) -> list[str]:
-    """Split a schema script; `executescript` would commit each statement by itself."""
-    statements, current = [], ""
-    for line in script.splitlines(keepends=True):
-        current += line
-        if sqlite3.complete_statement(current):
-            statements.append(current)
-            current = ""
-    return statements

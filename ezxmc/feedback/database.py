@@ -1,0 +1,133 @@
+"""One SQLite file: opened, migrated, written in transactions, its errors put into words."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ezxmc.errors import StoreError
+from ezxmc.feedback import schema
+
+_LOOKUP = 500  # values per SELECT, below SQLite's oldest limit on parameters
+_CACHE_KIB = 65_536  # keys are random: each insert falls on another page
+
+
+class Database:
+    """A connection to a store's file, in write-ahead mode.
+
+    Args:
+        path: Made with its folder if absent. A file of an earlier release is
+            brought to the present schema.
+
+    Raises:
+        StoreError: Not a store, written by a newer version, or not writable.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with self.translated():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            try:
+                # NORMAL survives the death of the process; only a power cut may
+                # take the last commits, and then the file stays consistent.
+                self._db.execute("PRAGMA journal_mode=WAL")
+                self._db.execute("PRAGMA synchronous=NORMAL")
+                self._db.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+                if self._version() != schema.VERSION:
+                    self._migrate()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
+
+    def _migrate(self) -> None:
+        with self.transaction():
+            # Another process may have been faster, so the version is looked at under the lock.
+            if (found := self._version()) > schema.VERSION:
+                raise StoreError(
+                    f"{self.path} has schema {found}, this ezxmc knows {schema.VERSION}", "upgrade ezxmc"
+                )
+            if found:
+                schema.migrate(self._db, found)
+            else:
+                schema.create(self._db)
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Errors of the file or the disk come out as `StoreError`."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"feedback store {self.path}: {error}", _cure(error)) from error
+        except OSError as error:
+            raise StoreError(f"feedback store {self.path}: {error}", "choose a writable place") from error
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing; other processes wait for its end before they write."""
+        with self.translated():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Close the file; committed rows are already safe."""
+        self._db.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk, those still in the write-ahead log included."""
+        files = (self.path, self.path.with_name(f"{self.path.name}-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def run(self, statement: str, *values: Any) -> None:
+        """Execute one statement."""
+        with self.translated():
+            self._db.execute(statement, values)
+
+    def run_each(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Execute one statement for each row of values."""
+        with self.translated():
+            self._db.executemany(statement, rows)
+
+    def batches(self, query: str, *values: Any, size: int = 10_000) -> Iterator[list[tuple[Any, ...]]]:
+        """The rows of `query`, at most `size` of them in memory."""
+        with self.translated():
+            cursor = self._db.execute(query, values)
+            while rows := cursor.fetchmany(size):
+                yield rows
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """All rows of `query`."""
+        with self.translated():
+            return self._db.execute(query, values).fetchall()
+
+    def among(self, query: str, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        """Rows of `query` followed by "IN (values)", a few values at a time."""
+        for start in range(0, len(values), _LOOKUP):
+            part = values[start : start + _LOOKUP]
+            yield from self.rows(f"{query} IN ({','.join('?' * len(part))})", *part)
+
+
+def _cure(error: sqlite3.DatabaseError) -> str:
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+        return "move the file away, or restore it from a copy"
+    if name.startswith("SQLITE_FULL"):
+        return "the disk is full: make room, then run the same command; judgments already stored are safe"
+    if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN")):
+        return "the file or its folder is read-only: copy the store to a writable folder and use the copy"
+    if name.startswith("SQLITE_BUSY"):
+        return "another process has been writing for a minute: wait for it, or end it"
+    return "is the disk full or failing? judgments already stored are safe"

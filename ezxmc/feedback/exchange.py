@@ -1,0 +1,238 @@
+"""Judgments out of a store into a file, and back.
+
+The file is Parquet or JSON lines with the columns `doc`, `label`, `status`,
+`log_odds`, `mass`, `prompt_tokens`, `cached_tokens`, `key`, `teacher` (its
+fingerprint) and `description` (of the teacher, JSON text, in its first row
+only). The replay teacher reads the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow
+import pyarrow.parquet
+
+from ezxmc.data import RowReport, iter_rows
+from ezxmc.errors import DataError, StoreError
+from ezxmc.feedback.store import FeedbackStore
+from ezxmc.records import Judgment, Status
+
+_BATCH = 10_000
+_SCHEMA = pyarrow.schema(
+    [
+        *((name, pyarrow.string()) for name in ("doc", "label", "status")),
+        *((name, pyarrow.float64()) for name in ("log_odds", "mass")),
+        *((name, pyarrow.int64()) for name in ("prompt_tokens", "cached_tokens")),
+        *((name, pyarrow.string()) for name in ("key", "teacher", "description")),
+    ]
+)
+_MOST_TOKENS = 1 << 53  # beyond it, JSON readers do not keep a number
+_WHOLE = 1.001  # label masses are sums of rounded probabilities
+
+
+@dataclass(frozen=True, slots=True)
+class ImportSummary:
+    """What `import_judgments` did.
+
+    Attributes:
+        new: Judgments the store did not hold.
+        duplicates: Judgments it held already, left as they were.
+    """
+
+    new: int
+    duplicates: int
+
+
+def export_judgments(
+    store: FeedbackStore,
+    out: Path,
+    *,
+    teacher: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write judgments to a file, in one step: a reader sees the old file or the whole new one.
+
+    Args:
+        store: Streamed; memory does not grow with it.
+        out: `.parquet` or `.jsonl`.
+        teacher: Fingerprint, or an unmistakable beginning of one; all teachers without it.
+        progress: Called with (rows written, rows in all).
+
+    Returns:
+        Rows written.
+
+    Raises:
+        StoreError: No such teacher, or the store cannot be read.
+        DataError: The file cannot be written, or is of another format.
+    """
+    if out.suffix not in (".parquet", ".jsonl"):
+        raise DataError(f"cannot write judgments to {out}", "name the file .parquet or .jsonl")
+    teachers = store.teachers()
+    if teacher is not None:
+        found = [fingerprint for fingerprint in teachers if fingerprint.startswith(teacher)]
+        if len(found) != 1:
+            raise StoreError(
+                f"{store.path} holds {len(found)} teachers whose fingerprint begins with {teacher!r}",
+                "`ezxmc judgments stats` shows them",
+            )
+        teachers = {found[0]: teachers[found[0]]}
+    total = sum(store.totals(fingerprint).judgments for fingerprint in teachers)
+    done = 0
+    with _replacing(out) as fresh:
+        writer = _Parquet(fresh) if out.suffix == ".parquet" else _JsonLines(fresh)
+        with writer:
+            for fingerprint, description in teachers.items():
+                told: str | None = json.dumps(description, ensure_ascii=False, sort_keys=True)
+                for rows in store.batches(fingerprint, _BATCH):
+                    keys, *columns = zip(*rows, strict=True)
+                    writer.write(
+                        [
+                            *columns,
+                            [key.hex() for key in keys],
+                            [fingerprint] * len(rows),
+                            [told, *[None] * (len(rows) - 1)],
+                        ]
+                    )
+                    told = None
+                    done += len(rows)
+                    if progress:
+                        progress(done, total)
+    return done
+
+
+@contextmanager
+def _replacing(out: Path) -> Iterator[Path]:
+    fresh = out.with_name(f".{out.name}.new")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield fresh
+        fresh.replace(out)
+    except OSError as error:
+        raise DataError(
+            f"{out} cannot be written: {error}", "is the folder writable, the disk full?"
+        ) from error
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+class _Parquet:
+    def __init__(self, path: Path) -> None:
+        self._writer = pyarrow.parquet.ParquetWriter(path, _SCHEMA, compression="zstd")
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
+
+    def write(self, columns: list[Any]) -> None:
+        arrays = [pyarrow.array(values, kind) for values, kind in zip(columns, _SCHEMA.types, strict=True)]
+        self._writer.write_batch(pyarrow.record_batch(arrays, schema=_SCHEMA))
+
+
+class _JsonLines:
+    def __init__(self, path: Path) -> None:
+        self._file: TextIO = path.open("w", encoding="utf-8")
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, columns: list[Any]) -> None:
+        for values in zip(*columns, strict=True):
+            row = dict(zip(_SCHEMA.names, values, strict=True))
+            if row["description"] is None:
+                del row["description"]
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def import_judgments(
+    store: FeedbackStore,
+    source: str | Path,
+    report: RowReport,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> ImportSummary:
+    """Put exported judgments into a store; interrupted, the same call goes on.
+
+    Args:
+        store: What it holds already is left as it is.
+        source: What `export_judgments` wrote; any row format is read.
+        report: Receives rows that are no judgment (`bad_judgment`).
+        progress: Called with (rows read, 0): the number of rows is not known.
+
+    Raises:
+        DataError: The file cannot be read.
+        StoreError: The store cannot be written.
+    """
+    sessions: dict[str, int] = {}
+    waiting: dict[str, list[Judgment]] = {}
+    held = new = 0
+
+    def flush() -> None:
+        nonlocal held, new
+        for fingerprint, judgments in waiting.items():
+            new += store.merge(sessions[fingerprint], judgments)
+        waiting.clear()
+        held = 0
+        if progress:
+            progress(report.rows, 0)
+
+    for file, line, row in iter_rows(source, report):
+        try:
+            judgment, fingerprint, description = _read(row)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            detail = f"no column {error}" if isinstance(error, KeyError) else str(error)
+            report.add(file, line, "bad_judgment", detail)
+            continue
+        report.kept += 1
+        if fingerprint not in sessions:
+            sessions[fingerprint] = store.open_session(fingerprint, description)
+        waiting.setdefault(fingerprint, []).append(judgment)
+        held += 1
+        if held >= _BATCH:
+            flush()
+    flush()
+    return ImportSummary(new, report.kept - new)
+
+
+def _read(row: dict[str, Any]) -> tuple[Judgment, str, dict[str, Any]]:
+    key, doc, label, teacher = (row[name] for name in ("key", "doc", "label", "teacher"))
+    if not all(isinstance(value, str) for value in (key, doc, label, teacher)) or not teacher:
+        raise ValueError("key, doc, label and teacher must be text")
+    f"{doc}{label}{teacher}".encode()  # a lone surrogate is no text
+    if len(key) != 64 or bytes.fromhex(key).hex() != key:
+        raise ValueError(f"a key is 64 lower-case hex digits, not {key[:80]!r}")
+    status = Status(row["status"])
+    if not status.final:
+        raise ValueError(f"{status} is a failed attempt, no judgment")
+    mass = _number(row, "mass")
+    if mass is not None and not 0 <= mass <= _WHOLE:
+        raise ValueError(f"mass {mass} is no probability")
+    prompt, cached = (int(row.get(name) or 0) for name in ("prompt_tokens", "cached_tokens"))
+    if not 0 <= cached <= prompt < _MOST_TOKENS:
+        raise ValueError(f"{cached} cached of {prompt} prompt tokens")
+    description = json.loads(row.get("description") or "{}")
+    if not isinstance(description, dict):
+        raise ValueError("a description is a JSON object")
+    return (
+        Judgment(key, doc, label, status, _number(row, "log_odds"), mass, prompt, cached),
+        teacher,
+        description,
+    )
+
+
+def _number(row: dict[str, Any], name: str) -> float | None:
+    value = row.get(name)
+    if value in (None, ""):
+        return None
+    if not math.isfinite(number := float(value)):
+        raise ValueError(f"{name} {number} is no number")
+    return number
