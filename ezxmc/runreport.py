@@ -17,10 +17,12 @@ from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.evaluation import evaluate
 from ezxmc.feedback.annotate import AnnotateSummary
-from ezxmc.feedback.store import FeedbackStore, StoreTotals
+from ezxmc.feedback.store import FeedbackStore
+from ezxmc.feedback.totals import StoreTotals
 from ezxmc.metrics import ReliabilityBin
 from ezxmc.records import Prediction
 from ezxmc.report import (
+    BudgetSummary,
     CalibrationSummary,
     CostSummary,
     CycleSummary,
@@ -65,6 +67,8 @@ class Findings:
         catalog: Its inputs.
         cycles: One entry a cycle.
         problem_docs: Documents with judgments that hold no score.
+        unasked_documents: Documents to learn from that the budget left without a judgment.
+        unasked_pairs: Candidates the budget left unasked.
         calibrator: If there was enough to fit one.
         predictions: One per document, in order.
         untrained: The same by the untrained encoder, where there is gold.
@@ -73,6 +77,8 @@ class Findings:
     catalog: Catalog
     cycles: list[CycleFindings] = field(default_factory=list)
     problem_docs: list[str] = field(default_factory=list)
+    unasked_documents: int = 0
+    unasked_pairs: int = 0
     calibrator: Calibrator | None = None
     predictions: list[Prediction] = field(default_factory=list)
     untrained: list[Prediction] = field(default_factory=list)
@@ -104,6 +110,7 @@ def assemble(
             gold=RowSummary(**catalog.gold_rows.to_dict()) if catalog.gold_rows else None,
         ),
         teacher=_teacher(teacher, totals, found.problem_docs),
+        budget=_budget(config, found),
         log_odds_histogram=_histogram(teacher, store),
         shortlist=[
             ShortlistSummary(
@@ -145,6 +152,15 @@ def _teacher(teacher: Teacher, totals: StoreTotals, problem_docs: Sequence[str])
         pairs_per_second=totals.pairs_per_second,
         seconds=totals.seconds,
         problem_docs=list(dict.fromkeys(problem_docs)),
+    )
+
+
+def _budget(config: RunConfig, found: Findings) -> BudgetSummary | None:
+    limits = config.budget.model_dump()
+    if not any(limits.values()):
+        return None
+    return BudgetSummary(
+        **limits, unasked_documents=found.unasked_documents, unasked_pairs=found.unasked_pairs
     )
 
 

@@ -24,6 +24,7 @@ class Spy:
     teacher: FakeTeacher
     report: RunReport
     targets: list[set[tuple[str, str]]] = field(default_factory=list)
+    context: list[set[tuple[str, str]]] = field(default_factory=list)
     trained: list[set[str]] = field(default_factory=list)
     selected: list[set[str]] = field(default_factory=list)
 
@@ -54,9 +55,10 @@ def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | No
     spy = Spy(settings, teacher or FakeTeacher(topical), RunReport(title="", created=""))
     build, train = pipeline.build_targets, pipeline.train_bi_encoder
 
-    def build_targets(judgments: Any, config: Any) -> Any:
+    def build_targets(judgments: Any, config: Any, context: Any) -> Any:
         spy.targets.append({(judgment.doc_uid, judgment.label_uid) for judgment in judgments})
-        return build(judgments, config)
+        spy.context.append({(judgment.doc_uid, judgment.label_uid) for judgment in context})
+        return build(judgments, config, context)
 
     def train_bi_encoder(documents: Any, *args: Any, held_out: Any, **options: Any) -> Any:
         spy.trained.append({d.uid for d in documents})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import sys
@@ -18,8 +19,10 @@ from typer.testing import CliRunner
 
 from ezxmc.bundle import save_bundle
 from ezxmc.cli import app as program
+from ezxmc.cli import teacher
 from ezxmc.config import DataConfig, RunConfig
 from ezxmc.feedback.store import FeedbackStore
+from ezxmc.plan import plan as ezxmc_plan
 from ezxmc.records import Document, Label, Pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -116,9 +119,12 @@ COMMANDS = commands()
 
 def test_all_commands_are_there() -> None:
     alone = {"init", "doctor", "run", "predict", "evaluate", "report"}
-    steps = {"shortlist", "annotate", "train", "index", "calibrate"}
+    steps = {"plan", "shortlist", "annotate", "train", "index", "calibrate"}
     models = {"models list", "models pull", "models path"}
-    assert {" ".join(names) for names in COMMANDS} == alone | steps | models
+    judgments = {f"judgments {name}" for name in ("stats", "failures", "export", "import")}
+    prompts = {"prompts list", "prompts show", "prompts check"}
+    groups = models | judgments | prompts | {"bench teacher"}
+    assert {" ".join(names) for names in COMMANDS} == alone | steps | groups
 
 
 @pytest.mark.parametrize("names", COMMANDS, ids=" ".join)
@@ -201,6 +207,41 @@ def test_run_and_report(ezxmc: Ezxmc, catalog: Path, tmp_path: Path) -> None:
     assert "<html" in (tmp_path / "page.html").read_text()
 
 
+def test_plan_tells_what_a_run_will_cost(ezxmc: Ezxmc, catalog: Path, tmp_path: Path) -> None:
+    counted = ezxmc("plan", catalog, "--no-probe", "--json")
+    assert counted.code == 0, counted.err
+    assert counted.json["total"]["seconds"] is None and not (tmp_path / "run").exists()
+    assert [part["name"] for part in counted.json["parts"]] == ["cycle 1", "calibration"]
+    probed = ezxmc("plan", catalog, "--probe-pairs", 40, "--json").json
+    assert probed["probe"]["pairs"] == 40 and probed["parts"][0]["known"] == 40
+    shown = ezxmc("plan", catalog, "--max-pairs", 100)
+    assert shown.code == 0 and "cycle 1" in shown.out and "left unasked by the budget" in shown.out
+    default = inspect.signature(ezxmc_plan).parameters["probe_pairs"].default
+    assert inspect.signature(teacher.plan).parameters["probe_pairs"].default == default
+    # The run finds what the probe asked.
+    assert ezxmc("run", catalog, "--json").json["cycles"][0]["pairs_known"] >= 40
+
+
+def test_a_run_and_an_annotation_keep_to_their_budgets(ezxmc: Ezxmc, catalog: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        done = ezxmc("run", catalog, "--max-pairs", 150, "--json")
+        assert done.code == 0, done.err
+        assert done.json["teacher"]["judgments"] == 150
+        assert done.json["budget"]["unasked_pairs"] > 0 and "The budget left" in done.err
+    wider = ezxmc("run", catalog, "--json").json
+    assert wider["cycles"][0]["pairs_known"] > 0 and wider["budget"] is None
+
+    inputs = ("documents.jsonl", "labels.jsonl")
+    encoder = yaml.safe_load(catalog.read_text())["training"]["encoder"]
+    ezxmc("shortlist", *inputs, "--encoder", encoder, "--size", 6, "-o", "s.jsonl")
+    ask = ("annotate", *inputs, "s.jsonl", "--replay", "judgments.jsonl", "--store", "f.sqlite", "--json")
+    for asked in (240, 0):
+        found = ezxmc(*ask, "--max-pairs", 240).json
+        assert (found["asked"], found["unasked_by_budget"]) == (asked, 120)
+    assert ezxmc(*ask, "--max-pairs", 300).json["asked"] == 60
+    assert ezxmc(*ask, "--max-hours", 0).code == 2
+
+
 def test_run_tells_of_bad_rows_and_strict_stops(ezxmc: Ezxmc, catalog: Path) -> None:
     with (catalog.parent / "documents.jsonl").open("a") as handle:
         handle.write('{"uid": "d0", "text": "again"}\n')
@@ -280,6 +321,9 @@ FAULTS: list[tuple[str, int, str]] = [
     ("evaluate documents.jsonl nowhere.tsv", 1, "nowhere.tsv"),
     ("shortlist documents.jsonl labels.jsonl --encoder no-such-model", 1, "no-such-model"),
     ("annotate documents.jsonl labels.jsonl s.jsonl --replay nowhere.jsonl", 1, "nowhere.jsonl"),
+    ("annotate documents.jsonl labels.jsonl s.jsonl --replay x --server y", 2, "--server"),
+    ("plan nowhere.yaml", 2, "nowhere.yaml"),
+    ("plan wrong.yaml --no-probe", 2, "training.epochz"),
     ("models path all-MiniLM-L6-v2", 1, "all-MiniLM-L6-v2"),
     ("models path MiniLM", 1, "MiniLM"),
     ("predict {bundle} --k 0", 2, "--k"),

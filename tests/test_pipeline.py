@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from tinyworld import document, label_rows, topical, write_catalog, write_rows
 from ezxmc.bundle import load_bundle
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
-from ezxmc.errors import DataError, TrainingError
+from ezxmc.errors import DataError, TeacherError, TrainingError
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Pair
 from ezxmc.report import RunReport
@@ -153,6 +154,57 @@ def test_added_documents_cost_their_own_pairs_only(copy: Callable[..., Path]) ->
     assert [json.loads(line)["uid"] for line in again.predictions().splitlines()][-1] == "d65"
 
 
+def test_a_budget_holds_over_sessions_and_chooses_the_same_pairs(
+    tiny_config: Path, tmp_path: Path, tiny_encoder: Path
+) -> None:
+    budget = {"max_pairs": 180}
+    watch = Messages()
+    whole = spied(write_catalog(tmp_path / "whole", tiny_encoder, budget=budget), watch=watch)
+    assert len(whole.teacher.asked) <= 180 and len(set(whole.teacher.asked)) == len(whole.teacher.asked)
+    assert [cycle.pairs_new for cycle in whole.report.cycles] == [67, 68]
+    found = whole.report.budget
+    assert found is not None and found.unasked_pairs > 200 and found.line in watch.said
+    # Cycle 2 asks what cycle 1 did not, though cycle 1's shortlists proposed it.
+    one, two = proposals(whole.place, 1), proposals(whole.place, 2)
+    assert any(one[uid] & two[uid] for uid in one)
+
+    class Dying(FakeTeacher):
+        def score(self, pairs: Any, *, expected: int | None = None) -> Any:
+            for count, judgment in enumerate(super().score(pairs, expected=expected)):
+                if count == 50:
+                    raise TeacherError("the engine died")
+                yield judgment
+
+    killed = write_catalog(tmp_path / "killed", tiny_encoder, budget=budget)
+    with pytest.raises(TeacherError):
+        spied(killed, Dying(topical))
+    again = spied(killed)
+    with FeedbackStore(again.place / "feedback.sqlite") as store:
+        assert {j.key for j in store.judgments()} == set(whole.teacher.asked)
+    assert again.predictions() == whole.predictions()
+    # More budget asks only what is new.
+    more = spied(write_catalog(tmp_path / "killed", tiny_encoder, budget={"max_pairs": 300}))
+    assert more.report.cycles[0].pairs_known >= 50 and more.report.cycles[0].pairs_new > 0
+
+
+def test_time_that_runs_out_leaves_whole_documents_for_every_cycle(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ezxmc.feedback.budget._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("ezxmc.feedback.annotate._BATCH", 1)
+    config = write_catalog(tmp_path, tiny_encoder, budget={"max_hours": 1.2 / 3600})
+    first = spied(config, FakeTeacher(topical, delay=0.004))
+    asked = [cycle.pairs_new for cycle in first.report.cycles]
+    assert all(10 < count < 240 for count in asked), asked
+    assert first.report.budget is not None and first.report.budget.unasked_documents > 0
+    with FeedbackStore(first.place / "feedback.sqlite") as store:
+        seen = Counter(judgment.doc_uid for judgment in store.judgments())
+    assert sum(count % 4 != 0 for count in seen.values()) <= 12  # the calibration part's and the last ones
+    # The hours are spent: the same command asks nothing more and changes nothing.
+    again = spied(config, FakeTeacher(topical, delay=0.004))
+    assert again.teacher.asked == [] and again.predictions() == first.predictions()
+
+
 def test_another_teacher_starts_from_nothing(copy: Callable[..., Path]) -> None:
     again = spied(copy(cycles=1), FakeTeacher(lambda pair: -topical(pair), name="contrary"))
     assert again.report.cycles[0].pairs_new == 240 and again.report.teacher is not None
@@ -251,3 +303,25 @@ def test_documents_of_equal_text_share_judgments_under_their_own_uids(tiny_confi
     for seen in found.targets:
         assert {doc for doc, _ in seen} == {d.uid for d in parts.documents} - apart
     assert not {"twin", "d0"} <= apart
+
+
+def test_label_priors_are_asked_on_random_training_documents_once(tmp_path: Path, tiny_encoder: Path) -> None:
+    changes = {"training__prior": "contextual", "training__prior_documents": 3}
+    found = spied(write_catalog(tmp_path, tiny_encoder, **changes))
+    labels = {row["uid"] for row in label_rows()}
+    parts = Catalog.load(found.config.data, found.config.training.held_out, found.config.seed)
+    training = {parts.documents[i].uid for i in parts.to_train}
+    for context in found.context:
+        assert {label for _, label in context} == labels
+        assert len({doc for doc, _ in context}) == 3 and {doc for doc, _ in context} <= training
+        assert context == found.context[0]
+    assert len(found.teacher.asked) == len(set(found.teacher.asked)), "nothing is asked twice"
+    # What is asked for the priors is no shortlist: the student does not train on it.
+    assert any(context - targets for context, targets in zip(found.context, found.targets, strict=True))
+
+
+def test_a_budget_holds_for_label_priors_too(tmp_path: Path, tiny_encoder: Path) -> None:
+    changes = {"training__prior": "auto", "budget": {"max_pairs": 150}}
+    found = spied(write_catalog(tmp_path, tiny_encoder, **changes))
+    assert found.context[0], "the budget pays for priors"
+    assert len(found.teacher.asked) <= 150

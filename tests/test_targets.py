@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from ezxmc.config import TrainingConfig
 from ezxmc.errors import TrainingError
+from ezxmc.feedback.priors import context_documents, context_of, context_size
 from ezxmc.feedback.targets import build_targets
-from ezxmc.records import Judgment, Status
+from ezxmc.records import Document, Judgment, Status
 
 
 def ok(doc: str, label: str, z: float) -> Judgment:
@@ -70,6 +71,47 @@ def test_a_label_that_always_gets_yes_is_taken_down() -> None:
         j.log_odds for j in judgments if (j.doc_uid, j.label_uid) == (document.doc_uid, document.labels[0])
     )
     assert corrected.prior.probability(document.labels[0], z) == pytest.approx(document.probabilities[0])
+
+
+def test_context_shows_a_prior_that_shortlists_hide() -> None:
+    # "yes" gets 6 from any document, and is shortlisted only where it is right.
+    judgments = [*grid(), ok("d00", "yes", 6.0)]
+    labels = [*sorted({j.label_uid for j in grid()}), "yes"]
+    context = [ok(f"c{i}", label, 6.0 if label == "yes" else -2.0) for i in range(4) for label in labels]
+    config = TrainingConfig(prior_alpha=0.5)
+    shifts = build_targets(judgments, config, context).prior.shifts
+    mean = (6.0 - 2.0 * (len(labels) - 1)) / len(labels)
+    assert shifts["yes"] == pytest.approx(0.5 * (6.0 - mean))
+    assert shifts["l00"] == pytest.approx(0.5 * (-2.0 - mean))
+    assert shifts["yes"] > build_targets(judgments, config).prior.shifts["yes"]
+    assert build_targets(judgments, TrainingConfig(prior="none"), context).prior.shifts == {}
+
+
+def test_context_is_found_among_judgments_and_drawn_the_same_every_time() -> None:
+    full = [ok("c", f"l{i:02}", 0.0) for i in range(20)]
+    assert context_of([*grid(), *full], 20) == full
+    assert context_of([*grid(), *full[:18]], 20) == []
+    documents = [Document(f"d{i}", "", "text") for i in range(50)]
+    there = [documents[i] for i in context_documents(documents, range(40), 5)]
+    documents.reverse()
+    back = [documents[i] for i in context_documents(documents, range(10, 50), 5)]
+    assert len(set(there)) == 5 and back == there
+
+
+@pytest.mark.parametrize(
+    ("prior", "labels", "pairs", "size"),
+    [
+        ("auto", 466, 14_000, 8),
+        ("auto", 466, 4_060, 4),
+        ("auto", 466, 1_800, 0),
+        ("auto", 10**6, 10**7, 5),
+        ("contextual", 466, 100, 8),
+        ("estimated", 466, 10**6, 0),
+        ("none", 466, 10**6, 0),
+    ],
+)
+def test_how_many_documents_the_prior_is_worth(prior: str, labels: int, pairs: int, size: int) -> None:
+    assert context_size(TrainingConfig(prior=prior), labels, pairs) == size
 
 
 def test_unknown_judgments_are_masked_and_counted() -> None:

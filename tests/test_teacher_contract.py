@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vllm_server
+from fake_server import FakeServer, save_tokenizer
 from fakes import FakeTeacher, catalog
 
-from ezxmc.config import ReplayTeacherConfig, VllmTeacherConfig
+from ezxmc.config import HttpTeacherConfig, ReplayTeacherConfig, VllmTeacherConfig
 from ezxmc.records import Document, Label, Pair, Status
 from ezxmc.teacher import Teacher, load_teacher
 
@@ -29,6 +31,7 @@ class Backend:
     same: Callable[[], Teacher]
     others: tuple[Callable[[], Teacher], ...]
     by_uid: bool = False
+    stop: Callable[[], None] = lambda: None
 
 
 def fake(_: Path) -> Backend:
@@ -53,11 +56,49 @@ def replay(folder: Path) -> Backend:
     return Backend(make("judged.jsonl"), lambda: make("judged.jsonl"), (lambda: make("other.jsonl"),), True)
 
 
-def vllm(folder: Path) -> Backend:
+def other_prompt(folder: Path) -> str:
     prompt = folder / "mine.toml"
     shipped = Path(__file__).parents[1] / "prompts" / "generic.toml"
     prompt.write_text(shipped.read_text(encoding="utf-8").replace("Answer Yes if", "Say Yes if"))
+    return str(prompt)
 
+
+def http(folder: Path) -> Backend:
+    tokenizer = save_tokenizer(folder / "toy")
+    server, older = FakeServer(tokenizer), FakeServer(tokenizer, root="/mnt/toy-0")
+    top = FakeServer(tokenizer, top=True)
+
+    def make(server: FakeServer = server, **changes: Any) -> Teacher:
+        options: dict[str, Any] = {"model": "toy", "tokenizer": str(tokenizer), "concurrency": 4}
+        return load_teacher(HttpTeacherConfig(base_url=server.url, **{**options, **changes}))
+
+    others = (
+        lambda: make(prompt=other_prompt(folder)),
+        lambda: make(max_document_tokens=64),
+        lambda: make(min_label_mass=0.5),
+        lambda: make(older),
+        lambda: make(top),
+    )
+
+    def stop() -> None:
+        for each in (server, older, top):
+            each.kill()
+
+    return Backend(make(), make, others, stop=stop)
+
+
+def http_vllm(folder: Path) -> Backend:
+    server = vllm_server.shared()
+
+    def make(**changes: Any) -> Teacher:
+        options: dict[str, Any] = {"model": vllm_server.MODEL, "concurrency": 4, "min_label_mass": 0.0}
+        return load_teacher(HttpTeacherConfig(base_url=server.url, **{**options, **changes}))
+
+    others = ({"prompt": other_prompt(folder)}, {"max_document_tokens": 64}, {"min_label_mass": 0.5})
+    return Backend(make(), make, tuple(lambda o=other: make(**o) for other in others))
+
+
+def vllm(folder: Path) -> Backend:
     def make(**changes: Any) -> Teacher:
         options: dict[str, Any] = {
             "model": "SmolLM2-135M-Instruct",
@@ -68,7 +109,7 @@ def vllm(folder: Path) -> Backend:
         return load_teacher(VllmTeacherConfig(**{**options, **changes}))
 
     others = (
-        {"prompt": str(prompt)},
+        {"prompt": other_prompt(folder)},
         {"max_document_tokens": 64},
         {"min_label_mass": 0.5},
         {"dtype": "float32"},
@@ -78,13 +119,20 @@ def vllm(folder: Path) -> Backend:
 
 @pytest.fixture(
     scope="module",
-    params=[fake, replay, pytest.param(vllm, marks=pytest.mark.llm)],
+    params=[
+        fake,
+        replay,
+        http,
+        pytest.param(vllm, marks=pytest.mark.llm),
+        pytest.param(http_vllm, marks=pytest.mark.llm),
+    ],
     ids=lambda make: make.__name__,
 )
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     made = request.param(tmp_path_factory.mktemp("teacher"))
     yield made
     made.teacher.close()
+    made.stop()
 
 
 def test_it_is_a_teacher(backend: Backend) -> None:

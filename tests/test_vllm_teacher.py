@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -21,6 +22,7 @@ from ezxmc.feedback.store import FeedbackStore
 from ezxmc.models import resolve_model
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 from ezxmc.teacher.prompt import Prompt, PromptRenderer
+from ezxmc.teacher.vllm_engine import VllmEngine
 from ezxmc.teacher.vllm_local import VllmTeacher
 
 pytestmark = pytest.mark.llm
@@ -73,7 +75,8 @@ def test_scores_equal_those_of_transformers(teacher: VllmTeacher, renderer: Prom
     model = AutoModelForCausalLM.from_pretrained(
         str(resolve_model(MODEL, kind="llm")), dtype=torch.bfloat16
     ).eval()
-    yes, no = list(renderer.answers.yes), list(renderer.answers.no)
+    weights = dict(zip(renderer.answers.ids, renderer.answers.weights, strict=True))
+    yes, no = ([token for token, weight in weights.items() if weight == wanted] for wanted in (1.0, 0.0))
     differences = []
     for pair in pairs:
         ids = renderer.prefix(pair.doc.shown) + renderer.suffix(pair.label.title)
@@ -86,8 +89,8 @@ def test_scores_equal_those_of_transformers(teacher: VllmTeacher, renderer: Prom
         assert judgment.label_mass == pytest.approx(float(logprobs[yes + no].exp().sum()), rel=0.15)
         differences.append(abs(judgment.log_odds - wanted))
     print("log-odds against transformers, nats:", [round(d, 3) for d in differences])
-    # bf16 logits around 20 lie 0.125 apart: single pairs may be one such step off.
-    assert max(differences) < 0.3 and sorted(differences)[len(differences) // 2] < 0.05
+    # bf16 logits around 20 lie 0.125 apart: one such step is rounding.
+    assert max(differences) < 0.3 and sorted(differences)[len(differences) // 2] < 0.13
     spread = [j.log_odds for j in judged.values()]
     assert max(spread) - min(spread) > 0.5, "the comparison must be able to fail"
 
@@ -226,20 +229,93 @@ def test_kill_9_asks_nothing_twice_and_leaves_no_process(teacher: VllmTeacher, t
 
 
 @pytest.mark.timeout(300)
-def test_a_dead_engine_is_an_error_and_the_next_call_starts_another(teacher: VllmTeacher) -> None:
-    pairs = iter(job()())
+def test_a_dead_engine_is_started_again_and_no_pair_is_lost(teacher: VllmTeacher) -> None:
+    pairs = list(job(40)())
     stream = teacher.score(pairs)
-    assert next(stream).status is Status.OK
+    judged = [next(stream)]
     first = workers()
     assert first
     for worker in first:
         worker.kill()
-    with pytest.raises(TeacherError, match=r"died(.|\n)*cure"):
-        list(stream)
+    judged += stream
+    assert sorted(j.key for j in judged) == sorted(map(teacher.key, pairs))
+    assert {j.status for j in judged} == {Status.OK}
     assert gone_within(first, 20)
-    assert [j.status for j in teacher.score([Pair(DOCUMENTS[0], LABELS[0])])] == [Status.OK]
     second = workers()
     assert len(second) == len(first), "the dead engine's processes are gone, one engine runs"
     teacher.close()
     assert gone_within(second, 20), "closing frees the engine's processes"
     assert os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") is None, "our environment is put back"
+
+
+class Dying:
+    """An engine that answers `answers` requests and then dies."""
+
+    def __init__(self, answers: int) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+
+    def add_request(self, serial: str, prompt: Any, params: Any) -> None:
+        self.asked.append(serial)
+
+    def step(self) -> list[Any]:
+        if not self.answers:
+            raise RuntimeError("out of memory")
+        self.answers -= 1
+        return [SimpleNamespace(request_id=self.asked.pop(0), finished=True)]
+
+    def abort_request(self, serials: list[str]) -> None:
+        self.asked = [serial for serial in self.asked if serial not in serials]
+
+
+def engine_of(lives: list[int], monkeypatch: pytest.MonkeyPatch) -> VllmEngine:
+    engine = VllmEngine("none", CONFIG)
+    left = iter(lives)
+
+    def start(expected: int | None) -> Dying:
+        if engine._engine is None:
+            engine._engine = Dying(next(left))
+        return engine._engine
+
+    monkeypatch.setattr(engine, "_start", start)
+    return engine
+
+
+@pytest.mark.parametrize("lives", [[100], [3, 100], [1, 1, 1, 1, 1, 100]])
+def test_each_prompt_is_answered_once_however_often_the_engine_dies(
+    lives: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = engine_of(lives, monkeypatch).stream((i, [i]) for i in range(70))
+    assert sorted(number for number, _ in stream) == list(range(70))
+
+
+def test_an_engine_that_dies_twice_without_an_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = engine_of([2, 0, 0], monkeypatch).stream((i, [i]) for i in range(9))
+    assert [next(stream)[0], next(stream)[0]] == [0, 1]
+    with pytest.raises(TeacherError, match=r"died twice(.|\n)*out of memory(.|\n)*cure"):
+        next(stream)
+
+
+_UNGUARDED = """
+import sys
+import sklearn.metrics
+from ezxmc import Document, Label, load_teacher
+from ezxmc.config import VllmTeacherConfig
+from ezxmc.records import Pair
+with open(sys.argv[1], "a") as log:
+    log.write("started\\n")
+teacher = load_teacher(VllmTeacherConfig(model="SmolLM2-135M-Instruct", kv_cache_gib=0.25))
+pair = Pair(Document("d", "", "A text editor."), Label("l", "Editor"))
+print([j.status.value for j in teacher.score([pair])])
+teacher.close()
+"""
+
+
+def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
+    script, log = tmp_path / "script.py", tmp_path / "log"
+    script.write_text(_UNGUARDED)
+    done = subprocess.run(
+        [sys.executable, str(script), str(log)], capture_output=True, text=True, timeout=240
+    )
+    assert done.stdout.strip().endswith("['ok']"), done.stderr
+    assert log.read_text() == "started\n", "the script ran once"

@@ -79,6 +79,8 @@ def write_catalog(folder: Path, encoder: Path, *, documents: int = 60, **changes
             "max_length": 32,
             "held_out": 0.4,
             "positives": 3,
+            # Of so few labels eight documents would hold nearly all pairs.
+            "prior": "estimated",
         },
         "inference": {"k": 3, "calibration_depth": 6},
     }

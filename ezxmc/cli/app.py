@@ -34,9 +34,9 @@ def _options(
 
 
 def _register() -> None:
-    from ezxmc.cli import inference, pipeline, setup
+    from ezxmc.cli import bench, inference, judgments, pipeline, prompts, setup, teacher
 
-    for module in (setup, pipeline, inference):
+    for module in (setup, pipeline, teacher, prompts, inference, judgments, bench):
         module.register(app)
 
 

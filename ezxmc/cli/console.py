@@ -91,9 +91,9 @@ def _plain_stage(title: str) -> Callable[[int, int], None]:
             return
         last = now
         rate = (done - first[1]) / (now - first[0]) if first and now > first[0] else 0.0
-        left = f", about {_clock((total - done) / rate)} left" if rate > 0 and done < total else ""
+        left = f", about {clock((total - done) / rate)} left" if rate > 0 and done < total else ""
         stderr.print(
-            f"  {title}: {done:,}{f'/{total:,}' if total else ''} after {_clock(now - started)}{left}",
+            f"  {title}: {done:,}{f'/{total:,}' if total else ''} after {clock(now - started)}{left}",
             soft_wrap=True,
             markup=False,
             highlight=False,
@@ -102,7 +102,8 @@ def _plain_stage(title: str) -> Callable[[int, int], None]:
     return update
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as minutes and hours: 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -121,6 +122,20 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         drawn.add_row(*map(Text, row))
     Console().print(drawn)
+
+
+def answer(json: bool, values: dict[str, Any]) -> None:
+    """Answer a command with named values: as JSON, or as a table of two columns."""
+    if json:
+        emit(values)
+    else:
+        table("", ["", ""], [[name.replace("_", " "), _shown(value)] for name, value in values.items()])
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def bad_rows(*counts: int) -> None:

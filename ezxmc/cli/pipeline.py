@@ -1,4 +1,4 @@
-"""`ezxmc run` and its parts: `shortlist`, `annotate`, `train`, `index`, `calibrate`."""
+"""`ezxmc run` and its parts without a teacher: `shortlist`, `train`, `index`, `calibrate`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import bad_rows, emit, table, watching
-from ezxmc.config import ReplayTeacherConfig, RunConfig, ShortlistConfig, TrainingConfig, VllmTeacherConfig
+from ezxmc.cli.console import answer, bad_rows, emit, table, watching
+from ezxmc.config import BudgetConfig, RunConfig, ShortlistConfig, TrainingConfig
 from ezxmc.errors import DataError, StoreError
 
 Documents = Annotated[str, typer.Argument(help="Documents: JSONL, CSV, Parquet, `datasets` folder, hub id.")]
@@ -17,30 +17,35 @@ Labels = Annotated[str, typer.Argument(help="Labels: the same formats, or a .txt
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 Strict = Annotated[bool, typer.Option(help="Stop at the first bad row.")]
 Seed = Annotated[int, typer.Option(help="Of splits, exploration and training.")]
+MaxPairs = Annotated[int | None, typer.Option(min=1, help="Judgments in the store at most.")]
+MaxHours = Annotated[float | None, typer.Option(help="Hours of judging at most, all sessions together.")]
 HeldOut = Annotated[float, typer.Option(help="Share of documents kept from training.")]
 
-_LIST, _TRAIN, _LLM = ShortlistConfig(), TrainingConfig(), VllmTeacherConfig()
+_LIST, _TRAIN = ShortlistConfig(), TrainingConfig()
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (run, shortlist, annotate, train, index, calibrate):
+    for command in (run, shortlist, train, index, calibrate):
         app.command()(command)
 
 
 def run(
     config: Annotated[Path, typer.Argument(help="A file written by `ezxmc init`.")],
+    max_pairs: MaxPairs = None,
+    max_hours: MaxHours = None,
     json: Json = False,
 ) -> None:
     """Do everything a configuration says, from raw documents to tags and a report.
 
-    Interrupted, the same command goes on where it was.
+    Interrupted, the same command goes on where it was. A budget is spent
+    over all sessions of the run, on as many documents as it can serve.
 
-    Example: ezxmc run ezxmc.yaml
+    Example: ezxmc run ezxmc.yaml --max-pairs 20000
     """
     from ezxmc.pipeline import run as run_all
 
-    settings = RunConfig.load(config)
+    settings = with_budget(RunConfig.load(config), max_pairs, max_hours)
     with watching() as watch:
         report = run_all(settings, watch=watch)
     if json:
@@ -64,6 +69,13 @@ def run(
             typer.echo(Path(settings.run_dir) / place)
     if report.data:
         bad_rows(*(part.bad for part in (report.data.documents, report.data.labels)))
+
+
+def with_budget(config: RunConfig, max_pairs: int | None, max_hours: float | None) -> RunConfig:
+    """The configuration with the limits given on the command line."""
+    given = {"max_pairs": max_pairs, "max_hours": max_hours}
+    limits = config.budget.model_dump() | {name: value for name, value in given.items() if value is not None}
+    return config.model_copy(update={"budget": BudgetConfig(**limits)})
 
 
 def shortlist(
@@ -105,76 +117,8 @@ def shortlist(
     with out.open("w", encoding="utf-8") as handle:
         for candidates in found:
             handle.write(jsonlib.dumps(candidate_row(candidates, tags), ensure_ascii=False) + "\n")
-    _answer(json, {"documents": len(found), "candidates": sum(len(c.labels) for c in found), "out": str(out)})
+    answer(json, {"documents": len(found), "candidates": sum(len(c.labels) for c in found), "out": str(out)})
     bad_rows(doc_rows.bad, tag_rows.bad)
-
-
-def annotate(
-    documents: Documents,
-    labels: Labels,
-    candidates: Annotated[str, typer.Argument(help="What `ezxmc shortlist` wrote.")],
-    store: Annotated[Path, typer.Option(help="Feedback store; made if absent.")] = Path("feedback.sqlite"),
-    model: Annotated[str, typer.Option(help="LLM: name, folder or hub id.")] = _LLM.model,
-    prompt: Annotated[str, typer.Option(help="Prompt name or file.")] = _LLM.prompt,
-    max_document_tokens: Annotated[int, typer.Option(min=16)] = _LLM.max_document_tokens,
-    kv_cache_gib: Annotated[float, typer.Option(help="KV cache on CPU, GiB.")] = _LLM.kv_cache_gib,
-    replay: Annotated[str | None, typer.Option(help="Recorded judgments instead of an LLM.")] = None,
-    strict: Strict = False,
-    json: Json = False,
-) -> None:
-    """Ask the LLM about every candidate the store does not know yet.
-
-    Interrupted, the same command goes on and asks nothing twice.
-
-    Example: ezxmc annotate documents.jsonl labels.jsonl shortlist.jsonl --store feedback.sqlite
-    """
-    from ezxmc.data import RowReport, read_documents, read_labels, read_shortlist
-    from ezxmc.feedback.annotate import annotate as ask
-    from ezxmc.feedback.annotate import pairs_of
-    from ezxmc.feedback.store import FeedbackStore
-    from ezxmc.teacher import load_teacher
-    from ezxmc.watch import pulling
-
-    docs, doc_rows = read_documents(documents, strict=strict)
-    tags, tag_rows = read_labels(labels, strict=strict)
-    report = RowReport(strict=strict)
-    wanted = read_shortlist(candidates, docs, tags, report)
-    config = (
-        ReplayTeacherConfig(judgments=replay)
-        if replay
-        else VllmTeacherConfig(
-            model=model, prompt=prompt, max_document_tokens=max_document_tokens, kv_cache_gib=kv_cache_gib
-        )
-    )
-    with watching() as watch, FeedbackStore(store) as feedback:
-        watch.say(f"shortlist: {report.summary()}")
-        teacher = load_teacher(config, progress=pulling(watch, "teacher"))
-        try:
-            summary = ask(
-                lambda: pairs_of(docs, tags, wanted),
-                teacher,
-                feedback,
-                progress=watch.stage("teacher judges"),
-            )
-        finally:
-            teacher.close()
-        totals = feedback.totals(teacher.fingerprint)
-    _answer(
-        json,
-        {
-            "wanted": summary.wanted,
-            "known": summary.known,
-            "asked": summary.asked,
-            "statuses": dict(summary.statuses),
-            "documents_with_problems": summary.problem_docs,
-            "seconds": round(summary.seconds, 1),
-            "pairs_per_second": totals.pairs_per_second,
-            "computed_tokens_per_pair": totals.computed_per_pair,
-            "cache_share": totals.cache_share,
-            "store": str(store),
-        },
-    )
-    bad_rows(doc_rows.bad, tag_rows.bad, report.bad)
 
 
 def train(
@@ -199,6 +143,7 @@ def train(
     """
     from ezxmc.config import DataConfig
     from ezxmc.data import Catalog
+    from ezxmc.feedback.priors import context_of
     from ezxmc.feedback.targets import build_targets
     from ezxmc.training import train_bi_encoder
 
@@ -213,14 +158,14 @@ def train(
         summary = train_bi_encoder(
             [catalog.documents[i] for i in catalog.to_train],
             catalog.labels,
-            build_targets(judgments, config),
+            build_targets(judgments, config, context_of(judgments, len(catalog.labels))),
             config,
             out,
             held_out=[catalog.documents[i] for i in catalog.to_select],
             seed=seed,
             progress=lambda done, total, loss: bar(done, total),
         )
-    _answer(json, {**summary.to_dict(), "out": str(out)})
+    answer(json, {**summary.to_dict(), "out": str(out)})
     bad_rows(catalog.document_rows.bad, catalog.label_rows.bad)
 
 
@@ -247,7 +192,7 @@ def index(
         folder = resolve_model(student, kind="encoder")
         bar = watch.stage("label index")
         manifest = save_bundle(out, folder, tags, max_length=max_length, k=k, progress=bar)
-    _answer(json, {"labels": manifest.labels, "dimension": manifest.dimension, "out": str(out)})
+    answer(json, {"labels": manifest.labels, "dimension": manifest.dimension, "out": str(out)})
     bad_rows(tag_rows.bad)
 
 
@@ -300,7 +245,7 @@ def calibrate(
     elif store is not None:
         calibrator = fit_calibrator(predictions, teacher_verdicts(_newest(store)), target="teacher", k=depth)
     add_calibrator(bundle, calibrator)
-    _answer(
+    answer(
         json,
         {
             "target": calibrator.target,
@@ -320,20 +265,3 @@ def _newest(store: Path) -> Any:
         raise StoreError(f"no feedback store at {store}", "make one with `ezxmc annotate`")
     with FeedbackStore(store) as feedback:
         return list(feedback.judgments(feedback.newest_teacher()))
-
-
-def _answer(json: bool, values: dict[str, Any]) -> None:
-    if json:
-        emit(values)
-    else:
-        table("", ["", ""], [[name.replace("_", " "), _shown(value)] for name, value in values.items()])
-
-
-def _shown(value: Any) -> str:
-    return (
-        f"{value:,.4g}"
-        if isinstance(value, float)
-        else f"{value:,}"
-        if isinstance(value, int)
-        else str(value)
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +12,9 @@ from scipy.special import expit
 
 from ezxmc.config import TrainingConfig
 from ezxmc.errors import TrainingError
+from ezxmc.feedback.priors import label_shifts
 from ezxmc.records import Judgment, Status
 
-_PSEUDO_COUNTS = 8.0
 # A shortlist holds many near misses: where few labels were judged, at most
 # this share of them is expected to be positive (5 of 14, as measured).
 _POSITIVE_SHARE = 5 / 14
@@ -81,11 +81,12 @@ class Targets:
     without_positives: int
 
 
-def build_targets(judgments: Iterable[Judgment], config: TrainingConfig) -> Targets:
+def build_targets(
+    judgments: Iterable[Judgment], config: TrainingConfig, context: Sequence[Judgment] = ()
+) -> Targets:
     """Correct the log-odds for each label's prior and set their zero point.
 
-    z′ = z − α·(z̄_l − z̄): z̄_l is the label's mean over its judgments, shrunk
-    to the overall mean z̄ by 8 pseudo-counts. p = σ(z′ − t) with t such that
+    z′ = z − α·(z̄_l − z̄), see `label_shifts`. p = σ(z′ − t) with t such that
     the probabilities add up to `config.positives` per document on average
     (less where few labels were judged). Up to `config.positives` of the most
     probable labels are positives, those below `config.negative_below`
@@ -93,7 +94,8 @@ def build_targets(judgments: Iterable[Judgment], config: TrainingConfig) -> Targ
 
     Args:
         judgments: Of one teacher; the last of several on the same pair counts.
-        config: α (`prior_alpha`), `positives` and `negative_below`.
+        config: `prior_alpha`, `positives` and `negative_below`.
+        context: All labels judged on random documents, for the labels' priors.
 
     Raises:
         TrainingError: No judgment has a score.
@@ -112,9 +114,9 @@ def build_targets(judgments: Iterable[Judgment], config: TrainingConfig) -> Targ
             f"none of {unknown} judgments has a score: there is nothing to learn from",
             "look at the statuses with `ezxmc annotate`; the prompt or the teacher may not fit",
         )
-    shifts = _label_shifts(scores, config.prior_alpha)
+    shifts = label_shifts(scores, context, config)
     corrected = {
-        doc: {label: z - shifts[label] for label, z in sorted(row.items())}
+        doc: {label: z - shifts.get(label, 0.0) for label, z in sorted(row.items())}
         for doc, row in sorted(scores.items())
     }
     zero = _zero_point(corrected, config.positives)
@@ -154,18 +156,6 @@ def _targets_of(doc: str, row: dict[str, float], zero: float, config: TrainingCo
         positives=tuple(labels[: min(likely, config.positives)]),
         negatives=tuple(labels[likely:]),
     )
-
-
-def _label_shifts(scores: dict[str, dict[str, float]], alpha: float) -> dict[str, float]:
-    by_label: dict[str, list[float]] = defaultdict(list)
-    for row in scores.values():
-        for label, z in row.items():
-            by_label[label].append(z)
-    mean = float(np.mean([z for row in scores.values() for z in row.values()]))
-    return {
-        label: alpha * float(np.sum(np.subtract(values, mean))) / (len(values) + _PSEUDO_COUNTS)
-        for label, values in sorted(by_label.items())
-    }
 
 
 def _zero_point(corrected: dict[str, dict[str, float]], positives: int) -> float:

@@ -1,6 +1,7 @@
 """The run report: one self-contained HTML page and its data."""
 
 from ezxmc.report.model import (
+    BudgetSummary,
     CalibrationSummary,
     CostSummary,
     CycleSummary,
@@ -20,6 +21,7 @@ from ezxmc.report.model import (
 from ezxmc.report.page import render_report, write_report
 
 __all__ = [
+    "BudgetSummary",
     "CalibrationSummary",
     "CostSummary",
     "CycleSummary",

@@ -86,6 +86,32 @@ class TeacherSummary(_Part):
     problem_docs: list[str] = Field(default_factory=list)
 
 
+class BudgetSummary(_Part):
+    """What the teacher was allowed to cost, and what that left unasked.
+
+    Attributes:
+        max_pairs: Judgments at most.
+        max_hours: Hours of judging at most.
+        unasked_documents: Documents to learn from without a single judgment.
+        unasked_pairs: Candidates nobody judged, those of such documents included.
+    """
+
+    max_pairs: int | None = None
+    max_hours: float | None = None
+    unasked_documents: int = 0
+    unasked_pairs: int = 0
+
+    @property
+    def line(self) -> str:
+        """The same in a sentence."""
+        if not self.unasked_pairs:
+            return "The budget was enough: every candidate was judged."
+        return (
+            f"The budget left {self.unasked_pairs:,} candidates unasked; {self.unasked_documents:,} "
+            "documents were not asked about at all."
+        )
+
+
 class Histogram(_Part):
     """Counts between consecutive edges: `len(edges) == len(counts) + 1`."""
 
@@ -228,6 +254,7 @@ class RunReport(_Part):
     config: dict[str, JsonValue] = Field(default_factory=dict)
     data: DataSummary | None = None
     teacher: TeacherSummary | None = None
+    budget: BudgetSummary | None = None
     log_odds_histogram: Histogram | None = None
     shortlist: list[ShortlistSummary] = Field(default_factory=list)
     cycles: list[CycleSummary] = Field(default_factory=list)

@@ -77,6 +77,8 @@ def summary(data: RunReport) -> list[str]:
         judge = "the LLM teacher" if data.calibration.target == "teacher" else "people"
         off = number(100 * data.calibration.ece_cross_fitted)
         sentences.append(f"Stated probabilities are off by {off} points on average, judged by {judge}.")
+    if data.budget:
+        sentences.append(data.budget.line)
     if data.cost and data.cost.seconds:
         sentences.append(f"The run took {duration(sum(data.cost.seconds.values()))}.")
     return sentences

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from ezxmc.records import Judgment, Pair
@@ -48,3 +48,23 @@ class Teacher(Protocol):
     def close(self) -> None:
         """Free the engine and its memory. The teacher may be used again."""
         ...
+
+
+class Renderer(Protocol):
+    """The two parts of a prompt, as token ids."""
+
+    def prefix(self, document: str) -> Sequence[int]:
+        """What all labels of a document share."""
+        ...
+
+    def suffix(self, label: str) -> Sequence[int]:
+        """What follows it for one label."""
+        ...
+
+
+@runtime_checkable
+class RendersPrompts(Protocol):
+    """A teacher that can count tokens without an engine; optional."""
+
+    @property
+    def renderer(self) -> Renderer: ...  # noqa: D102

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ezxmc.config import ReplayTeacherConfig, TeacherConfig
+from ezxmc.config import HttpTeacherConfig, ReplayTeacherConfig, TeacherConfig
 from ezxmc.teacher.base import Teacher
 
 
@@ -14,7 +14,8 @@ def load_teacher(
 ) -> Teacher:
     """Build the teacher a configuration asks for.
 
-    No engine starts here: that waits for the first pair to be asked.
+    No engine starts here: that waits for the first pair to be asked. A server
+    is spoken to when its fingerprint is first wanted.
 
     Args:
         config: The `teacher` part of a run's configuration.
@@ -24,12 +25,17 @@ def load_teacher(
         TeacherError: vLLM is missing, or the prompt does not fit the model.
         ModelError: The model cannot be resolved.
         DataError: Recorded judgments cannot be read.
+        ConfigError: The environment variable with a server's key is not set.
     """
     # Imported here: a replay needs no vLLM, and neither does reading a config.
     if isinstance(config, ReplayTeacherConfig):
         from ezxmc.teacher.replay import ReplayTeacher
 
         return ReplayTeacher(Path(config.judgments))
+    if isinstance(config, HttpTeacherConfig):
+        from ezxmc.teacher.openai_http import OpenAITeacher
+
+        return OpenAITeacher(config, progress)
     from ezxmc.teacher.vllm_local import VllmTeacher
 
     return VllmTeacher(config, progress)

@@ -1,62 +1,90 @@
 """Prompt files, and their rendering into token ids that share a cached prefix.
 
-A prompt is rendered as head + document + padding | label + tail. Everything
-left of the bar is equal for all labels of a document and ends on a boundary of
-the engine's cache blocks, because engines reuse whole blocks only: without the
-padding half a block of the shared part is computed again for every label.
+A prompt is rendered as head | document + padding + lead | label + tail, the lead
+being the words that introduce the label. The head is equal for all documents,
+and everything before the label for all labels of a document. Both end on a
+boundary of the engine's cache blocks, because engines reuse whole blocks only:
+without the padding half a block of the shared part is computed again each time.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from jinja2 import TemplateError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ezxmc.errors import ConfigError, TeacherError
 from ezxmc.hashing import json_hash
+from ezxmc.records import Pair
+from ezxmc.teacher.template import DOCUMENT, LABEL, render_template
 
-_DOCUMENT, _LABEL = "{document}", "{label}"
 # Of a long document this many characters per token are tokenised, not all of it.
 _CHARACTERS_PER_TOKEN = 64
-# Private-use characters: no template rewrites them and no catalog holds them.
-_DOCUMENT_MARK, _LABEL_MARK = "\ue0d0DOCUMENT\ue0d0", "\ue0d1LABEL\ue0d1"
 
 
-class Answer(BaseModel):
-    """The words whose first-token probabilities are the answer."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Spellings = Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class YesNo(_Part):
+    """The answer is yes or no; each may be spelled in several ways."""
+
     scheme: Literal["yes_no"] = "yes_no"
-    yes: tuple[str, ...] = Field(min_length=1)
-    no: tuple[str, ...] = Field(min_length=1)
+    yes: Spellings
+    no: Spellings
+
+    @property
+    def scale(self) -> dict[str, Spellings]:
+        """Spellings by answer, from irrelevant to relevant."""
+        return {"no": self.no, "yes": self.yes}
 
 
-class Prompt(BaseModel):
-    """One prompt file. `user` holds `{document}` and, after it, `{label}`."""
+class Graded(_Part):
+    """The answer is a grade; `grades` lists the spellings of each, lowest first."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    scheme: Literal["graded"]
+    grades: tuple[Spellings, ...] = Field(min_length=2)
+
+    @property
+    def scale(self) -> dict[str, Spellings]:
+        """Spellings by answer, from irrelevant to relevant."""
+        return {str(grade): spellings for grade, spellings in enumerate(self.grades)}
+
+
+class Prompt(_Part):
+    """One prompt file.
+
+    `user` holds `{document}` and, after it, `{label}`. The label may stand in
+    `assistant` instead, text that is put into the model's mouth and after
+    which it answers.
+    """
+
     name: str
     version: int
     domain: str
     system: str
     user: str
-    answer: Answer
+    assistant: str = ""
+    answer: Annotated[YesNo | Graded, Field(discriminator="scheme")]
 
-    @field_validator("user")
-    @classmethod
-    def _document_before_label(cls, value: str) -> str:
-        if value.count(_DOCUMENT) != 1 or value.count(_LABEL) != 1:
-            raise ValueError("must hold {document} once and {label} once")
-        if value.index(_DOCUMENT) > value.index(_LABEL):
+    @model_validator(mode="after")
+    def _document_before_label(self) -> Prompt:
+        text = self.user + self.assistant
+        if self.user.count(DOCUMENT) != 1 or text.count(DOCUMENT) != 1 or text.count(LABEL) != 1:
+            raise ValueError("user must hold {document} once, and user or assistant {label} once")
+        if text.index(DOCUMENT) > text.index(LABEL):
             raise ValueError("{document} must come before {label}, or nothing can be shared between labels")
-        return value
+        return self
 
     @cached_property
     def hash(self) -> str:
@@ -98,10 +126,27 @@ def prompt_files() -> dict[str, Path]:
 
 @dataclass(frozen=True, slots=True)
 class AnswerTokens:
-    """Token ids that mean yes and no at the answer's position."""
+    """The tokens that count as an answer, and what each says.
 
-    yes: tuple[int, ...]
-    no: tuple[int, ...]
+    Attributes:
+        ids: Token ids.
+        weights: Relevance each stands for, in [0, 1], aligned with `ids`: no is
+            0, yes is 1, grade g of 0..m is g/m.
+    """
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+class Sections(NamedTuple):
+    """Token ids of one prompt, in order; the first four are the shared prefix."""
+
+    head: list[int]
+    document: list[int]
+    padding: list[int]
+    lead: list[int]
+    label: list[int]
+    tail: list[int]
 
 
 class PromptRenderer:
@@ -123,54 +168,24 @@ class PromptRenderer:
     """
 
     def __init__(self, prompt: Prompt, tokenizer: Any, *, block_size: int, max_document_tokens: int) -> None:
+        self._prompt = prompt
         self._tokenizer = tokenizer
         self._block = block_size
         self._max_document = max_document_tokens
         self._unsplit = _added_tokens(tokenizer)
-        head, rest = self._split(self._render(prompt), _DOCUMENT_MARK)
-        middle, tail = self._split(rest, _LABEL_MARK)
+        self._control = _control_tokens(tokenizer)
+        self.template = render_template(tokenizer, prompt.system, prompt.user, prompt.assistant)
+        system, head, lead, tail = self.template
+        # Byte-pair vocabularies keep a space with the word after it.
+        self._space = " " if lead.endswith(" ") else ""
         # The template's own control tokens are meant; those of a text are not.
-        self._head = self._encode(head, trusted=True)
-        self._middle = self._encode(middle, trusted=True)
+        self._pad = self._encode("\n", trusted=True)[-1]
+        instructions, opening = self._encode(system, trusted=True), self._encode(head, trusted=True)
+        padding = -(len(instructions) + len(opening)) % block_size
+        self._head = [*instructions, *[self._pad] * padding, *opening]
+        self._lead = self._encode(lead.removesuffix(" "), trusted=True)
         self._tail = self._encode(tail, trusted=True)
-        newline = self._encode("\n", trusted=True)
-        self._pad = newline[-1]
-        self.answers = AnswerTokens(
-            yes=self._single_tokens(prompt.answer.yes), no=self._single_tokens(prompt.answer.no)
-        )
-        if set(self.answers.yes) & set(self.answers.no):
-            raise TeacherError(f"prompt {prompt.name}: yes and no share a first token", "change [answer]")
-
-    def _render(self, prompt: Prompt) -> str:
-        user = prompt.user.replace(_DOCUMENT, _DOCUMENT_MARK).replace(_LABEL, _LABEL_MARK)
-        if not self._tokenizer.chat_template:
-            return f"{prompt.system}\n\n{user}\nAnswer:"
-        turns = [{"role": "system", "content": prompt.system}, {"role": "user", "content": user}]
-        try:
-            rendered = self._apply_template(turns)
-        except TemplateError:
-            rendered = ""
-        if rendered and prompt.system.strip() in rendered:
-            return rendered
-        # Some templates refuse a system turn (Gemma), others drop it without a word.
-        return self._apply_template([{"role": "user", "content": f"{prompt.system}\n\n{user}"}])
-
-    def _apply_template(self, turns: list[dict[str, str]]) -> str:
-        # enable_thinking: reasoning models would open a <think> block instead of answering.
-        rendered: str = self._tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        return rendered
-
-    @staticmethod
-    def _split(text: str, mark: str) -> tuple[str, str]:
-        before, found, after = text.partition(mark)
-        if not found or mark in after:
-            raise TeacherError(
-                "the model's chat template does not keep the user message as written",
-                "use an instruct model with an ordinary chat template",
-            )
-        return before, after
+        self.answers = self._answer_tokens(prompt)
 
     def _encode_text(self, text: str) -> list[int]:
         """Token ids of text that is not ours: no control token, whatever it holds."""
@@ -178,7 +193,10 @@ class PromptRenderer:
         text = text.encode("utf-8", "replace").decode("utf-8")
         cuts = [found.start() + 1 for found in self._unsplit.finditer(text)] if self._unsplit else []
         edges = zip([0, *cuts], [*cuts, len(text)], strict=True)
-        return [token for start, end in edges for token in self._encode(text[start:end], trusted=False)]
+        ids = (token for start, end in edges for token in self._encode(text[start:end], trusted=False))
+        # Unigram vocabularies, and byte-pair ones that look up whole words, hold
+        # control tokens as ordinary pieces; a normaliser can write them, too.
+        return [token for token in ids if token not in self._control]
 
     def _encode(self, text: str, *, trusted: bool) -> list[int]:
         ids: list[int] = self._tokenizer(
@@ -186,18 +204,47 @@ class PromptRenderer:
         )["input_ids"]
         return ids
 
-    def _single_tokens(self, spellings: tuple[str, ...]) -> tuple[int, ...]:
-        encoded = (self._encode(spelling, trusted=True) for spelling in spellings)
-        ids = dict.fromkeys(tokens[0] for tokens in encoded if len(tokens) == 1)
-        if not ids:
-            raise TeacherError(
-                f"none of the answers {list(spellings)} is a single token of this model",
-                "add spellings to [answer] in the prompt file",
-            )
-        return tuple(ids)
+    def _answer_tokens(self, prompt: Prompt) -> AnswerTokens:
+        scale = prompt.answer.scale
+        weights: dict[int, float] = {}
+        for step, (answer, spellings) in enumerate(scale.items()):
+            found = {token for spelling in spellings for token in self._single(spelling)}
+            if not found:
+                raise TeacherError(
+                    f"prompt {prompt.name}: no spelling of {answer!r} among {list(spellings)} is a single "
+                    "token of this model",
+                    "add spellings to [answer] in the prompt file",
+                )
+            if found & weights.keys():
+                raise TeacherError(
+                    f"prompt {prompt.name}: {answer!r} shares a token with another answer", "change [answer]"
+                )
+            weights.update(dict.fromkeys(sorted(found), step / (len(scale) - 1)))
+        return AnswerTokens(tuple(weights), tuple(weights.values()))
+
+    def _single(self, spelling: str) -> Iterator[int]:
+        """The tokens an answer may be: alone, and where it is given.
+
+        SentencePiece models put a space before a text that stands alone.
+        """
+        for before, ids in (("", []), (self.template.tail, self._tail)):
+            *rest, last = self._encode(before + spelling, trusted=True) or [-1]
+            if rest == ids and last >= 0:
+                yield last
+
+    def sections(self, document: str, label: str) -> Sections:
+        """One prompt in its parts, for people to look at."""
+        ids, padding = self._fitted(document)
+        shown = self._encode_text(self._space + label)
+        return Sections(self._head, ids, padding, self._lead, shown, self._tail)
 
     def prefix(self, document: str) -> list[int]:
         """Token ids shared by all labels of a document: a whole number of blocks."""
+        ids, padding = self._fitted(document)
+        return [*self._head, *ids, *padding, *self._lead]
+
+    def _fitted(self, document: str) -> tuple[list[int], list[int]]:
+        """A document's token ids, cut to the limit, and the padding that completes its last block."""
         # A book costs no more than its first pages. Text of which so many
         # characters are still too few tokens (long runs of spaces) is read whole.
         start = document[: self._max_document * _CHARACTERS_PER_TOKEN]
@@ -206,19 +253,34 @@ class PromptRenderer:
             ids = self._encode_text(document)
         if len(ids) > self._max_document:
             # Cutting on the boundary saves the padding, if enough is left.
-            overhang = (len(self._head) + self._max_document) % self._block
+            overhang = (self._max_document + len(self._lead)) % self._block
             ids = ids[: self._max_document - (overhang if overhang <= self._max_document // 4 else 0)]
-        padding = -(len(self._head) + len(ids)) % self._block
-        return [*self._head, *ids, *[self._pad] * padding]
+        return ids, [self._pad] * (-(len(ids) + len(self._lead)) % self._block)
 
     def suffix(self, label: str) -> list[int]:
         """Token ids after the shared prefix: the label and the turn's end."""
-        return [*self._middle, *self._encode_text(label), *self._tail]
+        return [*self._encode_text(self._space + label), *self._tail]
+
+    def prompts(self, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, list[int]]]:
+        """Token ids of each pair; a document is tokenised once for all pairs that follow one another."""
+        shown: str | None = None
+        prefix: list[int] = []
+        for pair in pairs:
+            if pair.doc.shown != shown:
+                shown = pair.doc.shown
+                prefix = self.prefix(shown)
+            yield pair, [*prefix, *self.suffix(pair.label.title)]
+
+    def with_block(self, block_size: int) -> PromptRenderer:
+        """The same prompt for cache blocks of another size; 1 pads nothing."""
+        return PromptRenderer(
+            self._prompt, self._tokenizer, block_size=block_size, max_document_tokens=self._max_document
+        )
 
     @property
     def longest_prefix(self) -> int:
         """Upper bound of `len(prefix(...))`, in tokens."""
-        return len(self._head) + self._max_document + self._block
+        return len(self._head) + self._max_document + self._block + len(self._lead)
 
 
 def _added_tokens(tokenizer: Any) -> re.Pattern[str] | None:
@@ -229,3 +291,10 @@ def _added_tokens(tokenizer: Any) -> re.Pattern[str] | None:
         if not token.special and token.content.strip()
     ]
     return re.compile(f"(?={'|'.join(added)})") if added else None
+
+
+def _control_tokens(tokenizer: Any) -> frozenset[int]:
+    """Ids that text of others never becomes; the one for unknown characters is harmless."""
+    unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(i for i, token in added if token.special or len(token.content.strip()) > 1) - unknown

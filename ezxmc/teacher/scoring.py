@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ezxmc.records import Judgment, Status
 from ezxmc.teacher.prompt import AnswerTokens
 
-SCORING_VERSION = 1
+# Of the rendering into tokens and of the rule below: part of every content key.
+SCORING_VERSION = 2
 # A probability a little above 1 is rounding; far above it the engine did not
 # give probabilities at all (logits, for one), and a score would be made up.
 _ROUNDING = 0.01
 
 
-def _log_sum_exp(values: list[float]) -> float:
-    top = max(values)
-    return top + math.log(sum(math.exp(value - top) for value in values))
+def _log_sum(logprobs: Sequence[float], weights: Sequence[float]) -> float:
+    """Logarithm of Σ w·exp(logprob), over positive weights."""
+    terms = [value + math.log(w) for value, w in zip(logprobs, weights, strict=True) if w > 0]
+    top = max(terms)
+    return top + math.log(sum(math.exp(term - top) for term in terms))
 
 
 def judge(
@@ -32,7 +35,9 @@ def judge(
 ) -> Judgment:
     """Log-odds and label mass of one answer.
 
-    log-odds = ln Σ_{t∈yes} p(t) − ln Σ_{t∈no} p(t);  mass = Σ_{t∈yes∪no} p(t).
+    With w_t the relevance token t stands for (1 for yes, 0 for no, g/m for
+    grade g of 0..m): log-odds = ln Σ_t p(t)·w_t − ln Σ_t p(t)·(1 − w_t), the
+    logit of the expected relevance; mass = Σ_t p(t).
 
     Args:
         key: Content key of the pair.
@@ -40,27 +45,31 @@ def judge(
         label_uid: The label's uid.
         logprobs: Natural-log probabilities over the full vocabulary at the
             answer's position, by token id; every answer token must be there.
-        answers: Which token ids mean yes and no.
+        answers: Which token ids are answers, and what each says.
         min_label_mass: Below this mass the model did not answer the question.
         prompt_tokens: Length of the prompt.
         cached_tokens: How many of them the prefix cache supplied.
 
     Returns:
-        `ok` with the log-odds; `low_mass`; or `engine_error` when a token is
-        missing or its value is no log-probability: no number is ever made up.
+        `ok` with the log-odds; `low_mass`; `no_logprobs` when a token is
+        missing; `not_finite` when a value is no log-probability: no number is
+        ever made up.
     """
-    found = [logprobs.get(token, math.nan) for token in (*answers.yes, *answers.no)]
-    if not all(math.isfinite(value) and value <= _ROUNDING for value in found):
-        return Judgment(key, doc_uid, label_uid, Status.ENGINE_ERROR)
-    yes, no = _log_sum_exp(found[: len(answers.yes)]), _log_sum_exp(found[len(answers.yes) :])
-    mass = min(1.0, math.exp(yes) + math.exp(no))
+    given = [logprobs[token] for token in answers.ids if token in logprobs]
+    if len(given) < len(answers.ids):
+        return Judgment(key, doc_uid, label_uid, Status.NO_LOGPROBS)
+    if not all(math.isfinite(value) and value <= _ROUNDING for value in given):
+        return Judgment(key, doc_uid, label_uid, Status.NOT_FINITE)
+    relevant = _log_sum(given, answers.weights)
+    irrelevant = _log_sum(given, [1 - weight for weight in answers.weights])
+    mass = min(1.0, math.exp(relevant) + math.exp(irrelevant))
     status = Status.OK if mass >= min_label_mass else Status.LOW_MASS
     return Judgment(
         key,
         doc_uid,
         label_uid,
         status,
-        log_odds=yes - no if status is Status.OK else None,
+        log_odds=relevant - irrelevant if status is Status.OK else None,
         label_mass=mass,
         prompt_tokens=prompt_tokens,
         cached_tokens=cached_tokens,

@@ -1,0 +1,171 @@
+"""`ezxmc prompts`: the questions the teacher is asked, and whether a model can answer them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ezxmc.cli.console import emit, table, watching
+from ezxmc.watch import pulling
+
+if TYPE_CHECKING:
+    from ezxmc.teacher.prompt import Prompt
+
+Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
+Model = Annotated[str, typer.Option(help="Whose tokenizer: a catalog name, a folder or a hub id.")]
+Block = Annotated[int, typer.Option(min=1, help="The engine's cache block, in tokens.")]
+_RULE = "─" * 4
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    prompts = typer.Typer(
+        no_args_is_help=True, rich_markup_mode=None, help="The questions the teacher is asked."
+    )
+    prompts.command("list")(list_)
+    prompts.command()(show)
+    prompts.command()(check)
+    app.add_typer(prompts, name="prompts")
+
+
+def list_(json: Json = False) -> None:
+    """The shipped prompts.
+
+    Example: ezxmc prompts list
+    """
+    from ezxmc.teacher.prompt import Prompt, prompt_files
+
+    prompts = [Prompt.load(name) for name in prompt_files()]
+    if json:
+        emit([_identity(prompt) for prompt in prompts])
+        return
+    rows = [[one.name, str(one.version), one.domain, one.answer.scheme, one.hash[:12]] for one in prompts]
+    table("", ["name", "version", "domain", "scheme", "hash"], rows)
+
+
+def show(
+    prompt: Annotated[str, typer.Argument(help="A shipped prompt's name, or a prompt file.")],
+    model: Annotated[
+        str | None, typer.Option(help="Render it for this model (name, folder or hub id).")
+    ] = None,
+    document: Annotated[str | None, typer.Option(help="Render this text instead of a sample.")] = None,
+    label: Annotated[str | None, typer.Option(help="Render this label instead of a sample.")] = None,
+    block: Block = 32,
+    json: Json = False,
+) -> None:
+    """A prompt file; with --model the tokens that model gets, and what each pair costs.
+
+    Example: ezxmc prompts show software --model Qwen2.5-Coder-1.5B-Instruct --label "Purpose: Games"
+    """
+    from ezxmc.teacher.prompt import Prompt, prompt_files
+
+    loaded = Prompt.load(prompt)
+    path = prompt_files().get(prompt) or Path(prompt)
+    text = path.read_text(encoding="utf-8")
+    found: dict[str, Any] = {**_identity(loaded), "path": str(path), "text": text}
+    if model is not None:
+        found["rendered"] = _rendered(loaded, model, block, document, label)
+    if json:
+        emit(found)
+    elif model is None:
+        typer.echo(text.rstrip("\n"))
+    else:
+        _draw(found["rendered"], block)
+
+
+def check(
+    prompt: Annotated[str, typer.Argument(help="A shipped prompt's name, a prompt file, or `all` shipped.")],
+    model: Model,
+    block: Block = 32,
+    json: Json = False,
+) -> None:
+    """What breaks a prompt on a model, and the cure; exit code 1 if anything does.
+
+    Example: ezxmc prompts check mine.toml --model Qwen2.5-Coder-1.5B-Instruct
+    """
+    from ezxmc.teacher.prompt import prompt_files
+    from ezxmc.teacher.prompt_check import check_file
+
+    names = [*prompt_files()] if prompt == "all" else [prompt]
+    tokenizer = _tokenizer(model)
+    found = {name: check_file(name, tokenizer, block_size=block) for name in names}
+    if json:
+        emit(
+            [
+                {"prompt": name, "findings": [asdict(finding) for finding in findings]}
+                for name, findings in found.items()
+            ]
+        )
+    else:
+        for name, findings in found.items():
+            typer.echo(f"{name}: {'' if findings else 'nothing to mend'}".rstrip())
+            for finding in findings:
+                typer.echo(f"  {finding.severity}: {finding.problem} [{finding.code}]")
+                if finding.cure:
+                    typer.echo(f"    cure: {finding.cure}")
+    if any(finding.severity == "error" for findings in found.values() for finding in findings):
+        raise typer.Exit(1)
+
+
+def _identity(prompt: Prompt) -> dict[str, Any]:
+    return {
+        "name": prompt.name,
+        "version": prompt.version,
+        "domain": prompt.domain,
+        "scheme": prompt.answer.scheme,
+        "hash": prompt.hash,
+    }
+
+
+def _tokenizer(model: str) -> Any:
+    from ezxmc.teacher.tokenizer import load_tokenizer
+
+    with watching() as watch:
+        return load_tokenizer(model, progress=pulling(watch, "model"))
+
+
+def _rendered(
+    prompt: Prompt, model: str, block: int, document: str | None, label: str | None
+) -> dict[str, Any]:
+    from ezxmc.teacher import prompt_check
+
+    tokenizer = _tokenizer(model)
+    renderer = prompt_check.renderer_for(prompt, tokenizer, block)
+    sample = (
+        prompt_check.SAMPLE_DOCUMENT if document is None else document,
+        prompt_check.SAMPLE_LABEL if label is None else label,
+    )
+    cost = prompt_check.cost(renderer, *sample)
+    answers = renderer.answers
+    return {
+        "model": model,
+        "tokens": {**asdict(cost), "prefix": cost.prefix, "per_pair": cost.per_pair},
+        "parts": {
+            name: prompt_check.readable(tokenizer, ids)
+            for name, ids in renderer.sections(*sample)._asdict().items()
+        },
+        "answers": [
+            {"token": token, "text": tokenizer.decode([token]), "relevance": weight}
+            for token, weight in zip(answers.ids, answers.weights, strict=True)
+        ],
+    }
+
+
+def _draw(rendered: dict[str, Any], block: int) -> None:
+    tokens = rendered["tokens"]
+    paid = {"head": "once", "label": "for every pair", "tail": "for every pair"}
+    for name, text in rendered["parts"].items():
+        if name == "label":
+            typer.echo(
+                f"{'═' * 4} the shared prefix ends: {tokens['prefix']} tokens, "
+                f"{tokens['prefix'] // block} blocks of {block} {'═' * 4}"
+            )
+        typer.echo(f"{_RULE} {name}: {tokens[name]} tokens, {paid.get(name, 'once per document')} {_RULE}")
+        if text:
+            typer.echo(text.removesuffix("\n"))
+    typer.echo(f"{_RULE} each pair costs {tokens['per_pair']} tokens; answers are read from {_RULE}")
+    for answer in rendered["answers"]:
+        typer.echo(f"{answer['token']:>8} {answer['text']!r}, relevance {answer['relevance']:.4g}")

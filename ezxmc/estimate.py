@@ -1,0 +1,107 @@
+"""What a plan says: pairs, tokens, time, memory and disk of a run, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ezxmc.feedback.costs import Speed
+from ezxmc.feedback.probe import ProbeFigures
+
+PRIORS = "label priors"
+"""Name of the part that asks about all labels on some random documents."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartPlan:
+    """One part of a run in which the teacher is asked: a cycle, or the calibration.
+
+    Attributes:
+        name: `label priors`, `cycle 1`, ..., `calibration`.
+        documents: Documents asked about.
+        pairs: Pairs the part needs.
+        known: Of these, already judged in the run's store.
+        prompt_tokens: Of the others, whole prompts.
+        computed_tokens: Of these, expected not to be in the prefix cache.
+        seconds: To ask the others, engine starts included; `None` if not measured.
+        starts: Engine starts.
+    """
+
+    name: str
+    documents: int
+    pairs: int
+    known: int
+    prompt_tokens: int | None
+    computed_tokens: int | None
+    seconds: float | None
+    starts: int = 0
+
+    @property
+    def asked(self) -> int:
+        """Pairs still to ask."""
+        return self.pairs - self.known
+
+    @property
+    def cache_share(self) -> float | None:
+        """Share of prompt tokens the cache is expected to supply, in [0, 1]."""
+        if not self.prompt_tokens or self.computed_tokens is None:
+            return None
+        return 1 - self.computed_tokens / self.prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will cost. Sizes in bytes, times in seconds; `None` is not known.
+
+    Attributes:
+        documents: Usable documents.
+        labels: Usable labels.
+        parts: The parts of the run, in order, after what the probe asked.
+        unasked_documents: Documents the budget leaves without a judgment in
+            the first cycle.
+        unasked_pairs: Candidates it leaves out in all.
+        probe: What the probe measured, if there was one.
+        speed: Of the teacher; without it there are no times.
+        memory: Peaks by what needs them: `teacher`, `training`. They do not add up.
+        disk: By what is kept: `judgments`, `students`, `bundle`, `shortlists`.
+        notes: What a reader must know about these figures.
+    """
+
+    documents: int
+    labels: int
+    parts: list[PartPlan]
+    unasked_documents: int
+    unasked_pairs: int
+    probe: ProbeFigures | None
+    speed: Speed | None
+    memory: dict[str, int | None]
+    disk: dict[str, int]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> PartPlan:
+        """The sum of the parts."""
+
+        def add(values: Sequence[Any]) -> Any:
+            return None if None in values else sum(values)
+
+        columns = zip(*(list(asdict(part).values())[2:] for part in self.parts), strict=True)
+        return PartPlan("total", self.documents, *map(add, columns))
+
+    @property
+    def pairs_per_second(self) -> float | None:
+        """Expected over the whole job, start-ups excluded."""
+        if not self.speed:
+            return None
+        total = self.total
+        judging = (total.seconds or 0.0) - self.speed.startup * total.starts
+        return total.asked / judging if judging > 0 else self.speed.pairs
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values, derived ones included."""
+        *parts, total = (
+            asdict(part) | {"asked": part.asked, "cache_share": part.cache_share}
+            for part in (*self.parts, self.total)
+        )
+        return asdict(self) | {"parts": parts, "total": total, "pairs_per_second": self.pairs_per_second}

@@ -1,0 +1,233 @@
+"""How a budget is spent: which documents get how many of their candidates, and when to stop asking.
+
+Everything is decided by the configuration and by content hashes, nothing by
+what is already stored: a job killed and started again chooses the same pairs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from ezxmc.config import BudgetConfig, RunConfig
+from ezxmc.data import Catalog
+from ezxmc.feedback.priors import context_size
+from ezxmc.feedback.store import FeedbackStore
+from ezxmc.hashing import text_hash
+
+LEAST_CANDIDATES = 4
+"""A document is asked about at least this many labels before another one gets its first."""
+# Probabilities need some judgments too, but never most of them.
+_MOST_RESERVED = 0.25
+_LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Allotment:
+    """The part of a job its budget pays for.
+
+    Attributes:
+        order: Positions of documents, in the order they are asked about;
+            wherever the job stops, it has asked about a random sample.
+        rows: Of every document, the candidates it is asked about; may be empty.
+        unasked_documents: Documents a student could learn from that keep none
+            of their candidates.
+        unasked_pairs: Candidates left out of such documents, kept or not.
+    """
+
+    order: list[int]
+    rows: list[list[int]]
+    unasked_documents: int = 0
+    unasked_pairs: int = 0
+
+
+def everything(rows: Sequence[Sequence[int]]) -> Allotment:
+    """All candidates, in the documents' order."""
+    return Allotment(list(range(len(rows))), [list(row) for row in rows])
+
+
+def in_hash_order(uids: Sequence[str], positions: Iterable[int]) -> list[int]:
+    """Positions in an order that is random, repeatable, and stays when documents are added."""
+    return sorted(positions, key=lambda position: text_hash("budget", uids[position]))
+
+
+def shares(sizes: Sequence[int], pairs: int) -> list[int]:
+    """How many candidates each document is asked about.
+
+    All documents get equally many, the first of them one more; if that were
+    fewer than `LEAST_CANDIDATES`, the first documents get so many and the
+    others none. Measured on recorded judgments (tests/bench/budget.py).
+
+    Args:
+        sizes: Candidates of each document, in the order they are served.
+        pairs: Candidates in all.
+    """
+    if pairs >= sum(sizes):
+        return list(sizes)
+    given = [0] * len(sizes)
+    left = pairs
+    # Again for what documents with few candidates left over.
+    while left:
+        wanting = [place for place, size in enumerate(sizes) if given[place] < size]
+        begun = [place for place in wanting if given[place]]
+        served = begun or wanting[: max(1, left // LEAST_CANDIDATES)]
+        level, extra = divmod(left, len(served))
+        for nth, place in enumerate(served):
+            more = min(level + (nth < extra), sizes[place] - given[place])
+            given[place] += more
+            left -= more
+    return given
+
+
+class Budget:
+    """What a run may still spend on judgments, over its cycles and its calibration.
+
+    Cycles get even parts of what the calibration leaves; what one does not
+    use goes to the next.
+
+    Args:
+        config: The limits.
+        uids: Document uids.
+        calibration: Positions in `uids` of the documents kept for calibration;
+            no student learns from them, so a cut job leaves them to it.
+        depth: Pairs the calibration asks about each of these.
+        size: Candidates per document and cycle.
+        explore: Of these, how many are explored.
+        cycles: How many cycles there are.
+        prior: Pairs asked for the labels' priors, before the first cycle.
+    """
+
+    def __init__(
+        self,
+        config: BudgetConfig,
+        uids: Sequence[str],
+        *,
+        calibration: Sequence[int] = (),
+        depth: int = 0,
+        size: int = 1,
+        explore: int = 0,
+        cycles: int = 1,
+        prior: int = 0,
+    ) -> None:
+        self.config = config
+        self._uids, self._apart, self._cycles = uids, set(calibration), cycles
+        self._explored = explore / size
+        reserve = len(calibration) * depth
+        whole = len(uids) * size * cycles + reserve
+        limit = whole if config.max_pairs is None else max(1, config.max_pairs - prior)
+        self.reserved = reserve if config.max_pairs is None else min(reserve, int(_MOST_RESERVED * limit))
+        """Pairs kept for the calibration."""
+        self._for_cycles = limit - self.reserved
+        self._cycle_share = self._for_cycles / limit
+        self._allotted = 0
+        self.prior = prior
+        """Pairs asked for the labels' priors."""
+
+    @classmethod
+    def of(cls, config: RunConfig, catalog: Catalog) -> Budget:
+        """The budget of a whole run."""
+        labels, documents = len(catalog.labels), len(catalog.documents)
+        size, most = min(config.shortlist.size, labels), config.budget.max_pairs
+        # A limit holds for priors and shortlists together.
+        pairs = documents * size * config.cycles if most is None else most * 2 // 3
+        context = min(context_size(config.training, labels, pairs), len(catalog.to_train))
+        return cls(
+            config.budget,
+            [document.uid for document in catalog.documents],
+            calibration=catalog.to_calibrate,
+            depth=min(config.inference.calibration_depth, labels),
+            size=size,
+            explore=config.shortlist.explore,
+            cycles=config.cycles,
+            prior=context * labels,
+        )
+
+    @property
+    def limited(self) -> bool:
+        """Whether there is any limit."""
+        return self.config.max_pairs is not None or self.config.max_hours is not None
+
+    def pairs(self, cycle: int) -> int:
+        """The most pairs that cycles 1 to `cycle` may ask about together."""
+        return self._for_cycles * cycle // self._cycles
+
+    def cut(self, cycle: int, rows: Sequence[Sequence[int]]) -> Allotment:
+        """Choose what a cycle asks; call it for cycle 1, 2, ... in turn.
+
+        Args:
+            cycle: From 1.
+            rows: Candidate labels of every document, best first, explored ones last.
+        """
+        if not self.limited:
+            return everything(rows)
+        learnt = in_hash_order(self._uids, (i for i in range(len(rows)) if i not in self._apart))
+        left = self.pairs(cycle) - self._allotted
+        if left >= sum(map(len, rows)):
+            order = [*learnt, *in_hash_order(self._uids, self._apart)]
+            found = Allotment(order, [list(row) for row in rows])
+        else:
+            found = cut(rows, learnt, left, self._explored)
+        self._allotted += sum(map(len, found.rows))
+        return found
+
+    def stop(self, store: FeedbackStore, teacher: str, cycle: int | None = None) -> Callable[[], bool] | None:
+        """Tells `annotate` when the limits are reached; `None` without limits.
+
+        Args:
+            store: Counts what all sessions spent.
+            teacher: Whose judgments are counted.
+            cycle: Whose part of the hours counts; `None`: all of them.
+        """
+        if not self.limited:
+            return None
+        part = 1.0 if cycle is None else self._cycle_share * cycle / self._cycles
+        seconds = None if self.config.max_hours is None else self.config.max_hours * 3600 * part
+        return _Limit(store, teacher, self.config.max_pairs, seconds)
+
+
+def cut(rows: Sequence[Sequence[int]], order: Sequence[int], pairs: int, explored: float = 0.0) -> Allotment:
+    """Take `pairs` candidates of a job.
+
+    Args:
+        rows: Candidate labels of every document.
+        order: Positions in `rows`, the first served first.
+        pairs: How many candidates to take.
+        explored: Share of the taken ones that is taken from the end of a row.
+    """
+    given = shares([len(rows[i]) for i in order], pairs)
+    taken: list[list[int]] = [[] for _ in rows]
+    owed = 0.0
+    for position, share in zip(order, given, strict=True):
+        # Fractions add up: of shares of 4 with 1 of 14 explored, every third or fourth holds one.
+        owed += explored * share
+        tail = min(int(owed), share)
+        owed -= tail
+        row = rows[position]
+        taken[position] = [*row[: share - tail], *row[len(row) - tail :]]
+    return Allotment(
+        [position for position in order if taken[position]],
+        taken,
+        unasked_documents=sum(bool(rows[i]) and not taken[i] for i in order),
+        unasked_pairs=sum(len(rows[i]) for i in order) - sum(given),
+    )
+
+
+class _Limit:
+    """True once the pairs handed out, or the seconds judged, reach a limit."""
+
+    def __init__(self, store: FeedbackStore, teacher: str, pairs: int | None, seconds: float | None) -> None:
+        self._store, self._teacher, self._seconds = store, teacher, seconds
+        self._left = None if pairs is None else pairs - store.judged(teacher)
+        self._looked, self._over = -math.inf, False
+
+    def __call__(self) -> bool:
+        if self._seconds is not None and time.monotonic() - self._looked > _LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._over = self._store.judging_seconds(self._teacher) >= self._seconds
+        if self._over or (self._left is not None and self._left <= 0):
+            return True
+        if self._left is not None:
+            self._left -= 1
+        return False

@@ -1,0 +1,189 @@
+"""A short measured annotation: how fast a teacher is once it runs, how long it takes to start."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from ezxmc.feedback.annotate import annotate
+from ezxmc.feedback.store import FeedbackStore
+from ezxmc.records import Judgment, Pair
+from ezxmc.teacher.base import Teacher
+
+_MEMORY_EVERY = 1.0
+# A wait this much shorter than the longest, or than this many seconds, is no
+# engine step, only the next answer of one.
+_STEP, _STEP_SECONDS = 0.1, 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFigures:
+    """What a probe measured.
+
+    Attributes:
+        pairs: Judgments given; all are stored.
+        steps: Batches they came in.
+        seconds: Wall time, start-up included.
+        startup_seconds: From asking to the first engine step.
+        pairs_per_second: After the first batch, which warms the engine up.
+        computed_per_second: The same in tokens not found in the cache.
+        prompt_tokens: Of all pairs.
+        cached_tokens: Of these, supplied by the prefix cache.
+        memory_bytes: Peak of this process and its children; shared pages
+            count once where the system tells.
+        steady: Whether there was a batch after the first; if not, speeds
+            include the start-up.
+    """
+
+    pairs: int
+    steps: int
+    seconds: float
+    startup_seconds: float
+    pairs_per_second: float
+    computed_per_second: float
+    prompt_tokens: int
+    cached_tokens: int
+    memory_bytes: int
+    steady: bool
+
+
+def probe(
+    pairs: Sequence[Pair],
+    teacher: Teacher,
+    store: FeedbackStore,
+    *,
+    expected: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> ProbeFigures | None:
+    """Judge and store some pairs of a job, and measure.
+
+    Args:
+        pairs: Whole documents with their candidates; what is known is skipped.
+        teacher: Closed at the end, whatever happens.
+        store: Where the judgments go: the job will find them.
+        expected: Pairs of the whole job; the engine starts as it would for these.
+        progress: Called with (stored, wanted).
+
+    Returns:
+        `None` if all pairs were known.
+
+    Raises:
+        TeacherError: The engine could not start or died.
+        StoreError: The store could not be written.
+    """
+    timed = _Timed(teacher, expected)
+    started = time.monotonic()
+    try:
+        with _Memory() as memory:
+            annotate(lambda: pairs, timed, store, progress=progress)
+    finally:
+        teacher.close()
+    if not timed.answers:
+        return None
+    return _figures(timed.answers, time.monotonic() - started, memory.peak)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    at: float
+    waited: float
+    prompt_tokens: int
+    cached_tokens: int
+
+    @property
+    def computed(self) -> int:
+        return self.prompt_tokens - self.cached_tokens
+
+
+class _Timed:
+    """A teacher that is told the size of the whole job, and whose answers are timed."""
+
+    def __init__(self, teacher: Teacher, expected: int) -> None:
+        self._teacher, self._expected = teacher, expected
+        self.answers: list[_Answer] = []
+
+    @property
+    def fingerprint(self) -> str:
+        return self._teacher.fingerprint
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return self._teacher.description
+
+    def key(self, pair: Pair) -> str:
+        return self._teacher.key(pair)
+
+    def score(self, pairs: Iterable[Pair], *, expected: int | None = None) -> Iterator[Judgment]:
+        before = time.monotonic()
+        for judgment in self._teacher.score(pairs, expected=self._expected):
+            now = time.monotonic()
+            self.answers.append(_Answer(now, now - before, judgment.prompt_tokens, judgment.cached_tokens))
+            yield judgment
+            before = time.monotonic()
+
+    def close(self) -> None:
+        self._teacher.close()
+
+
+def _figures(answers: Sequence[_Answer], seconds: float, memory: int) -> ProbeFigures:
+    # An engine answers a whole step at once: the first of its answers is waited for.
+    longest = max((answer.waited for answer in answers[1:]), default=0.0)
+    least = max(_STEP_SECONDS, _STEP * longest)
+    begins = [0, *(i for i, a in enumerate(answers[1:], start=1) if a.waited > least)]
+    steady = len(begins) > 1
+    if steady:
+        measured, since = answers[begins[1] :], answers[begins[1] - 1].at
+        span = answers[-1].at - since
+    else:
+        measured, span = answers, seconds
+    computed = sum(answer.computed for answer in measured) / span
+    first = sum(answer.computed for answer in answers[: begins[1]]) / computed if steady and computed else 0.0
+    return ProbeFigures(
+        pairs=len(answers),
+        steps=len(begins),
+        seconds=seconds,
+        startup_seconds=max(0.0, answers[0].waited - first),
+        pairs_per_second=len(measured) / span,
+        computed_per_second=computed,
+        prompt_tokens=sum(answer.prompt_tokens for answer in answers),
+        cached_tokens=sum(answer.cached_tokens for answer in answers),
+        memory_bytes=memory,
+        steady=steady,
+    )
+
+
+class _Memory:
+    """Watches the memory of this process and its children."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> _Memory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        this = psutil.Process()
+        while True:
+            self.peak = max(self.peak, sum(map(_bytes, [this, *this.children(recursive=True)])))
+            if self._done.wait(_MEMORY_EVERY):
+                return
+
+
+def _bytes(process: psutil.Process) -> int:
+    try:
+        memory = process.memory_full_info()
+        return int(getattr(memory, "pss", memory.rss))
+    except psutil.Error:  # it ended meanwhile, or is not ours to look into
+        return 0

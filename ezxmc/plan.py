@@ -1,0 +1,261 @@
+"""What a run will cost, from counting, tokenising, and a short measured probe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ezxmc.config import RunConfig
+from ezxmc.data import Catalog
+from ezxmc.estimate import PRIORS, PartPlan, Plan
+from ezxmc.feedback.budget import Budget
+from ezxmc.feedback.costs import Speed, Tokens, count_tokens, earlier_speed
+from ezxmc.feedback.priors import context_documents
+from ezxmc.feedback.probe import ProbeFigures, probe
+from ezxmc.feedback.store import FeedbackStore
+from ezxmc.footprint import disk_use, training_memory
+from ezxmc.hashing import text_hash
+from ezxmc.models import resolve_model
+from ezxmc.records import Pair
+from ezxmc.retrieval import BiEncoder, candidate_row, shortlist
+from ezxmc.rundir import RunDir
+from ezxmc.teacher import Teacher, load_teacher
+from ezxmc.watch import Unwatched, Watch, pulling
+
+PROBE_PAIRS = 512
+"""Four steps of vLLM at 128 sequences; the first warms up and does not count."""
+_SHORTLISTS, _TOKENISED = 500, 2000  # documents sampled
+_COMPLETE = 0.99  # share of a cycle's pairs known from which later parts may be known too
+
+
+def plan(
+    config: RunConfig,
+    *,
+    teacher: Teacher | None = None,
+    probe_pairs: int = PROBE_PAIRS,
+    watch: Watch | None = None,
+) -> Plan:
+    """Say what a run would cost before it is started.
+
+    Pairs are counted (the calibration's at most: those the cycles asked are not
+    asked again); tokens are those of a sample of documents. Times come from
+    asking the teacher some real pairs of the run's first cycle, whose judgments
+    are kept in the run's store. Training and tagging are not timed.
+
+    Args:
+        config: The run's configuration.
+        teacher: Used instead of the configured one; closed at the end.
+        probe_pairs: Pairs to ask, in whole documents; 0 asks nothing, starts
+            no engine and writes nothing.
+        watch: Sees stages and messages.
+
+    Raises:
+        ConfigError: The run directory cannot be used, or another process uses it.
+        DataError: No usable document or label, or a bad row under `strict`.
+        ModelError: A model cannot be fetched or loaded.
+        TeacherError: The LLM engine failed.
+    """
+    watch = watch or Unwatched()
+    catalog = Catalog.load(config.data, config.training.held_out, config.seed, watch.say)
+    teacher = teacher or load_teacher(config.teacher, progress=pulling(watch, "teacher"))
+    try:
+        with _store(config, bool(probe_pairs)) as store:
+            return _Planner(config, catalog, teacher, store, watch).go(probe_pairs)
+    finally:
+        teacher.close()
+
+
+@contextmanager
+def _store(config: RunConfig, writes: bool) -> Iterator[FeedbackStore | None]:
+    file = Path(config.run_dir, "feedback.sqlite")
+    if writes:
+        with RunDir(config.run_dir).locked(), FeedbackStore(file) as store:
+            yield store
+    elif file.exists():
+        with FeedbackStore(file) as store:
+            yield store
+    else:
+        yield None
+
+
+class _Planner:
+    """The state of one plan."""
+
+    def __init__(
+        self, config: RunConfig, catalog: Catalog, teacher: Teacher, store: FeedbackStore | None, watch: Watch
+    ) -> None:
+        self.config, self.catalog, self.teacher = config, catalog, teacher
+        self.store, self.watch = store, watch
+        self.notes: list[str] = []
+        width = min(config.shortlist.size, len(catalog.labels))
+        budget = Budget.of(config, catalog)
+        # Of every document, the ranks of its shortlist that are asked about.
+        self.cycles = [
+            budget.cut(number, [range(width)] * len(catalog.documents))
+            for number in range(1, config.cycles + 1)
+        ]
+        self.calibration = budget.reserved
+        self.context = context_documents(
+            catalog.documents, catalog.to_train, budget.prior // len(catalog.labels)
+        )
+        uids = [document.uid for document in catalog.documents]
+        order = sorted(range(len(uids)), key=lambda i: text_hash("plan", uids[i]))
+        self.sample = [i for i in order if self.cycles[0].rows[i]]
+        """Positions of documents cycle 1 asks about, in random order."""
+        self.shortlist_bytes = 0.0  # of one document
+        self.probed: list[Pair] = []
+
+    def go(self, probe_pairs: int) -> Plan:
+        catalog = self.catalog
+        encoder = BiEncoder(
+            resolve_model(
+                self.config.training.encoder, kind="encoder", progress=pulling(self.watch, "encoder")
+            ),
+            max_length=self.config.training.max_length,
+        )
+        job = self._job(encoder)
+        measured = self._probe(job, probe_pairs) if probe_pairs and self.store else None
+        speed = self._speed(measured)
+        tokens = count_tokens(
+            self.teacher,
+            [catalog.documents[i] for i in self.sample[:_TOKENISED]],
+            [pair for pairs in job for pair in pairs],
+            self.probed,
+            measured,
+        )
+        parts = [self._part(*counts, tokens, speed) for counts in self._counts(job)]
+        return Plan(
+            documents=len(catalog.documents),
+            labels=len(catalog.labels),
+            parts=parts,
+            unasked_documents=self.cycles[0].unasked_documents,
+            unasked_pairs=sum(cycle.unasked_pairs for cycle in self.cycles),
+            probe=measured,
+            speed=speed,
+            memory={"teacher": measured.memory_bytes if measured else None}
+            | {"training": training_memory(self.config.training, encoder)},
+            disk=disk_use(
+                catalog, encoder, self.config.cycles, sum(part.pairs for part in parts), self.shortlist_bytes
+            ),
+            notes=self.notes + self._beyond_hours(parts, speed),
+        )
+
+    def _job(self, encoder: BiEncoder) -> list[list[Pair]]:
+        """Of some documents, the pairs that cycle 1 asks."""
+        documents, labels = self.catalog.documents, self.catalog.labels
+        sample = self.sample[:_SHORTLISTS]
+        if len(sample) < len(self.sample):
+            self.notes.append(
+                f"tokens and what is known are those of {len(sample):,} of {len(self.sample):,} documents"
+            )
+        found = shortlist(
+            [documents[i] for i in sample],
+            labels,
+            encoder,
+            self.config.shortlist,
+            seed=self.config.seed,
+            progress=self.watch.stage(f"shortlists of {len(sample):,} documents"),
+        )
+        rows = (json.dumps(candidate_row(candidates, labels)) for candidates in found)
+        self.shortlist_bytes = sum(map(len, rows)) / max(1, len(sample))
+        return [
+            [Pair(documents[i], labels[candidates.labels[rank]]) for rank in self.cycles[0].rows[i]]
+            for i, candidates in zip(sample, found, strict=True)
+        ]
+
+    def _probe(self, job: list[list[Pair]], most: int) -> ProbeFigures | None:
+        assert self.store is not None
+        for pairs in job:
+            if len(self.probed) >= most:
+                break
+            known = self.store.known([self.teacher.key(pair) for pair in pairs])
+            self.probed += [pair for pair in pairs if self.teacher.key(pair) not in known]
+        judged = self.store.judged(self.teacher.fingerprint)
+        if self.config.budget.max_pairs is not None:
+            del self.probed[max(0, self.config.budget.max_pairs - judged) :]
+        left = sum(map(len, self.cycles[0].rows)) - judged
+        found = probe(
+            self.probed,
+            self.teacher,
+            self.store,
+            expected=max(left, len(self.probed)),
+            progress=self.watch.stage(f"probe: teacher judges {len(self.probed):,} pairs"),
+        )
+        if found and not found.steady:
+            self.notes.append(f"{found.pairs:,} pairs in one step: start-up and speed are not told apart")
+        return found
+
+    def _speed(self, measured: ProbeFigures | None) -> Speed | None:
+        if measured:
+            return Speed(measured.pairs_per_second, measured.computed_per_second, measured.startup_seconds)
+        totals = self.store.totals(self.teacher.fingerprint) if self.store else None
+        speed = earlier_speed(totals) if totals else None
+        if totals and speed:
+            self.notes.append(f"speed of {totals.judgments:,} earlier judgments; engine starts come on top")
+        return speed
+
+    def _counts(self, job: list[list[Pair]]) -> Iterator[tuple[str, int, int, int]]:
+        """Name, documents, pairs and known pairs of each part."""
+        keys = [self.teacher.key(pair) for pairs in job for pair in pairs]
+        stored = self.store.judged(self.teacher.fingerprint) if self.store else 0
+        share = len(self.store.known(keys)) / len(keys) if self.store and keys else 0.0
+        whole = len(job) == len(self.sample)
+        left = stored
+        if self.context:
+            pairs = len(self.context) * len(self.catalog.labels)
+            known = sum(map(len, map(self._known, self.context)))
+            left -= known
+            yield PRIORS, len(self.context), pairs, known
+        for number, cycle in enumerate(self.cycles, start=1):
+            pairs = sum(map(len, cycle.rows))
+            known = 0
+            if number == 1:
+                # The probe's documents are among the sampled ones: a share of few is no share of all.
+                known = round(share * pairs) if whole else min(round(share * pairs), stored)
+            elif share > _COMPLETE:
+                known = min(pairs, left)
+            left -= known
+            yield f"cycle {number}", len(cycle.order), pairs, known
+        known = min(self.calibration, max(0, left)) if share > _COMPLETE else 0
+        yield "calibration", len(self.catalog.to_calibrate), self.calibration, known
+
+    def _known(self, document: int) -> set[str]:
+        """Keys of what is judged of a document and all labels."""
+        doc = self.catalog.documents[document]
+        keys = [self.teacher.key(Pair(doc, label)) for label in self.catalog.labels]
+        return self.store.known(keys) if self.store else set()
+
+    def _part(
+        self, name: str, documents: int, pairs: int, known: int, tokens: Tokens | None, speed: Speed | None
+    ) -> PartPlan:
+        asked = pairs - known
+        # The priors are asked by the engine that cycle 1 goes on with.
+        starts = int(asked > 0 and name != PRIORS)
+        computed = tokens.computed(asked, documents * asked / pairs) if tokens and pairs else None
+        return PartPlan(
+            name,
+            documents,
+            pairs,
+            known,
+            prompt_tokens=tokens.prompts(asked) if tokens else None,
+            computed_tokens=computed,
+            seconds=speed.seconds(asked, computed, starts) if speed else None,
+            starts=starts,
+        )
+
+    def _beyond_hours(self, parts: list[PartPlan], speed: Speed | None) -> list[str]:
+        """What a limit of hours will leave unasked."""
+        hours, asked = self.config.budget.max_hours, sum(part.asked for part in parts)
+        if hours is None or not self.store or not speed or not asked:
+            return []
+        judging = sum((part.seconds or 0.0) - speed.startup * part.starts for part in parts)
+        left = hours * 3600 - self.store.judging_seconds(self.teacher.fingerprint)
+        if judging <= left:
+            return []
+        reached = max(0, round(asked * left / judging))
+        return [
+            f"budget.max_hours ends the judging after about {reached:,} more pairs; as budget.max_pairs "
+            "the same number is spread over more documents, which teaches more"
+        ]

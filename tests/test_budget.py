@@ -1,0 +1,141 @@
+"""Budgets: who gets how much, and that a limit is kept over any number of sessions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes import FakeTeacher, catalog
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ezxmc.config import BudgetConfig
+from ezxmc.feedback.annotate import annotate, pairs_of
+from ezxmc.feedback.budget import LEAST_CANDIDATES, Budget, cut, in_hash_order, shares
+from ezxmc.feedback.store import FeedbackStore
+
+SIZES = st.lists(st.integers(0, 20), max_size=60)
+
+
+@given(SIZES, st.integers(0, 1500))
+def test_shares_spend_the_budget_and_no_more(sizes: list[int], pairs: int) -> None:
+    given = shares(sizes, pairs)
+    assert sum(given) == min(pairs, sum(sizes))
+    assert all(0 <= share <= size for share, size in zip(given, sizes, strict=True))
+
+
+def test_shares_are_even_and_never_thin() -> None:
+    assert shares([14] * 10, 200) == [14] * 10
+    assert shares([14] * 10, 75) == [8] * 5 + [7] * 5
+    thin = shares([14] * 10, 2 * LEAST_CANDIDATES + 1)
+    assert thin == [LEAST_CANDIDATES + 1, LEAST_CANDIDATES] + [0] * 8
+    # What short documents leave goes to the others.
+    assert shares([2, 14, 14], 20) == [2, 10, 8]
+
+
+@given(SIZES, st.integers(0, 300))
+def test_a_cut_keeps_the_best_and_counts_what_it_leaves(sizes: list[int], pairs: int) -> None:
+    rows = [list(range(size)) for size in sizes]
+    order = in_hash_order([str(i) for i in range(len(rows))], range(len(rows)))
+    found = cut(rows, order, pairs)
+    assert all(kept == row[: len(kept)] for kept, row in zip(found.rows, rows, strict=True))
+    assert found.unasked_pairs == sum(sizes) - sum(map(len, found.rows))
+    assert found.unasked_documents == sum(bool(r) and not k for r, k in zip(rows, found.rows, strict=True))
+    assert found.order == [i for i in order if found.rows[i]]
+
+
+def test_a_cut_keeps_the_part_that_explores() -> None:
+    rows = [list(range(14)) for _ in range(140)]
+    found = cut(rows, range(140), 140 * 7, 1 / 14)
+    assert {len(row) for row in found.rows} == {7}
+    explored = [row for row in found.rows if 13 in row]
+    assert len(explored) == 70 and all(row == [0, 1, 2, 3, 4, 5, 13] for row in explored)
+    assert all(row == list(range(7)) for row in found.rows if 13 not in row)
+
+
+def test_the_order_is_random_and_stays_when_documents_are_added() -> None:
+    uids = [f"d{i}" for i in range(200)]
+    order = [uids[i] for i in in_hash_order(uids, range(200))]
+    assert sorted(order) == sorted(uids) and order != uids
+    more = [f"e{i}" for i in range(50)] + uids
+    again = [more[i] for i in in_hash_order(more, range(250))]
+    assert [uid for uid in again if uid.startswith("d")] == order
+
+
+def test_cycles_share_evenly_and_calibration_has_its_part() -> None:
+    uids = [f"d{i}" for i in range(100)]
+    rows = [list(range(14)) for _ in uids]
+    budget = Budget(
+        BudgetConfig(max_pairs=1000), uids, calibration=range(10), depth=10, size=14, explore=1, cycles=2
+    )
+    assert budget.reserved == 100
+    one, two = budget.cut(1, rows), budget.cut(2, rows)
+    assert [sum(map(len, part.rows)) for part in (one, two)] == [450, 450]
+    # No student learns from the calibration part: a cut job does not ask about it in a cycle.
+    assert all(not part.rows[i] for part in (one, two) for i in range(10))
+    assert one.unasked_pairs == 90 * 14 - 450 and one.unasked_documents == 0
+    # Never most of a small budget.
+    small = Budget(BudgetConfig(max_pairs=100), uids, calibration=range(50), depth=10, size=14)
+    assert small.reserved == 25
+
+
+def test_what_a_cycle_does_not_use_goes_to_the_next() -> None:
+    uids = [f"d{i}" for i in range(10)]
+    budget = Budget(BudgetConfig(max_pairs=100), uids, size=14, cycles=2)
+    assert sum(map(len, budget.cut(1, [[0, 1]] * 10).rows)) == 20
+    assert sum(map(len, budget.cut(2, [list(range(14))] * 10).rows)) == 80
+
+
+def test_without_limits_nothing_changes() -> None:
+    rows = [[3, 1], [], [2]]
+    budget = Budget(BudgetConfig(), ["a", "b", "c"], size=2)
+    found = budget.cut(1, rows)
+    assert (found.order, found.rows, found.unasked_pairs) == ([0, 1, 2], rows, 0)
+    assert not budget.limited and budget.stop(None, "x") is None  # type: ignore[arg-type]
+
+
+def test_a_limit_of_pairs_holds_over_all_sessions(tmp_path: Path) -> None:
+    documents, labels = catalog(20, 5)
+    rows = [list(range(5))] * 20
+    budget = Budget(BudgetConfig(max_pairs=37), [d.uid for d in documents], size=5)
+    asked: list[str] = []
+    for _ in range(3):
+        teacher = FakeTeacher()
+        with FeedbackStore(tmp_path / "f.sqlite") as store:
+            summary = annotate(
+                lambda: pairs_of(documents, labels, rows),
+                teacher,
+                store,
+                stop=budget.stop(store, teacher.fingerprint),
+            )
+            asked += teacher.asked
+            assert summary.stopped and store.judged(teacher.fingerprint) == 37
+    assert len(asked) == len(set(asked)) == 37
+
+
+def test_a_limit_of_hours_counts_the_time_of_all_sessions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ezxmc.feedback.budget._LOOK_SECONDS", 0.0)
+    documents, labels = catalog(400, 5)
+    rows = [list(range(5))] * 400
+    budget = Budget(BudgetConfig(max_hours=0.5 / 3600), [d.uid for d in documents], size=5)
+    counts = []
+    for _ in range(2):
+        teacher = FakeTeacher(delay=0.002)
+        with FeedbackStore(tmp_path / "f.sqlite") as store:
+            stop = budget.stop(store, teacher.fingerprint)
+            annotate(lambda: pairs_of(documents, labels, rows), teacher, store, stop=stop)
+            counts.append(len(teacher.asked))
+            assert store.judging_seconds(teacher.fingerprint) == pytest.approx(0.5, abs=0.3)
+    assert 20 < counts[0] < 500 and counts[1] == 0
+
+
+def test_each_cycle_has_its_part_of_the_hours(tmp_path: Path) -> None:
+    teacher = FakeTeacher()
+    budget = Budget(BudgetConfig(max_hours=1.0), ["a"], calibration=[0], depth=10, size=10, cycles=3)
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        session = store.open_session(teacher.fingerprint, teacher.description)
+        store.append(session, [], 3600 * 0.4)  # past the first cycle's quarter, not past the second's half
+        reached = [budget.stop(store, teacher.fingerprint, cycle)() for cycle in (1, 2, 3, None)]  # type: ignore[misc]
+    assert reached == [True, False, False, False]
