@@ -97,8 +97,7 @@ class FakeServer:
         class Handler(_Handler):
             owner = outer
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
-        self._server.daemon_threads = True
+        self._server = _Quiet(("127.0.0.1", self._port), Handler)
         self._port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -167,6 +166,13 @@ class FakeServer:
             return {"Yes": -0.4 - rule, "No": -1.5, "Maybe": -7.0}
         wanted = body.get("logprob_token_ids", [])
         return {f"token_id:{token}": -2.5 - (3 * rule if place else 0) for place, token in enumerate(wanted)}
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away are what is tested."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -38,7 +38,8 @@ class VllmServer:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        self._log = Path(tempfile.mkdtemp(prefix="vllm-serve-"), "log")
+        self._folder = tempfile.TemporaryDirectory(prefix="vllm-serve-")
+        self._log = Path(self._folder.name, "log")
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.kill)
 

@@ -58,7 +58,7 @@ def shares(sizes: Sequence[int], pairs: int) -> list[int]:
 
     All documents get equally many, the first of them one more; if that were
     fewer than `LEAST_CANDIDATES`, the first documents get so many and the
-    others none. Measured on recorded judgments (tests/bench/budget.py).
+    others none. On recorded judgments few candidates of many documents taught most (tests/bench/budget.py).
 
     Args:
         sizes: Candidates of each document, in the order they are served.

@@ -179,7 +179,10 @@ class PromptRenderer:
         # Byte-pair vocabularies keep a space with the word after it.
         self._space = " " if lead.endswith(" ") else ""
         # The template's own control tokens are meant; those of a text are not.
-        self._pad = self._encode("\n", trusted=True)[-1]
+        newline = self._encode("\n", trusted=True)
+        if not newline:
+            raise TeacherError("the model's tokenizer has no line break to pad with", "use another model")
+        self._pad = newline[-1]
         instructions, opening = self._encode(system, trusted=True), self._encode(head, trusted=True)
         padding = -(len(instructions) + len(opening)) % block_size
         self._head = [*instructions, *[self._pad] * padding, *opening]
