@@ -56,7 +56,7 @@ def stats(store: Store, json: Json = False) -> None:
         emit(found)
         return
     per = f", {found['bytes_per_judgment']:.0f} each" if rows else ""
-    typer.echo(f"{store}: {rows:,} judgments of {len(teachers)} teachers in {found['bytes']:,} bytes{per}")
+    typer.echo(f"{store}: {rows:,} judgments, teachers: {len(teachers)} in {found['bytes']:,} bytes{per}")
     for one in teachers:
         title = one.pop("teacher")
         for name, value in one.pop("description").items():

@@ -119,6 +119,9 @@ def annotate(
     tokenizer: Annotated[
         str | None, typer.Option(help="With --server: whose tokenizer; default: the model's.")
     ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="With --server: environment variable that holds the API key.")
+    ] = None,
     replay: Annotated[str | None, typer.Option(help="Recorded judgments instead of an LLM.")] = None,
     max_pairs: MaxPairs = None,
     max_hours: MaxHours = None,
@@ -148,7 +151,7 @@ def annotate(
     if replay:
         config = ReplayTeacherConfig(judgments=replay)
     elif server:
-        config = HttpTeacherConfig(base_url=server, tokenizer=tokenizer, **common)
+        config = HttpTeacherConfig(base_url=server, tokenizer=tokenizer, api_key_env=api_key_env, **common)
     else:
         config = VllmTeacherConfig(kv_cache_gib=kv_cache_gib, **common)
     limits = BudgetConfig(max_pairs=max_pairs, max_hours=max_hours)
