@@ -20,8 +20,9 @@ from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Judgment
 
 _PSEUDO_COUNTS = 8.0
-# `auto` spends at most this share of the shortlists' pairs on it, and wants so many documents.
-_MOST, _FEWEST = 0.5, 2
+# `auto` spends at most this share of the shortlists' pairs on it, holds at most
+# so many judgments in memory, and wants so many documents.
+_MOST, _HELD, _FEWEST = 0.5, 200_000, 2
 # A failed pair or two does not spoil a document.
 _COMPLETE = 0.95
 
@@ -36,7 +37,9 @@ def context_size(config: TrainingConfig, labels: int, pairs: int) -> int:
     """
     if config.prior == "contextual":
         return config.prior_documents
-    affordable = min(config.prior_documents, int(_MOST * pairs / labels)) if config.prior == "auto" else 0
+    if config.prior != "auto":
+        return 0
+    affordable = min(config.prior_documents, int(_MOST * pairs / labels), _HELD // labels)
     return affordable if affordable >= _FEWEST else 0
 
 
