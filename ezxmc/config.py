@@ -136,8 +136,8 @@ class TrainingConfig(_Part):
     prior: Literal["auto", "contextual", "estimated", "none"] = Field(
         "auto",
         description="each label's prior: contextual asks about all labels on some random documents; "
-        "estimated takes the shortlists' judgments; auto: contextual if that adds at most half as many pairs, "
-        "and at most 200,000",
+        "estimated takes the shortlists' judgments; auto: contextual if that adds at most half as many "
+        "pairs, and at most 200,000",
     )
     prior_documents: int = Field(8, ge=1, description="random documents for the contextual prior")
     prior_alpha: float = Field(0.5, ge=0, le=1, description="share of each label's prior taken off")
