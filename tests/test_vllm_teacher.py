@@ -189,7 +189,8 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def workers() -> list[psutil.Process]:
-    return [p for p in psutil.Process().children(recursive=True) if "VLLM" in "".join(p.cmdline()).upper()]
+    children = alive(psutil.Process().children(recursive=True))  # the killed ones may still be listed
+    return [p for p in children if "VLLM" in "".join(p.cmdline()).upper()]
 
 
 def gone_within(processes: list[psutil.Process], seconds: float) -> bool:
