@@ -154,7 +154,7 @@ class _Run:
         # Training needs the memory; the next cycle starts the engine again.
         self.teacher.close()
 
-        judgments = self._judgments()
+        judgments, self.priors = self._judgments(), self._priors()
         trained = self.place.stage(
             f"cycle-{number}-train",
             [
@@ -162,7 +162,7 @@ class _Run:
                 self._identity(None),
                 self.config.training.model_dump(),
                 self.config.seed,
-                [[j.key, j.status, j.log_odds] for j in (*judgments, *self._priors())],
+                [[j.key, j.status, j.log_odds] for j in (*judgments, *self.priors)],
             ],
             [student],
             lambda: self._train(student, judgments, self.watch.stage(f"{name}: training")),
@@ -232,7 +232,7 @@ class _Run:
         return list(recall(pairs, self.teacher, self.store))
 
     def _targets(self, judgments: list[Judgment]) -> Targets:
-        return build_targets(judgments, self.config.training, self._priors())
+        return build_targets(judgments, self.config.training, self.priors)
 
     def _priors(self) -> list[Judgment]:
         # A document that a budget cut short would tell of some labels only.

@@ -176,18 +176,14 @@ def bench_teacher(
         pairs=shared,
         prefill=_sum(first, second),
         unshared=unshared,
-        top20=_rank_llm_way(teacher, config, few, watch),
+        top20=_rank_llm_way(teacher, VllmEngine(model, config), few, watch),
         ceiling=ceiling,
         flop_per_token=per_token,
         flop_per_answer=per_answer,
     )
 
 
-def _rank_llm_way(
-    teacher: VllmTeacher, config: VllmTeacherConfig, pairs: Sequence[Pair], watch: Watch
-) -> Rate:
-    model = resolve_model(config.model, kind="llm", revision=config.revision)
-    engine = VllmEngine(model, config)
+def _rank_llm_way(teacher: VllmTeacher, engine: VllmEngine, pairs: Sequence[Pair], watch: Watch) -> Rate:
     engine.block = _DEFAULT_BLOCK[engine.cpu]
     engine.max_tokens = -(-teacher.engine.max_tokens // engine.block) * engine.block
     unpadded = teacher.renderer.with_block(1)

@@ -129,10 +129,11 @@ def answer(json: bool, values: dict[str, Any]) -> None:
     if json:
         emit(values)
     else:
-        table("", ["", ""], [[name.replace("_", " "), _shown(value)] for name, value in values.items()])
+        table("", ["", ""], [[name.replace("_", " "), shown(value)] for name, value in values.items()])
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A number as people read it, anything else as it is."""
     if isinstance(value, float):
         return f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import bad_rows, emit, table, watching
+from ezxmc.cli.console import bad_rows, emit, shown, table, watching
 from ezxmc.errors import StoreError
+
+if TYPE_CHECKING:
+    from ezxmc.feedback.store import FeedbackStore
 
 Store = Annotated[Path, typer.Argument(help="Feedback store, an SQLite file.")]
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
@@ -30,7 +33,7 @@ def stats(store: Store, json: Json = False) -> None:
 
     Example: ezxmc judgments stats feedback.sqlite
     """
-    with _opened(store) as feedback:
+    with opened(store) as feedback:
         teachers = []
         for fingerprint, description in feedback.teachers().items():
             totals = feedback.totals(fingerprint)
@@ -56,7 +59,7 @@ def stats(store: Store, json: Json = False) -> None:
         emit(found)
         return
     per = f", {found['bytes_per_judgment']:.0f} each" if rows else ""
-    typer.echo(f"{store}: {rows:,} judgments, teachers: {len(teachers)} in {found['bytes']:,} bytes{per}")
+    typer.echo(f"{store}: {rows:,} judgments of {len(teachers)} teachers in {found['bytes']:,} bytes{per}")
     for one in teachers:
         title = one.pop("teacher")
         for name, value in one.pop("description").items():
@@ -75,8 +78,8 @@ def failures(
     """
     from itertools import islice
 
-    with _opened(store) as feedback:
-        found = [
+    with opened(store) as feedback:
+        found: list[dict[str, Any]] = [
             {
                 "teacher": fingerprint,
                 "counts": feedback.totals(fingerprint).failures_by_kind,
@@ -118,7 +121,7 @@ def export(
     """
     from ezxmc.feedback.exchange import export_judgments
 
-    with watching() as watch, _opened(store) as feedback:
+    with watching() as watch, opened(store) as feedback:
         rows = export_judgments(feedback, out, teacher=teacher, progress=watch.stage("export"))
     if json:
         emit({"judgments": rows, "out": str(out), "bytes": out.stat().st_size})
@@ -152,7 +155,12 @@ def import_(
     bad_rows(report.bad)
 
 
-def _opened(store: Path) -> Any:
+def opened(store: Path) -> FeedbackStore:
+    """A store that is there.
+
+    Raises:
+        StoreError: It is not.
+    """
     from ezxmc.feedback.store import FeedbackStore
 
     if not store.exists():
@@ -163,6 +171,4 @@ def _opened(store: Path) -> Any:
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {_shown(one)}" for name, one in value.items()) or "none"
-    if isinstance(value, float):
-        return f"{value:,.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return shown(value)

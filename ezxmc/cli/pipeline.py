@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from ezxmc.cli.console import answer, bad_rows, emit, table, watching
+from ezxmc.cli.judgments import opened
 from ezxmc.config import BudgetConfig, RunConfig, ShortlistConfig, TrainingConfig
-from ezxmc.errors import DataError, StoreError
+from ezxmc.errors import DataError
 
 Documents = Annotated[str, typer.Argument(help="Documents: JSONL, CSV, Parquet, `datasets` folder, hub id.")]
 Labels = Annotated[str, typer.Argument(help="Labels: the same formats, or a .txt with a title per line.")]
@@ -259,9 +260,5 @@ def calibrate(
 
 def _newest(store: Path) -> Any:
     """The judgments of the store's newest teacher."""
-    from ezxmc.feedback.store import FeedbackStore
-
-    if not store.exists():
-        raise StoreError(f"no feedback store at {store}", "make one with `ezxmc annotate`")
-    with FeedbackStore(store) as feedback:
+    with opened(store) as feedback:
         return list(feedback.judgments(feedback.newest_teacher()))

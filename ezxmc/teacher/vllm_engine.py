@@ -105,6 +105,7 @@ class VllmEngine:
         waiting: dict[str, tuple[T, list[int]]] = {}
         unsent = [first]
         fruitless, exhausted = 0, False
+        params: Any = None
         try:
             while waiting or unsent or not exhausted:
                 while not exhausted and len(waiting) + len(unsent) < depth:
@@ -115,10 +116,11 @@ class VllmEngine:
                         unsent.append(item)
                 try:
                     engine = self._start(expected)
+                    params = params or _one_token(sampling)
                     for item in unsent:
                         self._serial += 1
                         waiting[str(self._serial)] = item
-                        self._submit(engine, str(self._serial), item[1], share, sampling)
+                        self._submit(engine, str(self._serial), item[1], share, params)
                     unsent = []
                     outputs = [output for output in engine.step() if output.finished]
                 except TeacherError:
@@ -143,16 +145,12 @@ class VllmEngine:
                 self._engine.abort_request(list(waiting))
 
     @staticmethod
-    def _submit(engine: Any, serial: str, ids: list[int], share: bool, sampling: dict[str, Any]) -> None:
-        from vllm.sampling_params import SamplingParams
-
+    def _submit(engine: Any, serial: str, ids: list[int], share: bool, params: Any) -> None:
         prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": ids}
         if not share:
             # Prefixes are shared only between prompts of equal salt.
             prompt["cache_salt"] = serial
-        engine.add_request(
-            serial, prompt, SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **sampling)
-        )
+        engine.add_request(serial, prompt, params)
 
     def _start(self, expected: int | None) -> Any:
         if self._engine is not None:
@@ -222,6 +220,12 @@ class VllmEngine:
         if engine is not None:
             with suppress(Exception):  # a dead engine cannot be told to stop
                 engine.engine_core.shutdown()
+
+
+def _one_token(sampling: dict[str, Any]) -> Any:
+    from vllm.sampling_params import SamplingParams
+
+    return SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, **sampling)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from ezxmc.config import VllmTeacherConfig
@@ -13,6 +12,7 @@ from ezxmc.models import model_identity, resolve_model
 from ezxmc.records import Judgment, Pair, Status
 from ezxmc.teacher.prompt import Prompt, PromptRenderer
 from ezxmc.teacher.scoring import SCORING_VERSION, judge
+from ezxmc.teacher.tokenizer import load_tokenizer
 from ezxmc.teacher.vllm_engine import VllmEngine
 
 _MAX_SUFFIX = 512
@@ -34,16 +34,13 @@ class VllmTeacher:
     """
 
     def __init__(self, config: VllmTeacherConfig, progress: Any = None) -> None:
-        from transformers import AutoTokenizer
-
         model = resolve_model(config.model, kind="llm", revision=config.revision, progress=progress)
         prompt = Prompt.load(config.prompt)
-        revision = {} if isinstance(model, Path) else {"revision": config.revision}
         self._min_label_mass = config.min_label_mass
         self.engine = VllmEngine(model, config)
         self.renderer = PromptRenderer(
             prompt,
-            AutoTokenizer.from_pretrained(str(model), **revision),
+            load_tokenizer(str(model), config.revision),
             block_size=self.engine.block,
             max_document_tokens=config.max_document_tokens,
         )
