@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
@@ -67,16 +68,18 @@ def check(home: Path | None = None) -> list[Check]:
         The findings, in the order a person would fix them.
     """
     engines = [name for name in _ENGINES if _version(name)]
+    # The children get a copy: starting one while `_model_home` changes ours fails now and then (EFAULT).
+    child = partial(_python_child, environment=dict(os.environ))
     with ThreadPoolExecutor() as pool:
-        students = pool.submit(_import_fault, "sentence_transformers")
-        vllm = pool.submit(_import_fault, "vllm") if util.find_spec("vllm") else None
-        cuda = pool.submit(_cuda_device)
+        students = pool.submit(child, "import sentence_transformers")
+        vllm = pool.submit(child, "import vllm") if util.find_spec("vllm") else None
+        cuda = pool.submit(child, "import sys, torch; sys.exit(not torch.cuda.is_available())")
         with _model_home(home):
             found = [*_python(), *_torch_tied(students.result())]
-            found += _engine(engines, vllm.result() if vllm else None, cuda.result())
+            found += _engine(engines, vllm.result() if vllm else None, cuda.result() is None)
             if "vllm-cpu" in engines:
                 found += _cpu_libraries()
-            found += [_compiler(), _processor(cuda.result()), _memory()]
+            found += [_compiler(), _processor(cuda.result() is None), _memory()]
             found += _cache()
     return found
 
@@ -88,7 +91,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _python_child(code: str) -> str | None:
+def _python_child(code: str, environment: dict[str, str] | None = None) -> str | None:
     """Run `code` in a child Python; the last line of what went wrong, or `None`."""
     try:
         done = subprocess.run(
@@ -97,6 +100,7 @@ def _python_child(code: str) -> str | None:
             text=True,
             errors="replace",
             timeout=_IMPORT_SECONDS,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
         return f"no answer within {_IMPORT_SECONDS:.0f} s"
@@ -104,14 +108,6 @@ def _python_child(code: str) -> str | None:
         return None
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     return lines[-1] if lines else f"ended with exit status {done.returncode}"
-
-
-def _import_fault(module: str) -> str | None:
-    return _python_child(f"import {module}")
-
-
-def _cuda_device() -> bool:
-    return _python_child("import sys, torch; sys.exit(not torch.cuda.is_available())") is None
 
 
 def _python() -> Iterator[Check]:

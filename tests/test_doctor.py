@@ -138,8 +138,8 @@ def test_engine(engines: list[str], fault: str | None, cuda: bool, status: str, 
 
 
 def test_child_python_tells_crashes_hangs_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor._import_fault("json") is None
-    assert "No module named 'no_such_thing'" in (doctor._import_fault("no_such_thing") or "")
+    assert doctor._python_child("import json") is None
+    assert "No module named 'no_such_thing'" in (doctor._python_child("import no_such_thing") or "")
     assert "exit status -6" in (doctor._python_child("import os; os.abort()") or "")
     monkeypatch.setattr(doctor, "_IMPORT_SECONDS", 0.2)
     assert "no answer" in (doctor._python_child("import time; time.sleep(30)") or "")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -190,7 +191,14 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 def workers() -> list[psutil.Process]:
     children = alive(psutil.Process().children(recursive=True))  # the killed ones may still be listed
-    return [p for p in children if "VLLM" in "".join(p.cmdline()).upper()]
+    return [p for p in children if "VLLM" in title(p)]
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return "".join(process.cmdline()).upper()
+    except psutil.NoSuchProcess:  # it ended since it was listed
+        return ""
 
 
 def gone_within(processes: list[psutil.Process], seconds: float) -> bool:
@@ -210,7 +218,7 @@ def test_kill_9_asks_nothing_twice_and_leaves_no_process(teacher: VllmTeacher, t
             assert process.poll() is None, "it ended before it was killed"
             time.sleep(0.2)
         family = psutil.Process(process.pid).children(recursive=True)
-        assert any("VLLM" in "".join(p.cmdline()).upper() for p in family), "no engine found to be left over"
+        assert any("VLLM" in title(p) for p in family), "no engine found to be left over"
         process.kill()
         process.wait()
         assert gone_within(family, 20), f"left over: {alive(family)}"
@@ -237,15 +245,16 @@ def test_a_dead_engine_is_started_again_and_no_pair_is_lost(teacher: VllmTeacher
     first = workers()
     assert first
     for worker in first:
-        worker.kill()
+        with suppress(psutil.NoSuchProcess):  # it may have followed the one before
+            worker.kill()
     judged += stream
     assert sorted(j.key for j in judged) == sorted(map(teacher.key, pairs))
     assert {j.status for j in judged} == {Status.OK}
-    assert gone_within(first, 20)
+    assert gone_within(first, 90)
     second = workers()
     assert len(second) == len(first), "the dead engine's processes are gone, one engine runs"
     teacher.close()
-    assert gone_within(second, 20), "closing frees the engine's processes"
+    assert gone_within(second, 90), "closing frees the engine's processes"
     assert os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") is None, "our environment is put back"
 
 
