@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ezxmc.calibration import Calibrator
@@ -68,6 +70,7 @@ def save_bundle(
     k: int,
     calibrator: Calibrator | None = None,
     origin: dict[str, str] | None = None,
+    refine: Callable[[BiEncoder, NDArray[np.float32]], NDArray[np.float32]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Encode the labels, index them and write a whole bundle in one step.
@@ -83,6 +86,7 @@ def save_bundle(
         k: Labels per document answered by default.
         calibrator: Scores to probabilities, if fitted already.
         origin: What the bundle was made from, for its manifest.
+        refine: From the student and its vectors of the titles (L, D) to those indexed.
         progress: Called with (labels encoded, L).
 
     Raises:
@@ -96,7 +100,8 @@ def save_bundle(
     encoder = BiEncoder(student, max_length=max_length)
     fresh.mkdir()
     encoder.save(fresh / _STUDENT)
-    index = LabelIndex(encoder.encode_labels([label.title for label in labels], progress=progress))
+    vectors = encoder.encode_labels([label.title for label in labels], progress=progress)
+    index = LabelIndex(refine(encoder, vectors) if refine else vectors)
     index.save(fresh / _INDEX)
     with (fresh / _LABELS).open("w", encoding="utf-8") as handle:
         for label in labels:

@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from ezxmc.errors import ConfigError
 
@@ -113,6 +121,15 @@ class BudgetConfig(_Part):
 
     max_pairs: int | None = Field(None, ge=1, description="judgments at most; null: all the shortlists ask")
     max_hours: float | None = Field(None, gt=0, description="hours of judging at most; null: no limit")
+    documents: int | None = Field(
+        None, ge=1, description="documents a cycle asks about at most, drawn at random; null: all"
+    )
+    fresh_documents: bool = Field(
+        True, description="with `documents`: each cycle takes others, as long as there are some"
+    )
+    cycle_parts: list[Annotated[int, Field(ge=1)]] | None = Field(
+        None, description="parts of max_pairs or max_hours by cycle, such as [1, 3]; null: even ones"
+    )
 
 
 class ShortlistConfig(_Part):
@@ -122,15 +139,44 @@ class ShortlistConfig(_Part):
     lexical: bool = Field(True, description="fuse BM25 with the bi-encoder by reciprocal rank")
     lexical_weight: float = Field(0.3, ge=0, description="weight of BM25's ranks beside the dense ones (1.0)")
     explore: int = Field(1, ge=0, description="of `size`, how many are drawn from deeper ranks")
+    centre: float = Field(
+        0.5, ge=0, le=1, description="share of a label's mean cosine over the catalog that is taken off"
+    )
+    descriptions: float = Field(
+        0.5,
+        ge=0,
+        description="untrained encoder: weight of the cosine with title, aliases and description together, "
+        "beside the title's (1.0)",
+    )
 
 
 class TrainingConfig(_Part):
     """One distillation round of the student."""
 
     encoder: str = Field("all-MiniLM-L6-v2", description="sentence-transformers checkpoint to start from")
-    epochs: int = Field(2, ge=1, description="passes over the documents; the best on held-out ones is kept")
-    batch_size: int = Field(48, ge=2, description="documents in one step")
-    learning_rate: float = Field(1e-4, gt=0, description="peak, after warm-up")
+    epochs: int | None = Field(
+        None, ge=1, description="passes over the documents, the best of them is kept; null: by data size"
+    )
+    batch_size: int | None = Field(None, ge=2, description="documents in one step; null: by data size")
+    learning_rate: float | None = Field(None, gt=0, description="peak, after warm-up; null: by data size")
+    losses: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        None,
+        min_length=1,
+        description="weight of each loss, such as {decoupled_softmax: 1, bce: 0.1}; null: decoupled_softmax",
+    )
+    negatives: Literal["in_batch", "all"] = Field(
+        "in_batch",
+        description="in_batch: the batch's other positives and judged negatives; all: every label",
+    )
+    matryoshka: list[Annotated[int, Field(ge=1)]] = Field(
+        [], description="also train these shorter prefixes of the vectors, such as [64, 128]"
+    )
+    label_vectors: Literal["refined", "titles"] = Field(
+        "refined", description="of the bundle: refined by the judgments, or the titles' as they are encoded"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the student's passes; auto: bfloat16 where the machine is faster with it"
+    )
     temperature: float = Field(0.05, gt=0, description="tau of the softmax over cosines")
     max_length: int = Field(256, ge=8, description="tokens of a document the student reads")
     prior: Literal["auto", "contextual", "estimated", "none"] = Field(
@@ -142,6 +188,16 @@ class TrainingConfig(_Part):
     prior_documents: int = Field(8, ge=1, description="random documents for the contextual prior")
     prior_alpha: float = Field(0.5, ge=0, le=1, description="share of each label's prior taken off")
     positives: int = Field(5, ge=1, description="at most this many positives per document")
+    positive_share: float = Field(
+        0.25, gt=0, lt=1, description="where few labels are judged: the share expected to be positive"
+    )
+    target_temperature: float = Field(
+        1.0, gt=0, description="T of p = sigmoid((log-odds - zero) / T); below 1: surer targets"
+    )
+    fusion: float = Field(
+        4.0, ge=0, description="nats per unit of cosine of the proposing encoder, added to the log-odds"
+    )
+    confidence: bool = Field(False, description="weight documents by how sure the teacher is of them")
     negative_below: float = Field(0.2, ge=0, le=1, description="judged labels under this p are negatives")
     held_out: float = Field(
         0.15, gt=0, lt=0.9, description="share of documents never trained on: selection and calibration"
@@ -162,7 +218,16 @@ class RunConfig(_Part):
         "runs/default", validate_default=True, description="where everything the run makes is kept"
     )
     seed: int = Field(0, ge=0, description="of splits, exploration and training")
-    cycles: int = Field(1, ge=1, description="shortlist -> annotate -> train rounds")
+    cycles: int = Field(1, ge=1, description="shortlist -> annotate -> train rounds at most")
+    start: Literal["initial", "warm"] = Field(
+        "initial", description="a cycle's student begins from: initial, the encoder; warm, the former student"
+    )
+    patience: int = Field(
+        1, ge=1, description="stop after so many cycles in a row without a gain; the best student is kept"
+    )
+    min_gain: float = Field(
+        0.0, ge=0, description="a gain is more than this, in held-out agreement with the teacher (nDCG@5)"
+    )
     data: DataConfig
     teacher: TeacherConfig = VllmTeacherConfig()
     budget: BudgetConfig = BudgetConfig()
@@ -175,6 +240,13 @@ class RunConfig(_Part):
     def _vllm_by_default(cls, value: Any) -> Any:
         # A discriminated union refuses a mapping without its tag.
         return {"kind": "vllm", **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _a_part_for_each_cycle(self) -> RunConfig:
+        parts = self.budget.cycle_parts
+        if parts is not None and len(parts) != self.cycles:
+            raise ValueError(f"budget.cycle_parts has {len(parts)} parts for {self.cycles} cycles")
+        return self
 
     @field_validator("run_dir")
     @classmethod

@@ -7,6 +7,7 @@ import psutil
 from ezxmc.config import TrainingConfig
 from ezxmc.data import Catalog
 from ezxmc.retrieval import BiEncoder
+from ezxmc.training.schedule import configured_schedule
 
 # Of one judgment, measured on 100,000: key, numbers, status, SQLite's own.
 _ROW_BYTES = 80
@@ -18,16 +19,17 @@ _TRAINED_PARAMETER = 12
 _ACTIVATION = 72
 
 
-def training_memory(config: TrainingConfig, encoder: BiEncoder) -> int:
+def training_memory(config: TrainingConfig, encoder: BiEncoder, documents: int) -> int:
     """About the peak of a training round, in bytes: this process with its encoder, and what training adds.
 
     Args:
         config: Batch size.
         encoder: The loaded student; documents are taken to fill its `max_length`.
+        documents: How many are trained on.
     """
     parameters: int = sum(weights.numel() for weights in encoder.model.parameters())
     layers: int = getattr(encoder.model[0].model.config, "num_hidden_layers", 0)
-    tokens = config.batch_size * encoder.max_length
+    tokens = configured_schedule(config, documents).batch_size * encoder.max_length
     added: int = parameters * _TRAINED_PARAMETER + tokens * layers * encoder.dimension * _ACTIVATION
     return psutil.Process().memory_info().rss + added
 

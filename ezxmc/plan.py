@@ -92,10 +92,11 @@ class _Planner:
         width = min(config.shortlist.size, len(catalog.labels))
         budget = Budget.of(config, catalog)
         # Of every document, the ranks of its shortlist that are asked about.
-        self.cycles = [
-            budget.cut(number, [range(width)] * len(catalog.documents))
-            for number in range(1, config.cycles + 1)
-        ]
+        self.cycles = []
+        for number in range(1, config.cycles + 1):
+            chosen = set(budget.documents(number))
+            rows = [range(width if i in chosen else 0) for i in range(len(catalog.documents))]
+            self.cycles.append(budget.cut(number, rows))
         self.calibration = budget.reserved
         self.context = context_documents(
             catalog.documents, catalog.to_train, budget.prior // len(catalog.labels)
@@ -130,16 +131,16 @@ class _Planner:
             documents=len(catalog.documents),
             labels=len(catalog.labels),
             parts=parts,
-            unasked_documents=self.cycles[0].unasked_documents,
+            unasked_documents=self._unasked_documents(),
             unasked_pairs=sum(cycle.unasked_pairs for cycle in self.cycles),
             probe=measured,
             speed=speed,
             memory={"teacher": measured.memory_bytes if measured else None}
-            | {"training": training_memory(self.config.training, encoder)},
+            | {"training": training_memory(self.config.training, encoder, len(self.catalog.to_train))},
             disk=disk_use(
                 catalog, encoder, self.config.cycles, sum(part.pairs for part in parts), self.shortlist_bytes
             ),
-            notes=self.notes + self._beyond_hours(parts, speed),
+            notes=self.notes + self._fewer_cycles() + self._beyond_hours(parts, speed),
         )
 
     def _job(self, encoder: BiEncoder) -> list[list[Pair]]:
@@ -155,6 +156,7 @@ class _Planner:
             labels,
             encoder,
             self.config.shortlist,
+            background=documents,
             seed=self.config.seed,
             progress=self.watch.stage(f"shortlists of {len(sample):,} documents"),
         )
@@ -244,6 +246,16 @@ class _Planner:
             seconds=speed.seconds(asked, computed, starts) if speed else None,
             starts=starts,
         )
+
+    def _unasked_documents(self) -> int:
+        apart = set(self.catalog.to_calibrate)
+        return sum(not row for i, row in enumerate(self.cycles[0].rows) if i not in apart)
+
+    def _fewer_cycles(self) -> list[str]:
+        least = self.config.patience + 1
+        if least >= self.config.cycles:
+            return []
+        return [f"cycles without gain end the run: it may do {least} of {self.config.cycles}"]
 
     def _beyond_hours(self, parts: list[PartPlan], speed: Speed | None) -> list[str]:
         """What a limit of hours will leave unasked."""

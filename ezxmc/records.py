@@ -112,7 +112,8 @@ class Prediction:
         uid: The document's uid.
         labels: Label uids.
         titles: Their titles.
-        scores: Cosine similarities in [−1, 1].
+        scores: Inner products of the document's unit vector and the labels'
+            vectors; cosines where the label vectors are plain titles'.
         probabilities: Calibrated probabilities in [0, 1]; empty when the
             bundle has no calibrator.
     """

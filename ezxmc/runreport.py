@@ -110,18 +110,19 @@ def assemble(
             gold=RowSummary(**catalog.gold_rows.to_dict()) if catalog.gold_rows else None,
         ),
         teacher=_teacher(teacher, totals, found.problem_docs),
-        budget=_budget(config, found),
+        budget=_budget(config, found, totals),
         log_odds_histogram=_histogram(teacher, store),
         shortlist=[
             ShortlistSummary(
                 cycle=number,
-                documents=len(catalog.documents),
+                documents=cycle.proposed["documents"],
                 candidates=cycle.proposed["candidates"],
                 size=config.shortlist.size,
             )
             for number, cycle in enumerate(found.cycles, start=1)
         ],
         cycles=[_cycle(number, cycle) for number, cycle in enumerate(found.cycles, start=1)],
+        skipped_cycles=config.cycles - len(found.cycles),
         calibration=_calibration(found.calibrator),
         evaluation=_evaluation(found, {d.uid for d in catalog.documents}),
         held_out=_evaluation(found, apart),
@@ -155,12 +156,21 @@ def _teacher(teacher: Teacher, totals: StoreTotals, problem_docs: Sequence[str])
     )
 
 
-def _budget(config: RunConfig, found: Findings) -> BudgetSummary | None:
-    limits = config.budget.model_dump()
+def _budget(config: RunConfig, found: Findings, totals: StoreTotals) -> BudgetSummary | None:
+    limits = config.budget.model_dump(include={"max_pairs", "max_hours", "documents"})
     if not any(limits.values()):
         return None
+    unspent: dict[str, float] = {}
+    if len(found.cycles) < config.cycles:
+        if config.budget.max_pairs is not None:
+            unspent["pairs"] = max(0, config.budget.max_pairs - totals.judgments)
+        if config.budget.max_hours is not None:
+            unspent["hours"] = max(0.0, config.budget.max_hours - totals.seconds / 3600)
     return BudgetSummary(
-        **limits, unasked_documents=found.unasked_documents, unasked_pairs=found.unasked_pairs
+        **limits,
+        unasked_documents=found.unasked_documents,
+        unasked_pairs=found.unasked_pairs,
+        unspent=unspent,
     )
 
 

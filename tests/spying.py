@@ -11,7 +11,7 @@ import pytest
 from fakes import FakeTeacher
 from tinyworld import topical
 
-import ezxmc.pipeline as pipeline
+from ezxmc import cycles, pipeline
 from ezxmc.config import RunConfig
 from ezxmc.report import RunReport
 
@@ -26,6 +26,7 @@ class Spy:
     targets: list[set[tuple[str, str]]] = field(default_factory=list)
     context: list[set[tuple[str, str]]] = field(default_factory=list)
     trained: list[set[str]] = field(default_factory=list)
+    bases: list[Path] = field(default_factory=list)
     selected: list[set[str]] = field(default_factory=list)
 
     @property
@@ -53,7 +54,7 @@ class Messages:
 def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | None = None) -> Spy:
     settings = RunConfig.load(config)
     spy = Spy(settings, teacher or FakeTeacher(topical), RunReport(title="", created=""))
-    build, train = pipeline.build_targets, pipeline.train_bi_encoder
+    build, train = cycles.build_targets, cycles.train_bi_encoder
 
     def build_targets(judgments: Any, config: Any, context: Any) -> Any:
         spy.targets.append({(judgment.doc_uid, judgment.label_uid) for judgment in judgments})
@@ -63,10 +64,11 @@ def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | No
     def train_bi_encoder(documents: Any, *args: Any, held_out: Any, **options: Any) -> Any:
         spy.trained.append({d.uid for d in documents})
         spy.selected.append({d.uid for d in held_out})
+        spy.bases.append(Path(options["base"]))
         return train(documents, *args, held_out=held_out, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "build_targets", build_targets)
-        patch.setattr(pipeline, "train_bi_encoder", train_bi_encoder)
+        patch.setattr(cycles, "build_targets", build_targets)
+        patch.setattr(cycles, "train_bi_encoder", train_bi_encoder)
         spy.report = pipeline.run(settings, teacher=spy.teacher, watch=watch)
     return spy

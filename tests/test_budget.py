@@ -8,8 +8,9 @@ import pytest
 from fakes import FakeTeacher, catalog
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from ezxmc.config import BudgetConfig
+from ezxmc.config import BudgetConfig, RunConfig
 from ezxmc.feedback.annotate import annotate, pairs_of
 from ezxmc.feedback.budget import LEAST_CANDIDATES, Budget, cut, in_hash_order, shares
 from ezxmc.feedback.store import FeedbackStore
@@ -86,6 +87,52 @@ def test_what_a_cycle_does_not_use_goes_to_the_next() -> None:
     assert sum(map(len, budget.cut(2, [list(range(14))] * 10).rows)) == 80
 
 
+def test_every_cycle_needs_its_part() -> None:
+    data = {"documents": "d", "labels": "l"}
+    RunConfig.model_validate({"data": data, "cycles": 2, "budget": {"cycle_parts": [1, 3]}})
+    for parts in ([1], [1, 2, 3], [0, 1]):
+        with pytest.raises(ValidationError, match="cycle_parts"):
+            RunConfig.model_validate({"data": data, "cycles": 2, "budget": {"cycle_parts": parts}})
+
+
+def test_parts_of_cycles_are_as_asked() -> None:
+    uids = [f"d{i}" for i in range(100)]
+    config = BudgetConfig(max_pairs=401, cycle_parts=[1, 3])
+    budget = Budget(config, uids, size=14, cycles=2)
+    rows = [list(range(14)) for _ in uids]
+    assert [sum(map(len, budget.cut(number, rows).rows)) for number in (1, 2)] == [100, 301]
+
+
+@given(st.integers(1, 70), st.booleans(), st.integers(1, 4))
+def test_a_limit_of_documents_draws_them_at_random(most: int, fresh: bool, cycle: int) -> None:
+    uids = [f"d{i}" for i in range(60)]
+    apart = range(0, 60, 6)
+    budget = Budget(
+        BudgetConfig(documents=most, fresh_documents=fresh), uids, calibration=apart, size=4, cycles=4
+    )
+    turns = [budget.documents(number) for number in range(1, cycle + 1)]
+    for chosen in turns:
+        assert len(chosen) == len(set(chosen)) == min(most, 50) and not set(chosen) & set(apart)
+        assert chosen == sorted(chosen)
+    # Others each time, and nobody twice before everybody's turn.
+    assert len(set().union(*turns)) == min(50, most * (cycle if fresh else 1))
+    # Of any size, a smaller draw is part of a larger one.
+    assert set(turns[0]) <= set(
+        Budget(BudgetConfig(documents=most + 1), uids, calibration=apart).documents(1)
+    )
+
+
+def test_a_limit_of_documents_asks_all_candidates_of_these() -> None:
+    uids = [f"d{i}" for i in range(10)]
+    budget = Budget(BudgetConfig(documents=3), uids, size=4)
+    assert budget.limited
+    chosen = budget.documents(1)
+    rows = [[1, 2, 3, 4] if i in chosen else [] for i in range(10)]
+    found = budget.cut(1, rows)
+    assert found.rows == rows and sorted(found.order) == chosen and found.unasked_pairs == 0
+    assert Budget(BudgetConfig(), uids, size=4).documents(1) == list(range(10))
+
+
 def test_without_limits_nothing_changes() -> None:
     rows = [[3, 1], [], [2]]
     budget = Budget(BudgetConfig(), ["a", "b", "c"], size=2)
@@ -139,3 +186,15 @@ def test_each_cycle_has_its_part_of_the_hours(tmp_path: Path) -> None:
         store.append(session, [], 3600 * 0.4)  # past the first cycle's quarter, not past the second's half
         reached = [budget.stop(store, teacher.fingerprint, cycle)() for cycle in (1, 2, 3, None)]  # type: ignore[misc]
     assert reached == [True, False, False, False]
+
+
+def test_hours_follow_the_parts_of_cycles(tmp_path: Path) -> None:
+    teacher = FakeTeacher()
+    budget = Budget(BudgetConfig(max_hours=1.0, cycle_parts=[3, 1]), ["a"], size=10, cycles=2)
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        session = store.open_session(teacher.fingerprint, teacher.description)
+        store.append(session, [], 3600 * 0.7)
+        assert not budget.stop(store, teacher.fingerprint, 1)()  # type: ignore[misc]
+        store.append(session, [], 3600 * 0.1)
+        assert budget.stop(store, teacher.fingerprint, 1)()  # type: ignore[misc]
+        assert not budget.stop(store, teacher.fingerprint, 2)()  # type: ignore[misc]

@@ -123,7 +123,7 @@ def test_all_commands_are_there() -> None:
     models = {"models list", "models pull", "models path"}
     judgments = {f"judgments {name}" for name in ("stats", "failures", "export", "import")}
     prompts = {"prompts list", "prompts show", "prompts check"}
-    groups = models | judgments | prompts | {"bench teacher"}
+    groups = models | judgments | prompts | {"bench teacher", "bench methods"}
     assert {" ".join(names) for names in COMMANDS} == alone | steps | groups
 
 

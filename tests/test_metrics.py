@@ -14,11 +14,16 @@ from ezxmc.metrics import (
     ace_at_k,
     brier,
     ece_at_k,
+    frequency_groups,
     hit_matrix,
+    inverse_propensities,
     ndcg_at_k,
     nll,
     precision_at_k,
+    precision_by_document,
+    psp_at_k,
     recall_at_k,
+    recall_by_document,
     reliability_bins,
 )
 
@@ -72,6 +77,81 @@ def test_ranking_refuses_what_has_no_value() -> None:
         with pytest.raises(ValueError):
             hit_matrix(ranked, gold, k)
     assert hit_matrix([["a", "b"]], [["b"]], 3).tolist() == [[False, True, False]]
+
+
+counts = st.fixed_dictionaries({uid: st.integers(0, 900) for uid in UIDS})
+
+
+@settings(deadline=None)
+@given(cases=cases, counts=counts, k=st.integers(1, 15))
+def test_psp_equals_a_plain_loop(
+    cases: list[tuple[list[str], set[str]]], counts: dict[str, int], k: int
+) -> None:
+    inverse = inverse_propensities(counts, 1000, a=0.6, b=2.6)
+    reached = best = 0.0
+    for labels, right in cases:
+        for label in labels[:k]:
+            if label in right:
+                reached += 1 + (math.log(1000) - 1) * 3.6**0.6 / (counts[label] + 2.6) ** 0.6
+        every = sorted(1 + (math.log(1000) - 1) * 3.6**0.6 / (counts[x] + 2.6) ** 0.6 for x in right)
+        best += sum(every[::-1][:k])
+    found = psp_at_k([case[0] for case in cases], [case[1] for case in cases], inverse, k)
+    assert found == pytest.approx(reached / best)
+
+
+def test_psp_by_hand_and_at_its_ends() -> None:
+    inverse = {"rare": 4.0, "common": 1.5, "other": 1.5}
+    gold = [{"rare", "common"}, {"common"}]
+    assert psp_at_k([["common"], ["other"]], gold, inverse, 1) == pytest.approx(1.5 / (4.0 + 1.5))
+    assert psp_at_k([["rare", "common"], ["common"]], gold, inverse, 5) == pytest.approx(1.0)
+    assert psp_at_k([[], []], gold, inverse, 5) == 0.0
+    # Equal propensities make it precision over the best precision.
+    flat = dict.fromkeys(inverse, 2.0)
+    assert psp_at_k([["common"], ["other"]], gold, flat, 1) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="no propensity of gold label 'common'"):
+        psp_at_k([["common"]], [{"common"}], {"rare": 1.0}, 1)
+    with pytest.raises(ValueError, match="3 training documents"):
+        inverse_propensities({"a": 1}, 2)
+    some = inverse_propensities({"never": 0, "seldom": 3, "often": 500}, 1000)
+    assert some["never"] > some["seldom"] > some["often"] > 1
+
+
+def test_psp_equals_napkinxc() -> None:
+    theirs = pytest.importorskip("napkinxc.metrics")
+    seen = (RNG.random((300, 12)) < np.linspace(0.02, 0.6, 12)).astype(float)
+    scores = RNG.permuted(np.tile(np.arange(12.0), (40, 1)), axis=1)
+    relevant = RNG.random((40, 12)) < 0.3
+    relevant[:, 0] |= ~relevant.any(axis=1)
+    inverse = theirs.Jain_et_al_inverse_propensity(seen, A=0.55, B=1.5)
+    ours = inverse_propensities(dict(zip(UIDS, seen.sum(axis=0).astype(int).tolist(), strict=True)), 300)
+    assert list(ours.values()) == pytest.approx(inverse.tolist())
+    ranked = [[UIDS[n] for n in np.argsort(-row)] for row in scores]
+    gold = [{UIDS[n] for n in np.flatnonzero(row)} for row in relevant]
+    expected = theirs.psprecision_at_k(relevant.astype(float), scores, inverse, k=5)
+    for k in range(1, 6):
+        assert psp_at_k(ranked, gold, ours, k) == pytest.approx(expected[k - 1])
+
+
+def test_values_by_document_are_the_terms_of_the_mean() -> None:
+    ranked, gold = [["a", "x"], ["b", "a", "c"], []], [{"a", "b", "c", "d"}, {"c"}, {"a"}]
+    assert precision_by_document(ranked, gold, 2).tolist() == [0.5, 0.0, 0.0]
+    assert recall_by_document(ranked, gold, 3).tolist() == [0.25, 1.0, 0.0]
+    assert recall_at_k(ranked, gold, 3) == pytest.approx(1.25 / 3)
+
+
+def test_frequency_groups_hold_a_third_of_the_pairs_each() -> None:
+    # 30 pairs: before a 0, b 10, c 16, d 20, e 24; thirds begin at 10 and 20.
+    groups = frequency_groups({"e": 4, "c": 4, "b": 6, "a": 10, "d": 4, "f": 2, "g": 0})
+    assert groups == {
+        "a": "head",
+        "b": "torso",
+        "c": "torso",
+        "d": "tail",
+        "e": "tail",
+        "f": "tail",
+        "g": "tail",
+    }
+    assert frequency_groups({"x": 0, "y": 0}) == {"x": "tail", "y": "tail"}
 
 
 @settings(deadline=None)

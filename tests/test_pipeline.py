@@ -15,12 +15,15 @@ from spying import Messages, Spy, spied
 from tinyworld import document, label_rows, topical, write_catalog, write_rows
 
 from ezxmc.bundle import load_bundle
-from ezxmc.config import RunConfig
+from ezxmc.config import RunConfig, ShortlistConfig
+from ezxmc.cycles import idle_cycles
 from ezxmc.data import Catalog
 from ezxmc.errors import DataError, TeacherError, TrainingError
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Pair
 from ezxmc.report import RunReport
+from ezxmc.report.page import summary
+from ezxmc.retrieval import shortlist
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,6 +47,12 @@ def copy(first: Spy, tmp_path: Path, tiny_encoder: Path) -> Callable[..., Path]:
 
 def stages(place: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (place / "stages").iterdir()}
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same model."""
+    found = [next(folder.rglob("model.safetensors")).read_bytes() for folder in (one, other)]
+    return found[0] == found[1]
 
 
 def proposals(place: Path, cycle: int) -> dict[str, set[str]]:
@@ -118,10 +127,89 @@ def test_the_same_run_again_asks_and_trains_nothing(copy: Callable[..., Path], f
     again = spied(config)
     assert again.teacher.asked == [] and again.trained == []
     # copytree keeps times: a stage done again would have a new one.
-    assert stages(again.place) == before and len(before) == 5
+    assert stages(again.place) == before and len(before) == 6
     assert again.predictions() == first.predictions()
     assert again.report.evaluation == first.report.evaluation
     assert [cycle.pairs_known for cycle in again.report.cycles] == [240, 240]
+
+
+def test_cycles_without_gain_end_the_run_and_go_on_when_asked(copy: Callable[..., Path], first: Spy) -> None:
+    watch = Messages()
+    # No agreement can gain more than 1.
+    budget = {"max_pairs": 100_000}
+    config = copy(cycles=4, min_gain=1.0, budget=budget)
+    again = spied(config, watch=watch)
+    assert len(again.report.cycles) == 2 and again.report.skipped_cycles == 2
+    assert "no gain since cycle 1: no further cycle" in watch.said
+    assert any(line.startswith("2 of 4 cycles were done") for line in summary(again.report))
+    # The best student is kept, though it did not gain enough.
+    agreements = [cycle.held_out["agreement over all judgments"] for cycle in again.report.cycles]
+    best = again.place / "cycles" / ("2" if agreements[1] >= agreements[0] else "1") / "student"
+    assert same_weights(best, again.place / "bundle")
+    assert again.report.budget is not None and again.report.teacher is not None
+    assert again.report.budget.unspent == {"pairs": 100_000 - again.report.teacher.judgments}
+    assert "Not spent: 99," in again.report.budget.line
+
+    before = stages(again.place)
+    tiny = Path(first.config.training.encoder)
+    more = spied(write_catalog(config.parent, tiny, cycles=4, min_gain=1.0, patience=3, budget=budget))
+    assert len(more.report.cycles) == 4 and more.report.skipped_cycles == 0
+    assert len(more.trained) == 2, "only the new cycles train"
+    after = stages(more.place)
+    assert all(after[name] == before[name] for name in before if name.startswith("cycle-"))
+
+
+def test_a_warm_start_trains_the_former_student_on(tmp_path: Path, tiny_encoder: Path, first: Spy) -> None:
+    warm = spied(write_catalog(tmp_path, tiny_encoder, start="warm"))
+    assert warm.bases == [tiny_encoder, warm.place / "cycles" / "1" / "student"]
+    assert first.bases == [tiny_encoder] * 2
+    assert not same_weights(warm.place / "cycles/2/student", first.place / "cycles/2/student")
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_limit_of_documents_holds_for_each_cycle(tmp_path: Path, tiny_encoder: Path, fresh: bool) -> None:
+    budget = {"documents": 20, "fresh_documents": fresh}
+    found = spied(write_catalog(tmp_path, tiny_encoder, budget=budget))
+    one, two = proposals(found.place, 1), proposals(found.place, 2)
+    assert len(one) == len(two) == 20
+    assert not set(one) & set(two) if fresh else set(one) == set(two)
+    assert all(not one[uid] & two[uid] for uid in set(one) & set(two))
+    assert [cycle.pairs_new for cycle in found.report.cycles] == [80, 80]
+    assert [part.documents for part in found.report.shortlist] == [20, 20]
+    parts = Catalog.load(found.config.data, found.config.training.held_out, found.config.seed)
+    learnt = 60 - len(parts.to_calibrate)
+    assert found.report.budget is not None
+    assert found.report.budget.unasked_documents == learnt - (40 if fresh else 20)
+
+
+def test_descriptions_serve_the_untrained_encoder_only(
+    tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[ShortlistConfig] = []
+
+    def watched(documents: Any, labels: Any, encoder: Any, config: ShortlistConfig, **options: Any) -> Any:
+        seen.append(config)
+        return shortlist(documents, labels, encoder, config, **options)
+
+    monkeypatch.setattr("ezxmc.cycles.shortlist", watched)
+    spied(tiny_config)
+    assert [config.descriptions for config in seen] == [ShortlistConfig().descriptions, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "min_gain", "idle"),
+    [
+        ([0.5], 0.0, 0),
+        ([0.5, 0.6], 0.0, 0),
+        ([0.5, 0.5], 0.0, 1),
+        ([0.5, 0.7, 0.6, 0.7], 0.0, 2),
+        ([0.5, 0.4, 0.6], 0.0, 0),
+        ([0.5, 0.55, 0.6], 0.1, 2),
+        ([0.5, 0.55, 0.61], 0.1, 0),
+    ],
+)
+def test_idle_cycles_are_those_since_the_last_gain(scores: list[float], min_gain: float, idle: int) -> None:
+    assert idle_cycles(scores, min_gain) == idle
 
 
 def test_a_run_repeats_exactly(first: Spy, tmp_path: Path, tiny_encoder: Path) -> None:
@@ -142,8 +230,16 @@ def test_a_changed_training_setting_retrains_without_asking_what_is_known(
     assert changed["cycle-1-train.json"] != stages(first.place)["cycle-1-train.json"]
 
 
-def test_added_documents_cost_their_own_pairs_only(copy: Callable[..., Path]) -> None:
-    again = spied(copy(documents=66, cycles=1))
+def test_added_documents_cost_their_own_pairs_only(
+    tmp_path: Path, tiny_encoder: Path, copy: Callable[..., Path]
+) -> None:
+    # So small a catalog's mean, which centring takes off, moves with six documents.
+    moved = spied(copy(documents=66, cycles=1)).report.cycles[0]
+    assert moved.pairs_known >= 220 and moved.pairs_known + moved.pairs_new == 264
+
+    changes = {"shortlist__centre": 0.0, "cycles": 1}
+    spied(write_catalog(tmp_path, tiny_encoder, **changes))
+    again = spied(write_catalog(tmp_path, tiny_encoder, documents=66, **changes))
     assert again.report.cycles[0].pairs_known == 240 and again.report.cycles[0].pairs_new == 24
     with FeedbackStore(again.place / "feedback.sqlite") as store:
         asked = store.get(again.teacher.asked).values()

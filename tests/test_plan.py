@@ -234,6 +234,21 @@ def test_a_budget_is_planned_as_the_run_spends_it(tmp_path: Path, tiny_encoder: 
     assert len(stored(config)) == 160
 
 
+def test_a_limit_of_documents_is_planned_as_the_run_asks(tmp_path: Path, tiny_encoder: Path) -> None:
+    changes = {"budget": {"documents": 20}, "cycles": 3}
+    config_file = write_catalog(tmp_path, tiny_encoder, **changes)
+    found = plan(
+        RunConfig.load(config_file),
+        teacher=EngineTeacher(startup=0.0, tokens_per_second=1e5),
+        probe_pairs=40,
+    )
+    assert [(part.documents, part.pairs) for part in found.parts[:3]] == [(20, 80)] * 3
+    assert found.unasked_pairs == 0 and found.unasked_documents > 20
+    assert "cycles without gain end the run: it may do 2 of 3" in found.notes
+    run = spied(config_file)
+    assert run.report.cycles[0].pairs_known == 40 and run.report.cycles[0].pairs_new == 40
+
+
 def test_hours_that_do_not_suffice_are_told(tmp_path: Path, tiny_encoder: Path) -> None:
     config_file = write_catalog(tmp_path, tiny_encoder, budget={"max_hours": 0.3 / 3600})
     teacher = EngineTeacher(startup=0.0, tokens_per_second=2000, step=8)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from fakes import FakeTeacher
 from filelock import FileLock
-from spying import spied
+from spying import Messages, spied
 from tinyworld import topical, write_catalog
 
 import ezxmc.pipeline as pipeline
@@ -51,6 +52,79 @@ def test_a_run_dir_in_use_is_refused(tiny_config: Path) -> None:
     assert teacher.asked == [] and not (place / "feedback.sqlite").exists()
 
 
+# A run of three cycles at most that stops after two, each student trained from the former one.
+ENDS_EARLY = {"cycles": 3, "min_gain": 1.0, "start": "warm"}
+
+
+class Interrupting(Messages):
+    """Interrupts a run at a stage's first progress, or at a message; a number is the teacher's affair."""
+
+    def __init__(self, point: str | int) -> None:
+        super().__init__()
+        self.point = point
+
+    def stage(self, title: str) -> Callable[[int, int], None]:
+        def progress(done: int, total: int) -> None:
+            if done and title == self.point:
+                raise KeyboardInterrupt
+
+        return progress
+
+    def say(self, text: str) -> None:
+        if text.startswith(str(self.point)):
+            raise KeyboardInterrupt
+
+
+class Interrupted(FakeTeacher):
+    """Is interrupted after so many judgments."""
+
+    def __init__(self, point: str | int) -> None:
+        super().__init__(topical)
+        self.most = point if isinstance(point, int) else None
+
+    def score(self, pairs, *, expected=None):
+        for judgment in super().score(pairs, expected=expected):
+            if len(self.asked) - 1 == self.most:
+                self.asked.pop()
+                raise KeyboardInterrupt
+            yield judgment
+
+
+def test_interrupted_at_every_point_it_ends_as_if_it_never_was(tmp_path: Path, tiny_encoder: Path) -> None:
+    whole = spied(write_catalog(tmp_path / "whole", tiny_encoder, **ENDS_EARLY))
+    assert len(whole.report.cycles) == 2 and whole.report.skipped_cycles == 1
+    config = write_catalog(tmp_path / "broken", tiny_encoder, **ENDS_EARLY)
+    asked: list[str] = []
+    points: list[str | int] = [
+        "cycle 1/3: shortlist",
+        100,  # judgments
+        "cycle 1/3: training",
+        "cycle 1/3: ",  # said when it is done
+        "cycle 2/3: shortlist",
+        100,
+        "cycle 2/3: training",
+        "cycle 2/3: ",
+        "no gain since cycle 1",
+        "the student of cycle",
+        "bundle: label index",
+        5,
+        "tagging",
+    ]
+    for point in points:
+        teacher = Interrupted(point)
+        with pytest.raises(KeyboardInterrupt):
+            spied(config, teacher, Interrupting(point))
+        assert teacher.closed >= 1
+        asked += teacher.asked
+    again = spied(config)
+    assert again.trained == [] and again.teacher.asked == []
+    assert len(asked) == len(set(asked)) and set(asked) == set(whole.teacher.asked)
+    assert again.predictions() == whole.predictions()
+    assert again.report.skipped_cycles == 1 and again.report.shortlist == whole.report.shortlist
+    agreements = [[cycle.held_out for cycle in found.report.cycles] for found in (again, whole)]
+    assert agreements[0] == agreements[1] and len(agreements[0]) == 2
+
+
 def slow_run(config: str, log: str) -> None:
     """In a process of its own: a run whose teacher takes its time and logs what it is asked."""
     torch.set_num_threads(1)
@@ -65,18 +139,19 @@ def stored(place: Path) -> set[str]:
 
 
 def test_kill_9_at_any_moment_loses_nothing_and_asks_nothing_twice(
-    tiny_config: Path, tmp_path: Path, tiny_encoder: Path
+    tmp_path: Path, tiny_encoder: Path
 ) -> None:
-    whole = spied(write_catalog(tmp_path / "whole", tiny_encoder))
+    whole = spied(write_catalog(tmp_path / "whole", tiny_encoder, **ENDS_EARLY))
+    config = write_catalog(tmp_path / "killed", tiny_encoder, **ENDS_EARLY)
     # A fork server loads torch once; every run is still a process of its own, killed for real.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ezxmc.pipeline"])
-    place, rng = Path(RunConfig.load(tiny_config).run_dir), random.Random(0)
+    place, rng = Path(RunConfig.load(config).run_dir), random.Random(0)
     done: set[str] = set()
     killed = 0
     for attempt in range(4):
-        log = tiny_config.parent / f"asked-{attempt}"
-        process = context.Process(target=slow_run, args=(str(tiny_config), str(log)))
+        log = tmp_path / f"asked-{attempt}"
+        process = context.Process(target=slow_run, args=(str(config), str(log)))
         process.start()
         if attempt < 3:
             while not log.exists() and process.is_alive():

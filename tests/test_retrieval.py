@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 from ezxmc.config import ShortlistConfig
 from ezxmc.errors import BundleError, ModelError
+from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label
 from ezxmc.retrieval import BiEncoder, LabelIndex, LexicalIndex, shortlist
 from ezxmc.retrieval.shortlist import choose, fuse
@@ -35,12 +38,17 @@ DOCUMENTS = [Document(f"d{i}", f"title {i}", "body") for i in range(6)]
 LABELS = [Label(f"l{i}", f"tag{i}") for i in range(60)]
 
 
-def dense_order(document: Document) -> list[int]:
+PLAIN = ShortlistConfig(size=5, lexical=False, explore=0, centre=0, descriptions=0)
+
+
+def cosines(documents: list[Document], texts: list[str]) -> np.ndarray:
+    """(N, L), by brute force."""
     encoder = HashEncoder()
-    scores = (
-        encoder.encode_labels([label.title for label in LABELS])
-        @ encoder.encode_documents([document.shown])[0]
-    )
+    return encoder.encode_documents([d.shown for d in documents]) @ encoder.encode_labels(texts).T
+
+
+def dense_order(document: Document) -> list[int]:
+    scores = cosines([document], [label.title for label in LABELS])[0]
     return np.argsort(-scores, kind="stable").tolist()
 
 
@@ -124,12 +132,64 @@ def test_choice_keeps_the_budget_and_explores_below_it(
 
 
 def test_shortlist_without_lexical_is_the_dense_order() -> None:
-    config = ShortlistConfig(size=5, lexical=False, explore=0)
-    for document, found in zip(DOCUMENTS, shortlist(DOCUMENTS, LABELS, HashEncoder(), config), strict=True):
+    for document, found in zip(DOCUMENTS, shortlist(DOCUMENTS, LABELS, HashEncoder(), PLAIN), strict=True):
         assert found.doc_uid == document.uid
         assert list(found.labels) == dense_order(document)[:5]
         assert list(found.scores) == sorted(found.scores, reverse=True)
         assert set(found.sources) == {"dense"}
+
+
+def test_centring_takes_off_each_label_s_mean_over_the_catalog() -> None:
+    plain = cosines(DOCUMENTS, [label.title for label in LABELS])
+    expected = np.argsort(-(plain - 0.7 * plain.mean(axis=0)), axis=1)[:, :5]
+    assert (expected != np.argsort(-plain, axis=1)[:, :5]).any()
+    found = shortlist(DOCUMENTS, LABELS, HashEncoder(), PLAIN.model_copy(update={"centre": 0.7}))
+    assert [list(one.labels) for one in found] == expected.tolist()
+    # What is reported stays the cosine.
+    for row, one in zip(plain, found, strict=True):
+        np.testing.assert_allclose(one.scores, row[list(one.labels)], rtol=1e-5)
+
+
+def test_a_part_of_the_catalog_is_centred_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The package's name for it is the function's.
+    monkeypatch.setattr(sys.modules["ezxmc.retrieval.shortlist"], "_BACKGROUND", 20)
+    config = PLAIN.model_copy(update={"centre": 1.0})
+    catalog = [Document(f"c{i}", f"text {i}", "") for i in range(100)]
+    drawn = sorted(catalog, key=lambda document: text_hash("mean", document.uid))[:20]
+    whole = shortlist(catalog, LABELS, HashEncoder(), config)
+    plain = cosines(catalog, [label.title for label in LABELS])
+    mean = cosines(drawn, [label.title for label in LABELS]).mean(axis=0)
+    assert [list(one.labels) for one in whole] == np.argsort(-(plain - mean), axis=1)[:, :5].tolist()
+    assert shortlist(catalog[30:60], LABELS, HashEncoder(), config, background=catalog) == whole[30:60]
+    assert shortlist(catalog[30:60], LABELS, HashEncoder(), config) != whole[30:60]
+    # Documents that come to a large catalog mostly change nothing for the others.
+    last = text_hash("mean", drawn[-1].uid)
+    late = [Document(f"e{i}", "new", "") for i in range(50) if text_hash("mean", f"e{i}") > last]
+    assert len(late) > 20
+    assert shortlist([*late, *catalog], LABELS, HashEncoder(), config)[len(late) :] == whole
+
+
+def test_what_is_told_of_a_label_weighs_beside_its_title() -> None:
+    labels = [
+        replace(label, text=f"about {i}" if i % 2 else "", aliases=(f"a{i}", f"b{i}") if i % 3 == 0 else ())
+        for i, label in enumerate(LABELS)
+    ]
+    told = [label.title for label in labels]
+    for i in range(60):
+        told[i] += f". a{i}, b{i}" if i % 3 == 0 else ""
+        told[i] += f". about {i}" if i % 2 else ""
+    titles = cosines(DOCUMENTS, [label.title for label in labels])
+    expected = np.argsort(-(titles + 0.4 * cosines(DOCUMENTS, told)), axis=1)[:, :5]
+    config = PLAIN.model_copy(update={"descriptions": 0.4})
+    found = shortlist(DOCUMENTS, labels, HashEncoder(), config)
+    assert [list(one.labels) for one in found] == expected.tolist()
+    for row, one in zip(titles, found, strict=True):
+        np.testing.assert_allclose(one.scores, row[list(one.labels)], rtol=1e-5)
+    # Labels of titles alone are ranked as without.
+    plain = shortlist(DOCUMENTS, LABELS, HashEncoder(), PLAIN)
+    assert [one.labels for one in shortlist(DOCUMENTS, LABELS, HashEncoder(), config)] == [
+        one.labels for one in plain
+    ]
 
 
 def test_judged_labels_are_never_offered_again() -> None:
@@ -149,7 +209,7 @@ def test_judged_labels_are_never_offered_again() -> None:
 
 
 def test_exploration_depends_on_seed_and_document_not_on_its_neighbours() -> None:
-    config = ShortlistConfig(size=6, lexical=False, explore=3)
+    config = PLAIN.model_copy(update={"size": 6, "explore": 3})
     whole = shortlist(DOCUMENTS, LABELS, HashEncoder(), config, seed=1)
     alone = shortlist(DOCUMENTS[3:4], LABELS, HashEncoder(), config, seed=1)
     assert whole[3].labels == alone[0].labels and whole[3].sources == alone[0].sources

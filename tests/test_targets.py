@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from ezxmc.config import TrainingConfig
 from ezxmc.errors import TrainingError
@@ -40,7 +43,9 @@ def test_the_zero_point_ignores_the_wording(shift: float) -> None:
         assert a.labels == b.labels and a.positives == b.positives
         np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-9)
     total = sum(document.probabilities.sum() for document in moved.documents)
-    assert total / 30 == pytest.approx(5.0, abs=1e-6)
+    assert total / 30 == pytest.approx(14 * 0.25, abs=1e-6)
+    many = build_targets(grid(labels=40), TrainingConfig())
+    assert sum(d.probabilities.sum() for d in many.documents) / 30 == pytest.approx(5.0, abs=1e-6)
 
 
 def test_positives_are_the_head_and_negatives_the_improbable_tail() -> None:
@@ -70,7 +75,8 @@ def test_a_label_that_always_gets_yes_is_taken_down() -> None:
     z = next(
         j.log_odds for j in judgments if (j.doc_uid, j.label_uid) == (document.doc_uid, document.labels[0])
     )
-    assert corrected.prior.probability(document.labels[0], z) == pytest.approx(document.probabilities[0])
+    left = z - corrected.prior.shifts[document.labels[0]] - corrected.prior.zero
+    assert document.probabilities[0] == pytest.approx(1 / (1 + np.exp(-left)))
 
 
 def test_context_shows_a_prior_that_shortlists_hide() -> None:
@@ -123,6 +129,44 @@ def test_unknown_judgments_are_masked_and_counted() -> None:
     assert "l99" not in targets.documents[0].labels
     with pytest.raises(TrainingError, match="none of 1 judgments"):
         build_targets([unknown("d", "l")], TrainingConfig())
+
+
+def test_a_low_temperature_makes_targets_surer_and_keeps_their_sum() -> None:
+    plain, sure = (build_targets(grid(), TrainingConfig(target_temperature=t)) for t in (1.0, 0.5))
+    for a, b in zip(plain.documents, sure.documents, strict=True):
+        assert a.labels == b.labels
+    left, right = (np.concatenate([d.probabilities for d in t.documents]) for t in (plain, sure))
+    assert np.abs(right - 0.5).mean() > np.abs(left - 0.5).mean() + 0.05
+    assert left.sum() == pytest.approx(right.sum())
+
+
+def test_fusion_adds_the_proposers_opinion_to_the_log_odds() -> None:
+    asked: list[tuple[str, str]] = []
+
+    def cosines(pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+        asked.extend(pairs)
+        return np.array([0.5 if label == "l03" else 0.0 for _, label in pairs])
+
+    config = TrainingConfig(fusion=6.0, prior="none")
+    fused = build_targets(grid(), config, proposals=cosines)
+    by_hand = [replace(j, log_odds=(j.log_odds or 0.0) + 3.0 * (j.label_uid == "l03")) for j in grid()]
+    expected = build_targets(by_hand, config)
+    assert sorted(asked) == sorted((j.doc_uid, j.label_uid) for j in grid())
+    for a, b in zip(fused.documents, expected.documents, strict=True):
+        assert a.labels == b.labels
+        np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-12)
+    build_targets(grid(), TrainingConfig(fusion=0.0), proposals=cosines)
+    assert len(asked) == 420, "without weight, nobody is asked"
+
+
+def test_confidence_weights_documents_by_how_sure_the_teacher_is() -> None:
+    sure = [ok("sure", f"l{j}", z) for j, z in enumerate((9.0, -9.0, -9.0, -9.0))]
+    unsure = [ok("unsure", f"l{j}", z) for j, z in enumerate((0.4, -0.4, 0.1, -0.1))]
+    config = TrainingConfig(confidence=True, prior="none")
+    weights = {d.doc_uid: d.weight for d in build_targets(sure + unsure, config).documents}
+    assert 0 < weights["unsure"] < 0.5 < 0.9 < weights["sure"] <= 1
+    plain = build_targets(sure + unsure, TrainingConfig(prior="none"))
+    assert {d.weight for d in plain.documents} == {1.0}
 
 
 def test_hopeless_documents_have_no_positive() -> None:

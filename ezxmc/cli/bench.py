@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import emit, table, watching
-from ezxmc.config import ShortlistConfig, VllmTeacherConfig
+from ezxmc.cli.console import bad_rows, emit, table, watching
+from ezxmc.config import ShortlistConfig, TrainingConfig, VllmTeacherConfig
 
 _LLM = VllmTeacherConfig()
+_TRAIN = TrainingConfig()
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     bench = typer.Typer(no_args_is_help=True, help="Measure ezxmc on this machine against alternatives.")
     bench.command()(teacher)
+    bench.command()(methods)
     app.add_typer(bench, name="bench")
 
 
@@ -97,3 +100,150 @@ def teacher(
             ],
         ],
     )
+
+
+def methods(
+    documents: Annotated[str, typer.Argument(help="All documents.")],
+    labels: Annotated[str, typer.Argument(help="Their labels.")],
+    gold: Annotated[str, typer.Argument(help="Gold tags of as many documents as there are.")],
+    judgments: Annotated[
+        Path | None, typer.Option(help="The teacher's: a feedback store, or recorded ones.")
+    ] = None,
+    report_judgments: Annotated[
+        Path | None, typer.Option(help="The same, of documents reported on: for teacher re-ranking.")
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Some, with commas; default: all.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method that depends on one.")] = 3,
+    report_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of documents reported on, by hash of the uid.")
+    ] = 0.2,
+    report: Annotated[
+        Path | None, typer.Option(help="Instead of a share: a file of the uids reported on.")
+    ] = None,
+    proposer: Annotated[
+        str | None, typer.Option(help="The former student that proposed the pairs: fused with the teacher.")
+    ] = None,
+    judgments_at: Annotated[
+        str, typer.Option(help="Also run the judgment-fed methods on so many judgments: 1000,2000,...")
+    ] = "",
+    labelled: Annotated[
+        str, typer.Option(help="Train the supervised method also on so many documents.")
+    ] = "100,300,1000,3000",
+    encoder: Annotated[str, typer.Option(help="The initial encoder.")] = _TRAIN.encoder,
+    pairs_per_second: Annotated[
+        float | None, typer.Option(min=1e-9, help="The teacher's speed; default: what the store tells.")
+    ] = None,
+    propensity: Annotated[
+        tuple[float, float], typer.Option(help="A and B of PSP; .5 .4 for Wikipedia, .6 2.6 for Amazon.")
+    ] = (0.55, 1.5),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSON; finished runs in it are not run again.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")] = False,
+) -> None:
+    """Compare ways to tag under one evaluation, from no information to gold labels.
+
+    Documents reported on are never judged and never trained on. Methods:
+    untrained, tfidf-word, tfidf-char, bm25, rts, maclr, lmtx, lmtx4,
+    lmtx-small, student, student-titles, teacher, supervised.
+
+    Example: ezxmc bench methods documents.jsonl labels.jsonl gold.tsv --judgments feedback.sqlite -o out.json
+    """
+    from ezxmc.bench.baselines import METHODS
+    from ezxmc.bench.benchmark import load_benchmark
+    from ezxmc.bench.methods import run_methods, summary
+
+    names = _listed(methods) if methods else list(METHODS)
+    config = TrainingConfig(encoder=encoder)
+    fed = [name for name in names if name in METHODS and METHODS[name].amount == "judgments"]
+    names += [f"{name}@{count}" for count in _listed(judgments_at) for name in fed]
+    names += [f"supervised@{count}" for count in _listed(labelled) if "supervised" in names]
+    with watching() as watch:
+        benchmark = load_benchmark(
+            documents,
+            labels,
+            gold,
+            judgments=judgments,
+            report_judgments=report_judgments,
+            config=config,
+            proposer=proposer,
+            report_share=report_share,
+            report=report,
+            propensity=propensity,
+            watch=watch,
+        )
+        for name, count in benchmark.counts.items():
+            watch.say(f"  {name}: {count:,}")
+        results, skipped = run_methods(benchmark, names, seeds=seeds, out=out, watch=watch)
+    speed = 1 / pairs_per_second if pairs_per_second else benchmark.seconds_per_judgment
+    found = {**summary(results, benchmark, speed), "skipped": skipped}
+    if json:
+        emit(found)
+    else:
+        _show_methods(found)
+    bad_rows(benchmark.bad_rows)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _show_methods(found: dict[str, Any]) -> None:
+    rows = found["methods"]
+
+    def cells(row: dict[str, Any], metrics: list[str]) -> list[str]:
+        spread = row["spread"]
+        return [
+            f"{100 * row['mean'][name]:.1f}" + (f" ±{100 * spread[name]:.1f}" if name in spread else "")
+            if name in row["mean"]
+            else ""
+            for name in metrics
+        ]
+
+    first = ["P@1", "P@3", "P@5", "R@5", "R@10", "R@50", "nDCG@5", "PSP@5"]
+    groups = [f"{metric} {group}" for metric in ("P@5", "R@10") for group in ("head", "torso", "tail")]
+    table("quality, %", ["method", *first], [[name, *cells(row, first)] for name, row in rows.items()])
+    table(
+        "by frequency of the label, %",
+        ["method", *groups],
+        [[name, *cells(row, groups)] for name, row in rows.items()],
+    )
+    table(
+        "cost",
+        ["method", "uses", "judgments", "labelled documents", "teacher, minutes", "this machine, minutes"],
+        [
+            [
+                name,
+                row["uses"],
+                f"{row['judgments']:,}" if row["judgments"] else "",
+                f"{row['labelled_documents']:,}" if row["labelled_documents"] else "",
+                "" if row["teacher_minutes"] is None else f"{row['teacher_minutes']:.1f}",
+                f"{row['seconds'] / 60:.1f}",
+            ]
+            for name, row in rows.items()
+        ],
+    )
+    if found["student_minus"]:
+        table(
+            "student minus, points, 95% interval over documents",
+            ["method", "P@1", "P@5", "R@10", "documents"],
+            [
+                [name, *(_interval(value) for value in row.values()), str(row["P@1"]["documents"])]
+                for name, row in found["student_minus"].items()
+            ],
+        )
+    if found["human_equivalent"]:
+        table(
+            "equals a supervised model on so many human-labelled documents",
+            ["method", "by P@1", "by P@5", "by R@10"],
+            [
+                [name, *(f"{'' if sign == '=' else sign}{count:,.0f}" for sign, count in row.values())]
+                for name, row in found["human_equivalent"].items()
+            ],
+        )
+
+
+def _interval(value: dict[str, Any]) -> str:
+    if not value["documents"]:
+        return ""
+    return f"{100 * value['mean']:+.1f} [{100 * value['low']:+.1f}, {100 * value['high']:+.1f}]"

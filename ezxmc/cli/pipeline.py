@@ -23,6 +23,7 @@ MaxHours = Annotated[float | None, typer.Option(help="Hours of judging at most, 
 HeldOut = Annotated[float, typer.Option(help="Share of documents kept from training.")]
 
 _LIST, _TRAIN = ShortlistConfig(), TrainingConfig()
+_BY_SIZE = "Default: by the number of documents."
 
 
 def register(app: typer.Typer) -> None:
@@ -89,6 +90,9 @@ def shortlist(
     size: Annotated[int, typer.Option(min=1, help="Candidates per document.")] = _LIST.size,
     explore: Annotated[int, typer.Option(min=0, help="Of these, drawn from deeper ranks.")] = _LIST.explore,
     lexical: Annotated[bool, typer.Option(help="Fuse with BM25.")] = _LIST.lexical,
+    descriptions: Annotated[
+        float, typer.Option(min=0, help="Weight of descriptions; 0 for a trained student.")
+    ] = _LIST.descriptions,
     seed: Seed = 0,
     strict: Strict = False,
     json: Json = False,
@@ -109,7 +113,7 @@ def shortlist(
             docs,
             tags,
             BiEncoder(resolve_model(encoder, kind="encoder"), max_length=_TRAIN.max_length),
-            ShortlistConfig(size=size, explore=explore, lexical=lexical),
+            ShortlistConfig(size=size, explore=explore, lexical=lexical, descriptions=descriptions),
             seed=seed,
             progress=watch.stage("shortlist"),
         )
@@ -128,9 +132,9 @@ def train(
     store: Annotated[Path, typer.Argument(help="Feedback store; its newest teacher's judgments count.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="SentenceTransformer folder.")] = Path("student"),
     encoder: Annotated[str, typer.Option(help="Where to start from.")] = _TRAIN.encoder,
-    epochs: Annotated[int, typer.Option(min=1)] = _TRAIN.epochs,
-    batch_size: Annotated[int, typer.Option(min=2)] = _TRAIN.batch_size,
-    learning_rate: Annotated[float, typer.Option(min=0)] = _TRAIN.learning_rate,
+    epochs: Annotated[int | None, typer.Option(min=1, help=_BY_SIZE)] = _TRAIN.epochs,
+    batch_size: Annotated[int | None, typer.Option(min=2, help=_BY_SIZE)] = _TRAIN.batch_size,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help=_BY_SIZE)] = _TRAIN.learning_rate,
     held_out: HeldOut = _TRAIN.held_out,
     seed: Seed = 0,
     json: Json = False,

@@ -228,8 +228,10 @@ class _Job:
                 flushed = flushed or time.monotonic()
                 batch.append(judgment)
                 if len(batch) >= _BATCH or time.monotonic() - flushed > _FLUSH_SECONDS:
-                    self._keep(batch, time.monotonic() - flushed)
-                    batch, flushed = [], time.monotonic()
+                    # Emptied first: an interrupt inside `_keep` must not keep it twice.
+                    full, batch = batch, []
+                    self._keep(full, time.monotonic() - flushed)
+                    flushed = time.monotonic()
         finally:
             if batch:
                 self._keep(batch, time.monotonic() - flushed)

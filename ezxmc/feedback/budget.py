@@ -84,7 +84,7 @@ def shares(sizes: Sequence[int], pairs: int) -> list[int]:
 class Budget:
     """What a run may still spend on judgments, over its cycles and its calibration.
 
-    Cycles get even parts of what the calibration leaves; what one does not
+    Cycles get their parts of what the calibration leaves; what one does not
     use goes to the next.
 
     Args:
@@ -112,10 +112,11 @@ class Budget:
         prior: int = 0,
     ) -> None:
         self.config = config
-        self._uids, self._apart, self._cycles = uids, set(calibration), cycles
+        self._uids, self._apart = uids, set(calibration)
+        self._parts = config.cycle_parts or [1] * cycles
         self._explored = explore / size
         reserve = len(calibration) * depth
-        whole = len(uids) * size * cycles + reserve
+        whole = asked_documents(config, len(uids)) * size * cycles + reserve
         limit = whole if config.max_pairs is None else max(1, config.max_pairs - prior)
         self.reserved = reserve if config.max_pairs is None else min(reserve, int(_MOST_RESERVED * limit))
         """Pairs kept for the calibration."""
@@ -131,7 +132,8 @@ class Budget:
         labels, documents = len(catalog.labels), len(catalog.documents)
         size, most = min(config.shortlist.size, labels), config.budget.max_pairs
         # A limit holds for priors and shortlists together.
-        pairs = documents * size * config.cycles if most is None else most * 2 // 3
+        whole = asked_documents(config.budget, documents) * size * config.cycles
+        pairs = whole if most is None else most * 2 // 3
         context = min(context_size(config.training, labels, pairs), len(catalog.to_train))
         return cls(
             config.budget,
@@ -147,11 +149,26 @@ class Budget:
     @property
     def limited(self) -> bool:
         """Whether there is any limit."""
-        return self.config.max_pairs is not None or self.config.max_hours is not None
+        return any(
+            limit is not None
+            for limit in (self.config.max_pairs, self.config.max_hours, self.config.documents)
+        )
 
     def pairs(self, cycle: int) -> int:
         """The most pairs that cycles 1 to `cycle` may ask about together."""
-        return self._for_cycles * cycle // self._cycles
+        return self._for_cycles * sum(self._parts[:cycle]) // sum(self._parts)
+
+    def documents(self, cycle: int) -> list[int]:
+        """Positions of the documents a cycle may ask about, in their order: all, or those its turn draws."""
+        most = self.config.documents
+        if most is None:
+            return list(range(len(self._uids)))
+        learnt = self._learnt()
+        first = (cycle - 1) * most if self.config.fresh_documents else 0
+        return sorted(learnt[(first + i) % len(learnt)] for i in range(min(most, len(learnt))))
+
+    def _learnt(self) -> list[int]:
+        return in_hash_order(self._uids, (i for i in range(len(self._uids)) if i not in self._apart))
 
     def cut(self, cycle: int, rows: Sequence[Sequence[int]]) -> Allotment:
         """Choose what a cycle asks; call it for cycle 1, 2, ... in turn.
@@ -162,11 +179,11 @@ class Budget:
         """
         if not self.limited:
             return everything(rows)
-        learnt = in_hash_order(self._uids, (i for i in range(len(rows)) if i not in self._apart))
+        learnt = self._learnt()
         left = self.pairs(cycle) - self._allotted
         if left >= sum(map(len, rows)):
             order = [*learnt, *in_hash_order(self._uids, self._apart)]
-            found = Allotment(order, [list(row) for row in rows])
+            found = Allotment([i for i in order if rows[i]], [list(row) for row in rows])
         else:
             found = cut(rows, learnt, left, self._explored)
         self._allotted += sum(map(len, found.rows))
@@ -182,9 +199,15 @@ class Budget:
         """
         if not self.limited:
             return None
-        part = 1.0 if cycle is None else self._cycle_share * cycle / self._cycles
+        reached = sum(self._parts[:cycle]) / sum(self._parts)
+        part = 1.0 if cycle is None else self._cycle_share * reached
         seconds = None if self.config.max_hours is None else self.config.max_hours * 3600 * part
         return _Limit(store, teacher, self.config.max_pairs, seconds)
+
+
+def asked_documents(config: BudgetConfig, documents: int) -> int:
+    """How many of `documents` one cycle asks about."""
+    return documents if config.documents is None else min(documents, config.documents)
 
 
 def cut(rows: Sequence[Sequence[int]], order: Sequence[int], pairs: int, explored: float = 0.0) -> Allotment:

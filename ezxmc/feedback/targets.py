@@ -15,9 +15,8 @@ from ezxmc.errors import TrainingError
 from ezxmc.feedback.priors import label_shifts
 from ezxmc.records import Judgment, Status
 
-# A shortlist holds many near misses: where few labels were judged, at most
-# this share of them is expected to be positive (5 of 14, as measured).
-_POSITIVE_SHARE = 5 / 14
+Proposals = Callable[[Sequence[tuple[str, str]]], NDArray[np.float64]]
+"""(document uid, label uid) pairs → (P,) cosines of whoever proposed them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +34,6 @@ class PriorCorrection:
     shifts: dict[str, float]
     zero: float
 
-    def probability(self, label_uid: str, log_odds: float) -> float:
-        """The soft label σ(z − α·(z̄_l − z̄) − zero)."""
-        return float(expit(log_odds - self.shifts.get(label_uid, 0.0) - self.zero))
-
 
 @dataclass(frozen=True, slots=True)
 class DocumentTargets:
@@ -50,6 +45,7 @@ class DocumentTargets:
         probabilities: (len(labels),) float64 in [0, 1], aligned with `labels`.
         positives: The head of `labels` that is taught as relevant; may be empty.
         negatives: The tail of `labels` that is taught as irrelevant.
+        weight: How much the document counts in training.
     """
 
     doc_uid: str
@@ -57,6 +53,7 @@ class DocumentTargets:
     probabilities: NDArray[np.float64]
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +79,26 @@ class Targets:
 
 
 def build_targets(
-    judgments: Iterable[Judgment], config: TrainingConfig, context: Sequence[Judgment] = ()
+    judgments: Iterable[Judgment],
+    config: TrainingConfig,
+    context: Sequence[Judgment] = (),
+    proposals: Proposals | None = None,
 ) -> Targets:
     """Correct the log-odds for each label's prior and set their zero point.
 
-    z′ = z − α·(z̄_l − z̄), see `label_shifts`. p = σ(z′ − t) with t such that
-    the probabilities add up to `config.positives` per document on average
-    (less where few labels were judged). Up to `config.positives` of the most
-    probable labels are positives, those below `config.negative_below`
-    negatives, the rest neither.
+    z′ = z − α·(z̄_l − z̄) + β·cos, see `label_shifts`; β is `config.fusion`
+    and cos what the proposing bi-encoder thinks: it errs otherwise than the
+    teacher does. p = σ((z′ − t) / T) with t such that the probabilities add up
+    to `config.positives` per document on average, or to
+    `config.positive_share` of the judged labels where that is less. Up to
+    `config.positives` of the most probable labels are positives, those below
+    `config.negative_below` negatives, the rest neither.
 
     Args:
         judgments: Of one teacher; the last of several on the same pair counts.
-        config: `prior_alpha`, `positives` and `negative_below`.
+        config: The names above, `prior_alpha`, and T, `target_temperature`.
         context: All labels judged on random documents, for the labels' priors.
+        proposals: For the fusion; without it β is 0.
 
     Raises:
         TrainingError: No judgment has a score.
@@ -119,7 +122,11 @@ def build_targets(
         doc: {label: z - shifts.get(label, 0.0) for label, z in sorted(row.items())}
         for doc, row in sorted(scores.items())
     }
-    zero = _zero_point(corrected, config.positives)
+    if proposals is not None and config.fusion:
+        pairs = [(doc, label) for doc, row in corrected.items() for label in row]
+        for (doc, label), cosine in zip(pairs, proposals(pairs), strict=True):
+            corrected[doc][label] += config.fusion * float(cosine)
+    zero = _zero_point(corrected, config)
     documents = [_targets_of(doc, row, zero, config) for doc, row in corrected.items()]
     return Targets(
         documents,
@@ -147,7 +154,7 @@ def teacher_verdicts(judgments: Iterable[Judgment]) -> Callable[[str, str], floa
 
 def _targets_of(doc: str, row: dict[str, float], zero: float, config: TrainingConfig) -> DocumentTargets:
     labels = sorted(row, key=lambda label: -row[label])
-    probabilities = expit(np.array([row[label] for label in labels]) - zero)
+    probabilities = expit((np.array([row[label] for label in labels]) - zero) / config.target_temperature)
     likely = int((probabilities >= config.negative_below).sum())
     return DocumentTargets(
         doc,
@@ -155,17 +162,18 @@ def _targets_of(doc: str, row: dict[str, float], zero: float, config: TrainingCo
         probabilities,
         positives=tuple(labels[: min(likely, config.positives)]),
         negatives=tuple(labels[likely:]),
+        weight=float(np.mean(np.abs(2 * probabilities - 1))) if config.confidence else 1.0,
     )
 
 
-def _zero_point(corrected: dict[str, dict[str, float]], positives: int) -> float:
-    """The t at which Σ σ(z′ − t) is the expected number of positives, by bisection."""
+def _zero_point(corrected: dict[str, dict[str, float]], config: TrainingConfig) -> float:
+    """The t at which Σ σ((z′ − t) / T) is the expected number of positives, by bisection."""
     values = np.concatenate([list(row.values()) for row in corrected.values()])
-    expected = sum(min(positives, _POSITIVE_SHARE * len(row)) for row in corrected.values())
+    expected = sum(min(config.positives, config.positive_share * len(row)) for row in corrected.values())
     low, high = float(values.min()) - 50.0, float(values.max()) + 50.0
     for _ in range(80):
         middle = (low + high) / 2
-        if expit(values - middle).sum() > expected:
+        if expit((values - middle) / config.target_temperature).sum() > expected:
             low = middle
         else:
             high = middle

@@ -55,7 +55,13 @@ def precision_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
     Raises:
         ValueError: As for `hit_matrix`.
     """
-    return float(hit_matrix(ranked, gold, k).mean())
+    return float(precision_by_document(ranked, gold, k).mean())
+
+
+def precision_by_document(ranked: Ranked, gold: Gold, k: int) -> NDArray[np.float64]:
+    """The (N,) terms whose mean is `precision_at_k`; arguments and errors as there."""
+    values: NDArray[np.float64] = hit_matrix(ranked, gold, k).mean(axis=1)
+    return values
 
 
 def recall_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
@@ -69,8 +75,13 @@ def recall_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
     Raises:
         ValueError: As for `hit_matrix`.
     """
-    hits = hit_matrix(ranked, gold, k).sum(axis=1)
-    return float((hits / _gold_sizes(gold)).mean())
+    return float(recall_by_document(ranked, gold, k).mean())
+
+
+def recall_by_document(ranked: Ranked, gold: Gold, k: int) -> NDArray[np.float64]:
+    """The (N,) terms whose mean is `recall_at_k`; arguments and errors as there."""
+    values: NDArray[np.float64] = hit_matrix(ranked, gold, k).sum(axis=1) / gold_sizes(gold)
+    return values
 
 
 def ndcg_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
@@ -88,9 +99,10 @@ def ndcg_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
     """
     gains = 1.0 / np.log2(np.arange(2, k + 2))
     dcg = hit_matrix(ranked, gold, k) @ gains
-    ideal = np.cumsum(gains)[np.minimum(_gold_sizes(gold), k) - 1]
+    ideal = np.cumsum(gains)[np.minimum(gold_sizes(gold), k) - 1]
     return float((dcg / ideal).mean())
 
 
-def _gold_sizes(gold: Gold) -> NDArray[np.int64]:
+def gold_sizes(gold: Gold) -> NDArray[np.int64]:
+    """(N,) how many distinct gold labels each document has."""
     return np.array([len(frozenset(right)) for right in gold], dtype=np.int64)

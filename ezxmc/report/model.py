@@ -92,23 +92,31 @@ class BudgetSummary(_Part):
     Attributes:
         max_pairs: Judgments at most.
         max_hours: Hours of judging at most.
+        documents: Documents a cycle asks about at most.
         unasked_documents: Documents to learn from without a single judgment.
         unasked_pairs: Candidates nobody judged, those of such documents included.
+        unspent: `pairs` or `hours` of the limits that cycles without gain left.
     """
 
     max_pairs: int | None = None
     max_hours: float | None = None
+    documents: int | None = None
     unasked_documents: int = 0
     unasked_pairs: int = 0
+    unspent: dict[str, float] = Field(default_factory=dict)
 
     @property
     def line(self) -> str:
         """The same in a sentence."""
-        if not self.unasked_pairs:
-            return "The budget was enough: every candidate was judged."
+        unspent = "".join(
+            f" Not spent: {value:,.0f} pairs." if unit == "pairs" else f" Not spent: {value:.2g} hours."
+            for unit, value in self.unspent.items()
+        )
+        if not self.unasked_pairs and not self.unasked_documents:
+            return f"The budget was enough: every candidate was judged.{unspent}"
         return (
             f"The budget left {self.unasked_pairs:,} candidates unasked; {self.unasked_documents:,} "
-            "documents were not asked about at all."
+            f"documents were not asked about at all.{unspent}"
         )
 
 
@@ -258,6 +266,7 @@ class RunReport(_Part):
     log_odds_histogram: Histogram | None = None
     shortlist: list[ShortlistSummary] = Field(default_factory=list)
     cycles: list[CycleSummary] = Field(default_factory=list)
+    skipped_cycles: int = Field(0, description="cycles not done, because those before brought no gain")
     calibration: CalibrationSummary | None = None
     evaluation: EvaluationSummary | None = None
     held_out: EvaluationSummary | None = Field(

@@ -73,6 +73,12 @@ def summary(data: RunReport) -> list[str]:
                 f"{percent(before, 0)} before training "
                 f"(checked on {number(data.evaluation.documents)} documents tagged by people)."
             )
+    if data.skipped_cycles:
+        done, planned = len(data.cycles), len(data.cycles) + data.skipped_cycles
+        sentences.append(
+            f"{done} of {planned} cycles were done: then the student no longer gained in agreement with "
+            "the LLM teacher."
+        )
     if data.calibration and data.calibration.ece_cross_fitted is not None:
         judge = "the LLM teacher" if data.calibration.target == "teacher" else "people"
         off = number(100 * data.calibration.ece_cross_fitted)

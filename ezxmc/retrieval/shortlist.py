@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ Source = Literal["dense", "lexical", "explore"]
 
 _RANK_OFFSET = 60  # the usual constant of reciprocal rank fusion (Cormack et al., SIGIR 2009)
 _DEEPER = 4  # exploration draws from ranks size .. 4 * size
+_BACKGROUND = 512  # documents whose mean stands for the catalog's
 
 
 class Encoder(Protocol):
@@ -69,10 +71,17 @@ def shortlist(
     config: ShortlistConfig,
     *,
     judged: Mapping[str, set[str]] | None = None,
+    background: Sequence[Document] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Candidates]:
     """Choose `config.size` labels per document by fused dense and lexical rank.
+
+    The dense order is that of cos(x, t) + w·cos(x, d) for document x, the
+    label's title t and all that is told of it d (w = `descriptions`), less
+    `centre` times its mean over the catalog: some labels are near everything
+    (hubs) and would crowd every shortlist. Centring is Suzuki et al., EMNLP
+    2013; CSLS (arXiv 1710.04087) takes off the mean over neighbours only.
 
     A label's score is Σ w / (60 + rank) over the rankings it occurs in (dense
     w = 1, BM25 w = `lexical_weight`). `config.explore` of the places go to
@@ -85,6 +94,8 @@ def shortlist(
         encoder: The current student.
         config: Sizes and weights.
         judged: Label uids already judged, by document uid.
+        background: The catalog, where `documents` are a part of it: the mean
+            is taken over 512 of these, drawn by hash.
         seed: With the document's uid it decides what is explored.
         progress: Called with (done, total) documents.
 
@@ -101,8 +112,13 @@ def shortlist(
     texts = [document.shown for document in documents]
     label_vectors = encoder.encode_labels([label.title for label in labels])
     vectors = encoder.encode_documents(texts, progress=progress)
+    queries, keys = vectors, label_vectors
+    if config.centre:
+        queries = vectors - config.centre * _mean(documents, vectors, background or documents, encoder)
+    if config.descriptions:
+        keys = label_vectors + config.descriptions * _described(labels, label_vectors, encoder)
     depth = _DEEPER * config.size + max(map(len, known))
-    _, dense = LabelIndex(label_vectors).search(vectors, depth)
+    _, dense = LabelIndex(keys).search(queries, depth)
     lexical: list[list[int]] = [[] for _ in documents]
     if config.lexical:
         lexical = LexicalIndex(labels).search(texts, depth)
@@ -120,6 +136,42 @@ def shortlist(
         sources += ["explore"] * len(explored)
         found.append(Candidates(document.uid, tuple(rows), tuple(scores), tuple(sources)))
     return found
+
+
+def _mean(
+    documents: Sequence[Document],
+    vectors: NDArray[np.float32],
+    background: Sequence[Document],
+    encoder: Encoder,
+) -> NDArray[np.float32]:
+    """Mean vector (D,) of the catalog. (x − c·m)·t = x·t − c·mean(x·t): no N × L matrix is needed.
+
+    Drawn by hash, the same documents stand for a large catalog when some are added.
+    """
+    drawn = heapq.nsmallest(_BACKGROUND, background, key=lambda document: text_hash("mean", document.uid))
+    place = {document.uid: i for i, document in enumerate(documents)}
+    total = vectors[[place[document.uid] for document in drawn if document.uid in place]].sum(axis=0)
+    if others := [document.shown for document in drawn if document.uid not in place]:
+        total += encoder.encode_documents(others).sum(axis=0)
+    mean: NDArray[np.float32] = total / np.float32(len(drawn))
+    return mean
+
+
+def _described(labels: Sequence[Label], titles: NDArray[np.float32], encoder: Encoder) -> NDArray[np.float32]:
+    """(L, D) unit rows: title, aliases and description as one text; the title's row where there are none.
+
+    Measured with weight 0.5: recall at 14 from 57.3 to 58.8 on debtags, 56.9 to 59.1 on
+    WordNet (tests/bench/shortlists.py). The parent's title before the label's gained nothing.
+    """
+    rows = [row for row, label in enumerate(labels) if label.aliases or label.text]
+    described = titles.copy()
+    if rows:
+        described[rows] = encoder.encode_labels([_told(labels[row]) for row in rows])
+    return described
+
+
+def _told(label: Label) -> str:
+    return ". ".join(filter(None, (label.title, ", ".join(label.aliases), label.text)))
 
 
 def fuse(dense: Sequence[int], lexical: Sequence[int], lexical_weight: float) -> list[int]:

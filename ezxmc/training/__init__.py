@@ -1,6 +1,7 @@
 """Training: distil the teacher's judgments into the bi-encoder."""
 
-from ezxmc.training.selection import held_out_agreement
+from ezxmc.training.label_vectors import refined_label_vectors
+from ezxmc.training.selection import cosines_of, held_out_agreement
 from ezxmc.training.student import TrainSummary, train_bi_encoder
 
-__all__ = ["TrainSummary", "held_out_agreement", "train_bi_encoder"]
+__all__ = ["TrainSummary", "cosines_of", "held_out_agreement", "refined_label_vectors", "train_bi_encoder"]

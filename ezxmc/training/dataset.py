@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from ezxmc.feedback.targets import Targets
 from ezxmc.records import Document, Label
+
+# Batches in a window of like lengths.
+_WINDOW = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class Example:
         probabilities: (J,) float64, the teacher's.
         positives: How many of the first `labels` are positives.
         negatives: How many of the last `labels` are negatives.
+        weight: How much the document counts.
     """
 
     document: int
@@ -29,23 +33,30 @@ class Example:
     probabilities: NDArray[np.float64]
     positives: int
     negatives: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Documents and the labels they are scored against.
+    """Documents, the labels they are scored against, and what is known about each pair.
 
     Attributes:
         documents: (B,) rows of the document list.
         labels: (C,) int64 rows of the label list, each once, ascending.
         positives: (B, C) float32 weights; 0 is no positive.
         negatives: (B, C) bool.
+        probabilities: (B, C) float32, the teacher's; 0 where it did not judge.
+        judged: (B, C) bool.
+        weights: (B,) float32, weight of each document.
     """
 
     documents: list[int]
     labels: NDArray[np.int64]
     positives: NDArray[np.float32]
     negatives: NDArray[np.bool_]
+    probabilities: NDArray[np.float32]
+    judged: NDArray[np.bool_]
+    weights: NDArray[np.float32]
 
 
 def examples(documents: Sequence[Document], labels: Sequence[Label], targets: Targets) -> list[Example]:
@@ -66,49 +77,95 @@ def examples(documents: Sequence[Document], labels: Sequence[Label], targets: Ta
                     target.probabilities[kept],
                     positives=sum(uid in row_of for uid in target.positives),
                     negatives=sum(uid in row_of for uid in target.negatives),
+                    weight=target.weight,
                 )
             )
     return found
 
 
-def batches(
-    pool: Sequence[Example], batch_size: int, sampled: int, rng: np.random.Generator
-) -> Iterator[Batch]:
-    """One epoch of shuffled batches of nearly equal size, at most `batch_size`.
+def length_grouped(
+    lengths: Sequence[int], batch_size: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """One epoch of shuffled batches of nearly equal size, each of texts of like length.
+
+    As in transformers' `LengthGroupedSampler`, the shuffled texts are cut into
+    windows of a few batches and sorted within each; here the batches of all
+    windows are then shuffled, so that long and short ones alternate. A window
+    is small beside an epoch: what else documents of one length have in common
+    must not fill a batch.
 
     Args:
-        pool: Examples; those without positives are skipped.
-        batch_size: Most documents in a batch.
-        sampled: Positives drawn per document and batch.
-        rng: Source of the order and of the draws.
+        lengths: N lengths.
+        batch_size: Most texts in a batch.
+        rng: Source of the order.
+
+    Returns:
+        Rows of `lengths`, each once; ⌈N / batch_size⌉ batches.
     """
-    usable = [example for example in pool if example.positives]
-    if not usable:
-        return
-    order = rng.permutation(len(usable))
-    for part in np.array_split(order, -(-len(order) // batch_size)):
-        yield collate([usable[i] for i in part], sampled, rng)
+    order = rng.permutation(len(lengths))
+    sizes = [len(part) for part in np.array_split(order, max(1, -(-len(order) // batch_size)))]
+    window_of = np.repeat(np.arange(len(sizes)) // _WINDOW, sizes)
+    by_length = order[np.lexsort((np.asarray(lengths)[order], window_of))]
+    parts = np.split(by_length, np.cumsum(sizes)[:-1])
+    return [parts[i] for i in rng.permutation(len(parts)) if len(parts[i])]
 
 
-def collate(members: Sequence[Example], sampled: int, rng: np.random.Generator) -> Batch:
-    """Put documents together with their sampled positives and own negatives.
+def collate_in_batch(members: Sequence[Example], sampled: int, rng: np.random.Generator) -> Batch:
+    """Score documents against each other's sampled positives and against their judged labels.
 
     The sampled positives of all members are in-batch negatives, so that labels
     occur as negatives as often as they occur as positives. Never a document's
     negative: its own positives, sampled or not, and every label its teacher
-    did not call improbable. A label that is here only as another document's
-    judged negative is no negative: nothing is known about it.
+    did not call improbable. A label that is here only because another document
+    was judged on it is no negative: nothing is known about it.
+
+    Args:
+        members: The batch's documents.
+        sampled: Positives drawn per document.
+        rng: Source of the draws.
     """
-    drawn = [rng.permutation(member.positives)[:sampled] for member in members]
-    shared = {int(member.labels[i]) for member, picks in zip(members, drawn, strict=True) for i in picks}
-    refused = [member.labels[len(member.labels) - member.negatives :] for member in members]
-    labels = np.array(sorted(shared.union(*(rows.tolist() for rows in refused))), dtype=np.int64)
-    positives = np.zeros((len(members), len(labels)), dtype=np.float32)
-    negatives = np.zeros(positives.shape, dtype=np.bool_)
-    in_batch = np.isin(labels, list(shared))
-    for i, (member, picks, rows) in enumerate(zip(members, drawn, refused, strict=True)):
-        not_refused = member.labels[: len(member.labels) - member.negatives]
-        negatives[i] = in_batch & ~np.isin(labels, not_refused)
-        negatives[i, np.searchsorted(labels, rows)] = True
-        positives[i, np.searchsorted(labels, member.labels[picks])] = member.probabilities[picks]
-    return Batch([member.document for member in members], labels, positives, negatives)
+    drawn = [member.labels[rng.permutation(member.positives)[:sampled]] for member in members]
+    batch = _judgments(members, np.unique(np.concatenate([member.labels for member in members])))
+    in_batch = np.isin(batch.labels, np.concatenate(drawn))
+    batch.negatives[:, in_batch] |= ~batch.judged[:, in_batch]
+    for row, picks in zip(batch.positives, drawn, strict=True):
+        row[~np.isin(batch.labels, picks)] = 0
+    return batch
+
+
+def collate_all(members: Sequence[Example], labels: int) -> Batch:
+    """Score documents against every label.
+
+    Negatives of a document are the labels its teacher refused and all it did
+    not judge. Many of the latter are positives nobody found: see
+    `without_likely_positives`.
+
+    Args:
+        members: The batch's documents.
+        labels: How many labels there are.
+    """
+    batch = _judgments(members, np.arange(labels))
+    np.logical_or(batch.negatives, ~batch.judged, out=batch.negatives)
+    return batch
+
+
+def _judgments(members: Sequence[Example], labels: NDArray[np.int64]) -> Batch:
+    """A batch of what the teacher said: all its positives, and no negative but those it refused."""
+    shape = (len(members), len(labels))
+    positives, probabilities = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+    negatives, judged = np.zeros(shape, dtype=np.bool_), np.zeros(shape, dtype=np.bool_)
+    for i, member in enumerate(members):
+        columns = np.searchsorted(labels, member.labels)
+        judged[i, columns] = True
+        probabilities[i, columns] = member.probabilities
+        positives[i, columns[: member.positives]] = member.probabilities[: member.positives]
+        negatives[i, columns[len(columns) - member.negatives :]] = True
+    return Batch(
+        [member.document for member in members],
+        labels,
+        positives,
+        negatives,
+        probabilities,
+        judged,
+        weights=np.array([member.weight for member in members], dtype=np.float32),
+    )

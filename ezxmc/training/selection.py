@@ -1,4 +1,4 @@
-"""How well a student agrees with the teacher on documents it never saw."""
+"""A student beside the teacher: how well they agree on unseen documents, and its own opinion."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ezxmc.feedback.targets import Targets
+from ezxmc.feedback.targets import Proposals, Targets
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder
 from ezxmc.training.dataset import Example, examples
@@ -67,6 +67,29 @@ def student_agreement(
     return agreement(
         encoder.encode_documents(texts), encoder.encode_labels([titles[row] for row in judged]), near
     )
+
+
+def cosines_of(encoder: BiEncoder, documents: Sequence[Document], labels: Sequence[Label]) -> Proposals:
+    """What a bi-encoder thinks of any pair, for `build_targets` to fuse with the teacher.
+
+    Args:
+        encoder: Whoever proposed the pairs.
+        documents: The documents that can be asked about.
+        labels: All labels.
+    """
+    document_of = {document.uid: document for document in documents}
+    label_of = {label.uid: label for label in labels}
+
+    def cosines(pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+        docs, tags = (list(dict.fromkeys(uids)) for uids in zip(*pairs, strict=True))
+        left = encoder.encode_documents([document_of[uid].shown for uid in docs])
+        right = encoder.encode_labels([label_of[uid].title for uid in tags])
+        row, column = ({uid: i for i, uid in enumerate(uids)} for uids in (docs, tags))
+        rows, columns = [row[doc] for doc, _ in pairs], [column[tag] for _, tag in pairs]
+        found: NDArray[np.float64] = np.einsum("pd,pd->p", left[rows], right[columns]).astype(np.float64)
+        return found
+
+    return cosines
 
 
 def held_out_agreement(

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ezxmc.config import TrainingConfig
 from ezxmc.errors import TrainingError
@@ -20,15 +19,9 @@ from ezxmc.feedback.targets import Targets
 from ezxmc.models import resolve_model
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder
-from ezxmc.training.dataset import Batch, Example, batches, examples
-from ezxmc.training.losses import decoupled_softmax
+from ezxmc.training.dataset import examples
 from ezxmc.training.selection import student_agreement
-
-_SAMPLED_POSITIVES = 2
-_WARM_UP = 0.1
-_WEIGHT_DECAY = 0.01
-_GRADIENT_NORM = 1.0
-_TEXTS_PER_PASS = 16
+from ezxmc.training.step import Stepper
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +73,7 @@ def train_bi_encoder(
 ) -> TrainSummary:
     """Distil the teacher's judgments into a bi-encoder and save its best epoch.
 
-    AdamW with linear warm-up and decay on the decoupled softmax. After each
+    AdamW with linear warm-up and decay on the configured losses. After each
     epoch the held-out documents' judged labels are ranked and compared with
     the teacher's probabilities; no human label is used. The same seed gives
     the same weights on the same machine and thread count.
@@ -89,9 +82,9 @@ def train_bi_encoder(
         documents: Documents to train on; those without positives are skipped.
         labels: All labels.
         targets: Of the training and the held-out documents.
-        config: Sizes, rates and the encoder.
+        config: Losses, sizes, rates and the encoder.
         out: Folder to write, replaced as a whole; a plain sentence-transformers model.
-        base: Weights to start from instead of `config.encoder`.
+        base: Weights to start from instead of `config.encoder`: a former student, say.
         held_out: Documents for selection, disjoint from `documents`; without
             any judged ones the last epoch is kept.
         seed: Of the order and of the positives drawn.
@@ -99,6 +92,7 @@ def train_bi_encoder(
 
     Raises:
         TrainingError: No document has a positive, the sets overlap, or the loss is not finite.
+        ConfigError: A loss is unknown, or a Matryoshka prefix is no shorter than the vectors.
         ModelError: The base cannot be loaded.
     """
     if shared := {d.uid for d in documents} & {d.uid for d in held_out}:
@@ -117,116 +111,66 @@ def train_bi_encoder(
     cuda = encoder.model.device.type == "cuda"
     with torch.random.fork_rng(devices=[encoder.model.device] if cuda else []):
         torch.manual_seed(seed)
-        return _Round(encoder, documents, labels, pool, held_out, judged, config, seed).run(out, progress)
-
-
-class _Round:
-    """The state of one training round."""
-
-    def __init__(
-        self,
-        encoder: BiEncoder,
-        documents: Sequence[Document],
-        labels: Sequence[Label],
-        pool: Sequence[Example],
-        held_out: Sequence[Document],
-        judged: Sequence[Example],
-        config: TrainingConfig,
-        seed: int,
-    ) -> None:
-        self.encoder, self.config, self.pool, self.judged = encoder, config, pool, judged
-        self.texts = [document.shown for document in documents]
-        self.titles = [label.title for label in labels]
-        self.held_out = [document.shown for document in held_out]
-        self.rng = np.random.default_rng(seed)
-        self.steps = config.epochs * -(-len(pool) // config.batch_size)
-        self.optimizer = torch.optim.AdamW(
-            encoder.model.parameters(), lr=config.learning_rate, weight_decay=_WEIGHT_DECAY
+        stepper = Stepper(
+            encoder,
+            [document.shown for document in documents],
+            [label.title for label in labels],
+            pool,
+            config,
+            np.random.default_rng(seed),
         )
-        warm_up = max(1, round(_WARM_UP * self.steps))
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: min((step + 1) / warm_up, (self.steps - step) / max(1, self.steps - warm_up)),
+        shown = [document.shown for document in held_out]
+        return _train(
+            stepper,
+            lambda: student_agreement(encoder, shown, stepper.titles, judged),
+            len(judged),
+            out,
+            progress,
         )
 
-    def run(self, out: Path, progress: Callable[[int, int, float], None] | None) -> TrainSummary:
-        losses: list[float] = []
-        selection = self.select()
-        best, best_epoch, done, seconds = self.weights(), 0, 0, 0.0
-        scores = [] if selection is None else [selection]
-        for epoch in range(1, self.config.epochs + 1):
-            started, costs = time.perf_counter(), []
-            for batch in batches(self.pool, self.config.batch_size, _SAMPLED_POSITIVES, self.rng):
-                costs.append(self.step(batch))
-                done += 1
-                if progress:
-                    progress(done, self.steps, costs[-1])
-            seconds += time.perf_counter() - started
-            losses.append(float(np.mean(costs)))
-            selection = self.select()
-            if selection is None or selection > max(scores):
-                best, best_epoch = self.weights(), epoch
-            if selection is not None:
-                scores.append(selection)
-        self.encoder.model.load_state_dict(best)
-        _save(self.encoder, out)
-        return TrainSummary(
-            documents=len(self.pool),
-            labels_seen=len(set(np.concatenate([example.labels for example in self.pool]).tolist())),
-            held_out=len(self.judged),
-            steps=done,
-            seconds=seconds,
-            samples_per_second=self.config.epochs * len(self.pool) / seconds,
-            losses=tuple(losses),
-            selection=tuple(scores),
-            best_epoch=best_epoch,
-            peak_memory_bytes=_peak_memory(),
-        )
 
-    def step(self, batch: Batch) -> float:
-        # No dropout: measured, one or two epochs gain nothing from it, and without it a
-        # step takes two thirds of the time and half the memory.
-        self.encoder.model.eval()
-        device = self.encoder.model.device
-        rows = self.embed([self.texts[row] for row in batch.documents])
-        columns = self.embed([self.titles[row] for row in batch.labels])
-        loss = decoupled_softmax(
-            rows @ columns.T,
-            torch.from_numpy(batch.positives).to(device),
-            torch.from_numpy(batch.negatives).to(device),
-            self.config.temperature,
-        )
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise TrainingError(
-                f"the loss became {value}: training diverged",
-                "lower training.learning_rate or raise training.temperature",
-            )
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.encoder.model.parameters(), _GRADIENT_NORM)
-        self.optimizer.step()
-        self.schedule.step()
-        return value
-
-    def embed(self, texts: Sequence[str]) -> Tensor:
-        """(N, D) unit rows with gradient; texts of like length share a pass, to pad little."""
-        order = np.argsort([len(text) for text in texts], kind="stable")
-        parts = [
-            self.encoder.model(
-                self.encoder.features([texts[i] for i in order[start : start + _TEXTS_PER_PASS]])
-            )
-            for start in range(0, len(texts), _TEXTS_PER_PASS)
-        ]
-        vectors = torch.cat([part["sentence_embedding"] for part in parts])
-        back = torch.from_numpy(np.argsort(order)).to(vectors.device)
-        return torch.nn.functional.normalize(vectors, dim=1)[back]
-
-    def weights(self) -> dict[str, Tensor]:
-        return {name: value.clone() for name, value in self.encoder.model.state_dict().items()}
-
-    def select(self) -> float | None:
-        return student_agreement(self.encoder, self.held_out, self.titles, self.judged)
+def _train(
+    stepper: Stepper,
+    select: Callable[[], float | None],
+    held_out: int,
+    out: Path,
+    progress: Callable[[int, int, float], None] | None,
+) -> TrainSummary:
+    """Run all epochs and save the one that `select` likes best, the last if it says nothing."""
+    pool, plan = stepper.pool, stepper.plan
+    steps, done, seconds = plan.steps(len(pool)), 0, 0.0
+    losses: list[float] = []
+    selection = select()
+    best, best_epoch = stepper.weights(), 0
+    scores = [] if selection is None else [selection]
+    for epoch in range(1, plan.epochs + 1):
+        started, costs = time.perf_counter(), []
+        for cost in stepper.epoch():
+            costs.append(cost)
+            done += 1
+            if progress:
+                progress(done, steps, cost)
+        seconds += time.perf_counter() - started
+        losses.append(float(np.mean(costs)))
+        selection = select()
+        if selection is None or selection > max(scores):
+            best, best_epoch = stepper.weights(), epoch
+        if selection is not None:
+            scores.append(selection)
+    stepper.encoder.model.load_state_dict(best)
+    _save(stepper.encoder, out)
+    return TrainSummary(
+        documents=len(pool),
+        labels_seen=len(set(np.concatenate([example.labels for example in pool]).tolist())),
+        held_out=held_out,
+        steps=done,
+        seconds=seconds,
+        samples_per_second=plan.epochs * len(pool) / seconds,
+        losses=tuple(losses),
+        selection=tuple(scores),
+        best_epoch=best_epoch,
+        peak_memory_bytes=_peak_memory(),
+    )
 
 
 def _save(encoder: BiEncoder, out: Path) -> None:

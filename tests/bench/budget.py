@@ -29,6 +29,7 @@ from ezxmc.hashing import text_hash
 from ezxmc.models import resolve_model
 from ezxmc.records import Document, Judgment, Label, Status
 from ezxmc.training import train_bi_encoder
+from ezxmc.training.schedule import schedule_for
 
 _DOCUMENTS = 700
 
@@ -91,7 +92,9 @@ def measure(name: str, seed: int) -> dict[str, Any]:
         return found | figures(base, report, labels, gold)
     judgments = way.keep(ranked, seed)
     # Fewer documents are seen more often: every way takes the same number of steps.
-    config = config.model_copy(update={"epochs": round(config.epochs * _DOCUMENTS / way.documents)})
+    config = config.model_copy(
+        update={"epochs": round(schedule_for(_DOCUMENTS).epochs * _DOCUMENTS / way.documents)}
+    )
     judged = {judgment.doc_uid for judgment in judgments}
     with tempfile.TemporaryDirectory() as folder:
         summary = train_bi_encoder(

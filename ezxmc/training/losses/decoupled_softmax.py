@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ezxmc.training.losses.base import Scored, only, over_positives
 
 
-def decoupled_softmax(scores: Tensor, positives: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    """Weighted decoupled softmax cross-entropy, averaged over documents.
+class DecoupledSoftmax(nn.Module):
+    """Weighted decoupled softmax cross-entropy.
 
     With s_ij the cosine of document i and label j, w_ij ≥ 0 the weight of a
     positive and N_i the negatives of i::
@@ -16,24 +18,21 @@ def decoupled_softmax(scores: Tensor, positives: Tensor, negatives: Tensor, temp
 
     With w ∈ {0, 1} and N_i everything but the positives this is DEXML's loss
     (Gupta et al., "Dual-Encoders for Extreme Multi-Label Classification",
-    arXiv 2310.10636, ICLR 2024). Labels that are neither positive nor negative
-    do not enter: nobody knows about them.
+    arXiv 2310.10636, ICLR 2024). A positive without negatives costs 0; a
+    document without positives does not count.
 
     Args:
-        scores: (B, C) float, cosines.
-        positives: (B, C) float, w; 0 where the label is no positive.
-        negatives: (B, C) bool; must be False wherever w > 0.
         temperature: τ > 0.
-
-    Returns:
-        Scalar. A document without positives adds 0 and does not count in the
-        average; a positive without negatives costs 0.
     """
-    logits = scores / temperature
-    # The lowest finite number, not −inf: a row without negatives must have gradient 0, not NaN.
-    lowest = torch.finfo(logits.dtype).min
-    against = torch.logsumexp(logits.masked_fill(~negatives, lowest), dim=1, keepdim=True)
-    costs = torch.nn.functional.softplus(against - logits)
-    total = positives.sum(dim=1)
-    per_document = (positives * costs).sum(dim=1) / total.clamp_min(torch.finfo(total.dtype).tiny)
-    return per_document.sum() / (total > 0).sum().clamp_min(1)
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, batch: Scored) -> Tensor:
+        """Scalar loss of (B, C) scores."""
+        logits = batch.scores / self.temperature
+        against = torch.logsumexp(only(logits, batch.negatives), dim=1)
+        rows, columns = batch.positives.nonzero(as_tuple=True)
+        costs = nn.functional.softplus(against[rows] - logits[rows, columns])
+        return over_positives(batch, rows, columns, costs)

@@ -1,0 +1,286 @@
+"""The cycles of a run: a student proposes, the teacher judges, the next one learns from all judgments.
+
+Students are compared on held-out documents by the teacher's judgments, all on
+the same pairs. Cycles that bring no gain end the round; the best student is kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ezxmc.config import RunConfig
+from ezxmc.feedback.inquiry import Inquiry
+from ezxmc.feedback.priors import context_documents, context_of
+from ezxmc.feedback.targets import Targets, build_targets
+from ezxmc.models import model_identity
+from ezxmc.records import Judgment
+from ezxmc.retrieval import BiEncoder, candidate_row, shortlist
+from ezxmc.rundir import RunDir
+from ezxmc.runreport import CycleFindings
+from ezxmc.training import cosines_of, held_out_agreement, refined_label_vectors, train_bi_encoder
+from ezxmc.watch import Watch
+
+
+class Cycles:
+    """The state of a run's cycles.
+
+    Args:
+        config: The run's configuration.
+        place: Where stages are kept.
+        inquiry: Asks the teacher.
+        untrained: The encoder the first shortlists come from.
+        watch: Sees stages and messages.
+
+    Attributes:
+        findings: One entry a cycle done.
+        unasked_pairs: Candidates the budget cut off.
+        asked: Label rows the cycles so far asked about, by document.
+    """
+
+    def __init__(
+        self, config: RunConfig, place: RunDir, inquiry: Inquiry, untrained: Path | str, watch: Watch
+    ) -> None:
+        self.config, self.place, self.inquiry, self.watch = config, place, inquiry, watch
+        self.catalog, self.budget = inquiry.catalog, inquiry.budget
+        self.untrained = untrained
+        self.catalog_hash = self.catalog.hash
+        self.findings: list[CycleFindings] = []
+        self.unasked_pairs = 0
+        self._students: list[Path] = []
+        self.asked: list[list[int]] = [[] for _ in self.catalog.documents]
+        every = range(len(self.catalog.labels))
+        drawn = context_documents(
+            self.catalog.documents, self.catalog.to_train, self.budget.prior // len(every)
+        )
+        self._context = drawn, [every] * len(drawn)
+        """Some documents, each with all labels: what the labels' priors are asked on."""
+
+    def run(self) -> Path:
+        """Do the cycles.
+
+        Returns:
+            The student that agrees best with the teacher.
+        """
+        students, scores = self._students, [0.0]
+        students.append(self._cycle(1, None))
+        for number in range(2, self.config.cycles + 1):
+            students.append(self._cycle(number, students[-1]))
+            scores = self._compare(number, students)
+            idle = idle_cycles(scores, self.config.min_gain)
+            if idle >= self.config.patience and number < self.config.cycles:
+                self.watch.say(f"no gain since cycle {number - idle}: no further cycle")
+                break
+        # Of equal ones the last, which has seen most.
+        best = max(range(len(students)), key=lambda i: (scores[i], i))
+        if len(students) > 1:
+            self.watch.say(f"the student of cycle {best + 1} agrees best with the teacher")
+        return students[best]
+
+    def identity(self, student: Path | None) -> str:
+        """Tells a student's weights from any others; `None`: the untrained encoder's."""
+        return model_identity(str(student) if student else self.config.training.encoder)
+
+    def encoder(self, student: Path | None) -> BiEncoder:
+        """A student, or the untrained encoder."""
+        return BiEncoder(student or self.untrained, max_length=self.config.training.max_length)
+
+    def _cycle(self, number: int, former: Path | None) -> Path:
+        folder, name = self.place.cycle(number), f"cycle {number}/{self.config.cycles}"
+        student = folder / "student"
+        proposed, rows = self._shortlists(number, former, folder / "shortlist.jsonl", name)
+        part = self.budget.cut(number, rows)
+        rows = part.rows
+        self.inquiry.ask(*self._context, f"{name}: teacher judges label priors")
+        asked = self.inquiry.ask(part.order, [rows[i] for i in part.order], f"{name}: teacher judges", number)
+        self.unasked_pairs += part.unasked_pairs
+        if asked.stopped:
+            # What nobody judged may be proposed again.
+            rows = [self.inquiry.judged(document, row) for document, row in enumerate(rows)]
+        self.asked = [[*old, *new] for old, new in zip(self.asked, rows, strict=True)]
+        # Training needs the memory; the next cycle starts the engine again.
+        self.inquiry.teacher.close()
+
+        judgments, priors = self._judgments(), self._priors()
+        base = former if self.config.start == "warm" else None
+        trained = self.place.stage(
+            f"cycle-{number}-train",
+            [
+                self.catalog_hash,
+                self.identity(base),
+                self.identity(former),
+                self.config.training.model_dump(),
+                self.config.seed,
+                _content(judgments, priors),
+            ],
+            [student],
+            lambda: self._train(
+                student,
+                base,
+                self._targets(judgments, priors, former),
+                self.watch.stage(f"{name}: training"),
+            ),
+        )
+        self.watch.say(
+            f"{name}: {asked.asked:,} pairs judged now, {asked.known:,} known before; "
+            f"trained at {trained['samples_per_second']:.0f} documents/s"
+        )
+        self.findings.append(CycleFindings(proposed, asked, trained))
+        return student
+
+    def _shortlists(
+        self, number: int, former: Path | None, file: Path, name: str
+    ) -> tuple[dict[str, Any], list[list[int]]]:
+        """Results of the stage, and the candidates of every document."""
+        chosen = self.budget.documents(number)
+        config = self.config.shortlist
+        if former is not None:
+            # A student was trained on titles.
+            config = config.model_copy(update={"descriptions": 0.0})
+        documents, labels = self.inquiry.documents(chosen), self.catalog.labels
+
+        def propose() -> dict[str, Any]:
+            found = shortlist(
+                documents,
+                labels,
+                self.encoder(former),
+                config,
+                judged={
+                    document.uid: {labels[row].uid for row in self.asked[i]}
+                    for i, document in zip(chosen, documents, strict=True)
+                },
+                background=self.catalog.documents,
+                seed=self.config.seed,
+                progress=self.watch.stage(f"{name}: shortlist"),
+            )
+            self.place.write_lines(file, (candidate_row(candidates, labels) for candidates in found))
+            return {
+                "documents": len(found),
+                "candidates": sum(len(candidates.labels) for candidates in found),
+            }
+
+        proposed = self.place.stage(
+            f"cycle-{number}-shortlist",
+            [
+                self.catalog_hash,
+                self.identity(former),
+                config.model_dump(),
+                self.config.training.max_length,
+                self.config.seed,
+                chosen,
+                self.asked,
+            ],
+            [file],
+            propose,
+        )
+        row_of = {label.uid: row for row, label in enumerate(labels)}
+        rows: list[list[int]] = [[] for _ in self.catalog.documents]
+        with file.open(encoding="utf-8") as lines:
+            for i, line in zip(chosen, lines, strict=True):
+                rows[i] = [row_of[uid] for uid in json.loads(line)["labels"]]
+        return proposed, rows
+
+    def _judgments(self) -> list[Judgment]:
+        """What is known of the cycles' pairs; the calibration part is kept apart even from label priors."""
+        apart = set(self.catalog.to_calibrate)
+        mine = [i for i in range(len(self.asked)) if i not in apart]
+        return self.inquiry.answers(mine, [self.asked[i] for i in mine])
+
+    def _priors(self) -> list[Judgment]:
+        # A document that a budget cut short would tell of some labels only.
+        return context_of(self.inquiry.answers(*self._context), len(self.catalog.labels))
+
+    def _targets(
+        self, judgments: Sequence[Judgment], priors: Sequence[Judgment], former: Path | None
+    ) -> Targets:
+        """Fused with what the former student thinks; an untrained encoder's opinion adds nothing."""
+        config, proposals = self.config.training, None
+        if former is not None and config.fusion:
+            proposals = cosines_of(self.encoder(former), self.catalog.documents, self.catalog.labels)
+        return build_targets(judgments, config, priors, proposals)
+
+    def refine(self, student: Path, encoder: BiEncoder, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`refined_label_vectors` of one of the cycles' students, from all judgments."""
+        number = self._students.index(student)
+        former = self._students[number - 1] if number else None
+        return refined_label_vectors(
+            encoder,
+            self.inquiry.documents(self.catalog.to_train),
+            self.catalog.labels,
+            self._targets(self._judgments(), self._priors(), former),
+            vectors,
+            seed=self.config.seed,
+        )
+
+    def inputs(self) -> list[Any]:
+        """What `refine` depends on beside the student, for the stage that uses it."""
+        return _content(self._judgments(), self._priors())
+
+    def _train(
+        self, student: Path, base: Path | None, targets: Targets, progress: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        return train_bi_encoder(
+            self.inquiry.documents(self.catalog.to_train),
+            self.catalog.labels,
+            targets,
+            self.config.training,
+            student,
+            base=base or self.untrained,
+            held_out=self.inquiry.documents(self.catalog.to_select),
+            seed=self.config.seed,
+            progress=lambda done, total, loss: progress(done, total),
+        ).to_dict()
+
+    def _compare(self, number: int, students: Sequence[Path]) -> list[float]:
+        """How well each student agrees with the teacher on the selection part: the same pairs for all."""
+        judgments, priors = self._judgments(), self._priors()
+
+        def compare() -> dict[str, Any]:
+            documents = self.inquiry.documents(self.catalog.to_select)
+            targets = build_targets(judgments, self.config.training, priors)
+            return {
+                "agreement": [
+                    held_out_agreement(self.encoder(student), documents, self.catalog.labels, targets)
+                    for student in students
+                ]
+            }
+
+        compared = self.place.stage(
+            f"cycle-{number}-compare",
+            [
+                self.catalog_hash,
+                [self.identity(student) for student in students],
+                self.config.training.model_dump(),
+                self.config.seed,
+                _content(judgments, priors),
+            ],
+            [],
+            compare,
+        )["agreement"]
+        for cycle, agreement in zip(self.findings, compared, strict=True):
+            cycle.agreement = agreement
+        # Without a held-out judgment there is nothing to choose or to stop by.
+        return [float(number) if score is None else score for number, score in enumerate(compared)]
+
+
+def _content(*judgments: Sequence[Judgment]) -> list[list[Any]]:
+    return [[j.key, j.status, j.log_odds] for part in judgments for j in part]
+
+
+def idle_cycles(scores: Sequence[float], min_gain: float) -> int:
+    """How many of the last cycles did not gain.
+
+    Args:
+        scores: Of each cycle's student, first to last, at least one.
+        min_gain: A cycle gains if its score is higher by more than this than at the last gain.
+    """
+    best, gained = scores[0], 0
+    for place, score in enumerate(scores):
+        if score > best + min_gain:
+            best, gained = score, place
+    return len(scores) - 1 - gained

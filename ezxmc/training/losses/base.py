@@ -1,0 +1,83 @@
+"""What every loss is given, and how every loss averages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores of a batch of documents against labels, and what is known about each pair.
+
+    A pair that is neither positive nor negative nor judged is unknown and
+    enters no loss. Who is a negative is decided by whoever builds the batch; a
+    label that two documents share is a negative of neither.
+
+    Attributes:
+        scores: (B, C) float, cosines s, with gradient.
+        positives: (B, C) float, weight w of a positive; 0 is no positive.
+        negatives: (B, C) bool; False for every known or likely positive.
+        probabilities: (B, C) float, the teacher's p in [0, 1]; 0 where nothing was judged.
+        judged: (B, C) bool; may overlap with positives and negatives.
+        weights: (B,) float ≥ 0, weight of each document, usually 1.
+    """
+
+    scores: Tensor
+    positives: Tensor
+    negatives: Tensor
+    probabilities: Tensor
+    judged: Tensor
+    weights: Tensor
+
+
+class Loss(Protocol):
+    """Scalar cost of a batch; finite, with finite gradients, whatever is missing in it."""
+
+    def __call__(self, batch: Scored) -> Tensor:
+        """Scalar loss of (B, C) scores."""
+        ...
+
+
+def over_documents(costs: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean of documents' costs; 0 if no weight is positive.
+
+    Args:
+        costs: (B,) float.
+        weights: (B,) float ≥ 0; 0 for a document that does not count.
+
+    Returns:
+        Scalar.
+    """
+    return (weights * costs).sum() / positive(weights.sum())
+
+
+def over_positives(batch: Scored, rows: Tensor, columns: Tensor, costs: Tensor) -> Tensor:
+    """Weighted mean over each document's positives, then over the documents that have any.
+
+    Args:
+        batch: Gives w and the documents' weights.
+        rows: (P,) int64, document of each positive, as of `batch.positives.nonzero()`.
+        columns: (P,) int64, its label.
+        costs: (P,) float.
+
+    Returns:
+        Scalar: Σ_i W_i (Σ_p w_ip cost_ip / Σ_p w_ip) / Σ_i W_i, over documents i with positives.
+    """
+    total = batch.positives.sum(dim=1)
+    terms = batch.positives[rows, columns] / total[rows] * costs
+    per_document = terms.new_zeros(len(total)).index_add(0, rows, terms)
+    return over_documents(per_document, batch.weights * (total > 0))
+
+
+def positive(value: Tensor) -> Tensor:
+    """`value` (≥ 0), with 0 made the least positive number: a safe denominator of 0."""
+    return value.clamp_min(torch.finfo(value.dtype).tiny)
+
+
+def only(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` with the lowest finite number outside `mask`: e to it is 0, and no gradient is NaN."""
+    return values.masked_fill(~mask, torch.finfo(values.dtype).min)

@@ -1,0 +1,38 @@
+"""Decoupled contrastive learning: the positive leaves its own denominator."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ezxmc.training.losses.base import Scored, only, over_positives
+
+
+class DCL(nn.Module):
+    """Decoupled contrastive loss with several weighted positives.
+
+    With s, w, N_i as in `DecoupledSoftmax`::
+
+        loss_i = Σ_p w_ip · (−s_ip/τ + log Σ_{n∈N_i} e^{s_in/τ}) / Σ_p w_ip
+
+    Yeh et al., "Decoupled Contrastive Learning", arXiv 2110.06848 (there
+    one positive of weight 1). Its gradient does not fade when the positive already
+    wins; the loss has no lower bound of 0. A positive without negatives costs
+    0; a document without positives does not count.
+
+    Args:
+        temperature: τ > 0.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, batch: Scored) -> Tensor:
+        """Scalar loss of (B, C) scores."""
+        logits = batch.scores / self.temperature
+        against = torch.logsumexp(only(logits, batch.negatives), dim=1)
+        rows, columns = batch.positives.nonzero(as_tuple=True)
+        opposed = batch.negatives.any(dim=1)[rows]
+        costs = (against[rows] - logits[rows, columns]).masked_fill(~opposed, 0)
+        return over_positives(batch, rows, columns, costs)

@@ -1,0 +1,114 @@
+"""What does each part of a shortlist add? Recall of the gold labels at several sizes.
+
+    python tests/bench/shortlists.py DEBTAGS --labels labels_faceted.jsonl
+    python tests/bench/shortlists.py WORDNET --names     "whole, unit" as a title and an alias
+    python tests/bench/shortlists.py DEBTAGS --labels labels_faceted.jsonl --encoder runs/x/cycles/1/student
+
+FOLDER holds documents.jsonl, qrels.tsv and the labels (data_cards/). The sample is drawn by hash of uids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ezxmc.config import ShortlistConfig
+from ezxmc.data import read_documents, read_gold, read_labels
+from ezxmc.hashing import text_hash
+from ezxmc.models import resolve_model
+from ezxmc.records import Document, Label
+from ezxmc.retrieval import BiEncoder, shortlist
+
+SIZES = (5, 8, 14, 20, 50)
+DENSE = ShortlistConfig(size=max(SIZES), explore=0, lexical=False, centre=0, descriptions=0)
+WAYS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "+ BM25": {"lexical": True},
+    "+ centre": {"centre": 0.5},
+    "+ descriptions": {"descriptions": 0.5},
+    "centre, descriptions": {"centre": 0.5, "descriptions": 0.5},
+    "BM25, centre": {"lexical": True, "centre": 0.5},
+    "all": {"lexical": True, "centre": 0.5, "descriptions": 0.5},
+}
+
+
+class Remembering:
+    """Encodes every text once."""
+
+    def __init__(self, encoder: BiEncoder) -> None:
+        self.encoder, self.vectors = encoder, {}
+
+    def encode_documents(
+        self, texts: Sequence[str], *, progress: Callable[[int, int], None] | None = None
+    ) -> NDArray[np.float32]:
+        new = [text for text in dict.fromkeys(texts) if text not in self.vectors]
+        self.vectors |= dict(zip(new, self.encoder.encode_documents(new), strict=True))
+        return np.stack([self.vectors[text] for text in texts])
+
+    encode_labels = encode_documents
+
+
+def recall(
+    documents: list[Document],
+    labels: list[Label],
+    encoder: Remembering,
+    config: ShortlistConfig,
+    gold: dict[str, set[str]],
+) -> dict[str, float]:
+    """R@k in percent, the mean over documents."""
+    hits = []
+    for found in shortlist(documents, labels, encoder, config):
+        right = np.isin([labels[row].uid for row in found.labels], list(gold[found.doc_uid]))
+        hits.append([right[:k].sum() / len(gold[found.doc_uid]) for k in SIZES])
+    return {f"R@{k}": 100 * float(value) for k, value in zip(SIZES, np.mean(hits, axis=0), strict=True)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--labels", default="labels.jsonl")
+    parser.add_argument("--sample", type=int, default=500, help="documents with gold, default 500")
+    parser.add_argument("--encoder", default="all-MiniLM-L6-v2")
+    parser.add_argument("--most", type=int, help="labels: the sample's gold ones and others up to so many")
+    parser.add_argument("--names", action="store_true", help="a title's parts between commas become aliases")
+    parser.add_argument("--way", action="append", help="name=settings as JSON, instead of the listed ways")
+    asked = parser.parse_args()
+    labels, _ = read_labels(asked.folder / asked.labels)
+    if asked.names:
+        split = [label.title.split(", ") for label in labels]
+        labels = [
+            replace(label, title=first, aliases=tuple(rest))
+            for label, (first, *rest) in zip(labels, split, strict=True)
+        ]
+    documents, _ = read_documents(asked.folder / "documents.jsonl")
+    gold, _ = read_gold(asked.folder / "qrels.tsv", labels={label.uid for label in labels})
+    tagged = sorted(
+        (d for d in documents if gold.get(d.uid)), key=lambda d: text_hash("bench shortlists", d.uid)
+    )[: asked.sample]
+    if asked.most:
+        wanted = set().union(*(gold[d.uid] for d in tagged))
+        labels.sort(key=lambda label: (label.uid not in wanted, text_hash("bench shortlists", label.uid)))
+        del labels[max(asked.most, len(wanted)) :]
+    encoder = Remembering(BiEncoder(resolve_model(asked.encoder, kind="encoder"), max_length=256))
+    ways = WAYS
+    if asked.way:
+        ways = {way.partition("=")[0]: json.loads(way.partition("=")[2]) for way in asked.way}
+    print(f"{len(tagged):,} documents, {len(labels):,} labels")
+    print(f"{'':24}" + "".join(f"{f'R@{k}':>8}" for k in SIZES) + f"{'s':>8}")
+    for name, settings in ways.items():
+        started = time.monotonic()
+        values = recall(tagged, labels, encoder, DENSE.model_copy(update=settings), gold)
+        cells = "".join(f"{value:8.1f}" for value in values.values())
+        print(f"{name:24}{cells}{time.monotonic() - started:8.1f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
