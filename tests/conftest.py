@@ -6,7 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from tinyworld import build_encoder, write_catalog
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("ezxmc", deadline=None)
+settings.load_profile("ezxmc")
 
 
 @pytest.fixture(scope="session")

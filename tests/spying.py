@@ -28,6 +28,8 @@ class Spy:
     trained: list[set[str]] = field(default_factory=list)
     bases: list[Path] = field(default_factory=list)
     selected: list[set[str]] = field(default_factory=list)
+    fused: list[bool] = field(default_factory=list)
+    """Of each time targets were built, whether a former student had a say."""
 
     @property
     def place(self) -> Path:
@@ -56,10 +58,11 @@ def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | No
     spy = Spy(settings, teacher or FakeTeacher(topical), RunReport(title="", created=""))
     build, train = cycles.build_targets, cycles.train_bi_encoder
 
-    def build_targets(judgments: Any, config: Any, context: Any) -> Any:
+    def build_targets(judgments: Any, config: Any, context: Any, proposals: Any = None) -> Any:
         spy.targets.append({(judgment.doc_uid, judgment.label_uid) for judgment in judgments})
         spy.context.append({(judgment.doc_uid, judgment.label_uid) for judgment in context})
-        return build(judgments, config, context)
+        spy.fused.append(proposals is not None)
+        return build(judgments, config, context, proposals)
 
     def train_bi_encoder(documents: Any, *args: Any, held_out: Any, **options: Any) -> Any:
         spy.trained.append({d.uid for d in documents})

@@ -118,7 +118,9 @@ def test_every_cycle_learns_from_all_judgments_so_far(first: Spy) -> None:
     )
     assert first.targets[0] == {pair for pair in one if pair[0] in taught}
     # The last is what the cycles' students are compared on.
-    assert first.targets[1:] == [{pair for pair in one | two if pair[0] in taught}] * 2
+    # The second student's training, the comparison, the label vectors.
+    assert first.targets[1:] == [{pair for pair in one | two if pair[0] in taught}] * 3
+    assert first.fused == [False, True, False, True]
 
 
 def test_the_same_run_again_asks_and_trains_nothing(copy: Callable[..., Path], first: Spy) -> None:
