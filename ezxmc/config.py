@@ -140,7 +140,10 @@ class ShortlistConfig(_Part):
     lexical_weight: float = Field(0.3, ge=0, description="weight of BM25's ranks beside the dense ones (1.0)")
     explore: int = Field(1, ge=0, description="of `size`, how many are drawn from deeper ranks")
     centre: float = Field(
-        0.5, ge=0, le=1, description="share of a label's mean cosine over the catalog that is taken off"
+        0.5,
+        ge=0,
+        le=1,
+        description="untrained encoder: share of a label's mean cosine over the catalog that is taken off",
     )
     descriptions: float = Field(
         0.5,

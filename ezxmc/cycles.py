@@ -140,8 +140,8 @@ class Cycles:
         chosen = self.budget.documents(number)
         config = self.config.shortlist
         if former is not None:
-            # A student was trained on titles.
-            config = config.model_copy(update={"descriptions": 0.0})
+            # A student was trained on titles, and knows which labels are near everything (measured).
+            config = config.model_copy(update={"descriptions": 0.0, "centre": 0.0})
         documents, labels = self.inquiry.documents(chosen), self.catalog.labels
 
         def propose() -> dict[str, Any]:

@@ -117,7 +117,7 @@ def main() -> None:
         "--step", action="append", required=True, metavar="WAY,DOCUMENTS,LABELS", help="naive or cached"
     )
     arguments.add_argument("--loss", default="decoupled_softmax")
-    arguments.add_argument("--chunk", type=int, default=512, help="labels encoded at once")
+    arguments.add_argument("--chunk", type=int, default=256, help="labels encoded at once")
     arguments.add_argument("--max-length", type=int, default=64, help="tokens of a document")
     options = arguments.parse_args()
     texts = [document.shown for document in read_documents(options.documents)[0]]
