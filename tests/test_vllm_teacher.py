@@ -190,8 +190,9 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def workers() -> list[psutil.Process]:
-    children = alive(psutil.Process().children(recursive=True))  # the killed ones may still be listed
-    return [p for p in children if "VLLM" in title(p)]
+    """This process's own; a server that another test started has its worker further down."""
+    children = alive(psutil.Process().children())  # the killed ones may still be listed
+    return [p for p in children if "VLLM::WORKER" in title(p)]
 
 
 def title(process: psutil.Process) -> str:
