@@ -19,8 +19,10 @@ from ezxmc.training.objective import matryoshka_loss, prefix, scored, without_li
 from ezxmc.training.schedule import configured_schedule
 
 _SAMPLED_POSITIVES = 2
-_LABELS_AT_ONCE = 512
+_LABELS_AT_ONCE = 256
 _WEIGHT_DECAY = 0.01
+# The scale and bias of `bce`: single numbers far from where they must go, not weights to be tuned.
+_LOSS_RATE = 0.01
 _GRADIENT_NORM = 1.0
 
 
@@ -68,7 +70,7 @@ class Stepper:
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(self.model.parameters()), "weight_decay": _WEIGHT_DECAY},
-                {"params": list(self.loss.parameters()), "weight_decay": 0.0},
+                {"params": list(self.loss.parameters()), "weight_decay": 0.0, "lr": _LOSS_RATE},
             ],
             lr=self.plan.learning_rate,
         )
