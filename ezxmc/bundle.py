@@ -28,6 +28,8 @@ from ezxmc.records import Label
 from ezxmc.retrieval import BiEncoder, LabelIndex
 
 FORMAT = 1
+Refine = Callable[[BiEncoder, NDArray[np.float32]], NDArray[np.float32]]
+"""From an encoder and its (L, D) vectors of the titles to better ones."""
 _STUDENT, _LABELS, _INDEX, _CALIBRATOR = "student", "labels.jsonl", "index.faiss", "calibrator.json"
 _MANIFEST = "manifest.json"
 
@@ -70,7 +72,7 @@ def save_bundle(
     k: int,
     calibrator: Calibrator | None = None,
     origin: dict[str, str] | None = None,
-    refine: Callable[[BiEncoder, NDArray[np.float32]], NDArray[np.float32]] | None = None,
+    refine: Refine | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Manifest:
     """Encode the labels, index them and write a whole bundle in one step.
@@ -86,7 +88,7 @@ def save_bundle(
         k: Labels per document answered by default.
         calibrator: Scores to probabilities, if fitted already.
         origin: What the bundle was made from, for its manifest.
-        refine: From the student and its vectors of the titles (L, D) to those indexed.
+        refine: Applied before the vectors are indexed.
         progress: Called with (labels encoded, L).
 
     Raises:

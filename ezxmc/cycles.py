@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ezxmc.bundle import Refine
 from ezxmc.config import RunConfig
 from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.priors import context_documents, context_of
@@ -204,22 +205,27 @@ class Cycles:
             proposals = cosines_of(self.encoder(former), self.catalog.documents, self.catalog.labels)
         return build_targets(judgments, config, priors, proposals)
 
-    def refine(self, student: Path, encoder: BiEncoder, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`refined_label_vectors` of one of the cycles' students, from all judgments."""
+    def refinement(self, student: Path) -> tuple[list[Any], Refine]:
+        """`refined_label_vectors` of one of the cycles' students, from all judgments.
+
+        Returns:
+            What it depends on beside the student, for the stage that uses it; and itself.
+        """
         number = self._students.index(student)
         former = self._students[number - 1] if number else None
-        return refined_label_vectors(
-            encoder,
-            self.inquiry.documents(self.catalog.to_train),
-            self.catalog.labels,
-            self._targets(self._judgments(), self._priors(), former),
-            vectors,
-            seed=self.config.seed,
-        )
+        judgments, priors = self._judgments(), self._priors()
 
-    def inputs(self) -> list[Any]:
-        """What `refine` depends on beside the student, for the stage that uses it."""
-        return _content(self._judgments(), self._priors())
+        def refine(encoder: BiEncoder, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+            return refined_label_vectors(
+                encoder,
+                self.inquiry.documents(self.catalog.to_train),
+                self.catalog.labels,
+                self._targets(judgments, priors, former),
+                vectors,
+                seed=self.config.seed,
+            )
+
+        return _content(judgments, priors), refine
 
     def _train(
         self, student: Path, base: Path | None, targets: Targets, progress: Callable[[int, int], None]

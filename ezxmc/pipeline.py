@@ -17,11 +17,10 @@ from __future__ import annotations
 
 import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ezxmc.bundle import add_calibrator, save_bundle
+from ezxmc.bundle import Refine, add_calibrator, save_bundle
 from ezxmc.calibration import fit_calibrator
 from ezxmc.config import RunConfig
 from ezxmc.cycles import Cycles
@@ -115,7 +114,10 @@ class _Run:
             "encoder": self.cycles.identity(None),
         }
 
-        refined = self.config.training.label_vectors == "refined"
+        judged: list[Any] | None = None
+        refine: Refine | None = None
+        if self.config.training.label_vectors == "refined":
+            judged, refine = self.cycles.refinement(student)
 
         def save() -> dict[str, Any]:
             return save_bundle(
@@ -125,7 +127,7 @@ class _Run:
                 max_length=self.config.training.max_length,
                 k=self.config.inference.k,
                 origin=origin,
-                refine=partial(self.cycles.refine, student) if refined else None,
+                refine=refine,
                 progress=self.watch.stage("bundle: label index"),
             ).model_dump()
 
@@ -137,7 +139,7 @@ class _Run:
             self.config.training.model_dump(),
             self.config.seed,
             origin,
-            self.cycles.inputs() if refined else None,
+            judged,
         ]
         self.place.stage("bundle", inputs, [bundle / "manifest.json"], save)
 

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ezxmc.bundle import Refine
 from ezxmc.config import TrainingConfig
 from ezxmc.data import split_documents
 from ezxmc.errors import DataError
@@ -30,10 +31,6 @@ DEPTH = 50
 Ranking = Sequence[Sequence[int] | None]
 """For each document to report on the rows of its labels, best first, at most
 `DEPTH`; `None` where the method has nothing to say about the document."""
-
-
-Refine = Callable[[BiEncoder, NDArray[np.float32]], NDArray[np.float32]]
-"""From an encoder and its (L, D) vectors of the titles to better ones."""
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,23 @@ def over_positives(batch: Scored, rows: Tensor, columns: Tensor, costs: Tensor) 
     return over_documents(per_document, batch.weights * (total > 0))
 
 
+def against_negatives(batch: Scored, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """How far each positive lies under its document's negatives, all of them pooled by logsumexp.
+
+    Args:
+        batch: B documents with P positives in all.
+        temperature: τ > 0.
+
+    Returns:
+        (P,) documents, (P,) labels, as of `batch.positives.nonzero()`, and the (P,) gaps
+        log Σ_{n∈N_i} e^{s_in/τ} − s_ip/τ; hugely negative without negatives.
+    """
+    logits = batch.scores / temperature
+    against = torch.logsumexp(only(logits, batch.negatives), dim=1)
+    rows, columns = batch.positives.nonzero(as_tuple=True)
+    return rows, columns, against[rows] - logits[rows, columns]
+
+
 def positive(value: Tensor) -> Tensor:
     """`value` (≥ 0), with 0 made the least positive number: a safe denominator of 0."""
     return value.clamp_min(torch.finfo(value.dtype).tiny)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from ezxmc.training.losses.base import Scored, only, over_positives
+from ezxmc.training.losses.base import Scored, against_negatives, over_positives
 
 
 class DCL(nn.Module):
@@ -30,9 +29,6 @@ class DCL(nn.Module):
 
     def forward(self, batch: Scored) -> Tensor:
         """Scalar loss of (B, C) scores."""
-        logits = batch.scores / self.temperature
-        against = torch.logsumexp(only(logits, batch.negatives), dim=1)
-        rows, columns = batch.positives.nonzero(as_tuple=True)
+        rows, columns, gaps = against_negatives(batch, self.temperature)
         opposed = batch.negatives.any(dim=1)[rows]
-        costs = (against[rows] - logits[rows, columns]).masked_fill(~opposed, 0)
-        return over_positives(batch, rows, columns, costs)
+        return over_positives(batch, rows, columns, gaps.masked_fill(~opposed, 0))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from ezxmc.training.losses.base import Scored, only, over_positives
+from ezxmc.training.losses.base import Scored, against_negatives, over_positives
 
 
 class DecoupledSoftmax(nn.Module):
@@ -31,8 +30,5 @@ class DecoupledSoftmax(nn.Module):
 
     def forward(self, batch: Scored) -> Tensor:
         """Scalar loss of (B, C) scores."""
-        logits = batch.scores / self.temperature
-        against = torch.logsumexp(only(logits, batch.negatives), dim=1)
-        rows, columns = batch.positives.nonzero(as_tuple=True)
-        costs = nn.functional.softplus(against[rows] - logits[rows, columns])
-        return over_positives(batch, rows, columns, costs)
+        rows, columns, gaps = against_negatives(batch, self.temperature)
+        return over_positives(batch, rows, columns, nn.functional.softplus(gaps))
