@@ -200,6 +200,9 @@ class TrainingConfig(_Part):
     fusion: float = Field(
         4.0, ge=0, description="nats per unit of cosine of the proposing encoder, added to the log-odds"
     )
+    average: bool = Field(
+        True, description="average a student's weights with those of the former cycle's student"
+    )
     confidence: bool = Field(False, description="weight documents by how sure the teacher is of them")
     negative_below: float = Field(0.2, ge=0, le=1, description="judged labels under this p are negatives")
     held_out: float = Field(

@@ -123,6 +123,7 @@ class Cycles:
             lambda: self._train(
                 student,
                 base,
+                former,
                 self._targets(judgments, priors, former),
                 self.watch.stage(f"{name}: training"),
             ),
@@ -228,7 +229,12 @@ class Cycles:
         return _content(judgments, priors), refine
 
     def _train(
-        self, student: Path, base: Path | None, targets: Targets, progress: Callable[[int, int], None]
+        self,
+        student: Path,
+        base: Path | None,
+        former: Path | None,
+        targets: Targets,
+        progress: Callable[[int, int], None],
     ) -> dict[str, Any]:
         return train_bi_encoder(
             self.inquiry.documents(self.catalog.to_train),
@@ -237,6 +243,7 @@ class Cycles:
             self.config.training,
             student,
             base=base or self.untrained,
+            former=former,
             held_out=self.inquiry.documents(self.catalog.to_select),
             seed=self.config.seed,
             progress=lambda done, total, loss: progress(done, total),

@@ -27,6 +27,7 @@ class Spy:
     context: list[set[tuple[str, str]]] = field(default_factory=list)
     trained: list[set[str]] = field(default_factory=list)
     bases: list[Path] = field(default_factory=list)
+    formers: list[Path | None] = field(default_factory=list)
     selected: list[set[str]] = field(default_factory=list)
     fused: list[bool] = field(default_factory=list)
     """Of each time targets were built, whether a former student had a say."""
@@ -68,6 +69,7 @@ def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | No
         spy.trained.append({d.uid for d in documents})
         spy.selected.append({d.uid for d in held_out})
         spy.bases.append(Path(options["base"]))
+        spy.formers.append(options["former"])
         return train(documents, *args, held_out=held_out, **options)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -165,6 +165,7 @@ def test_a_warm_start_trains_the_former_student_on(tmp_path: Path, tiny_encoder:
     warm = spied(write_catalog(tmp_path, tiny_encoder, start="warm"))
     assert warm.bases == [tiny_encoder, warm.place / "cycles" / "1" / "student"]
     assert first.bases == [tiny_encoder] * 2
+    assert first.formers == [None, first.place / "cycles" / "1" / "student"]
     assert not same_weights(warm.place / "cycles/2/student", first.place / "cycles/2/student")
 
 

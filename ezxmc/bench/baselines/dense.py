@@ -46,6 +46,7 @@ def _student(task: Task, seed: int, label_vectors: Literal["refined", "titles"] 
             targets,
             task.config,
             out,
+            former=task.proposer,
             held_out=[document for document in task.rest if document.uid in apart],
             seed=seed,
             progress=lambda done, total, loss: bar(done, total),
