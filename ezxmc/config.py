@@ -135,7 +135,7 @@ class BudgetConfig(_Part):
 class ShortlistConfig(_Part):
     """Which candidate labels the teacher is asked about."""
 
-    size: int = Field(14, ge=1, description="candidates per document and cycle")
+    size: int = Field(7, ge=1, description="candidates per document and cycle")
     lexical: bool = Field(True, description="fuse BM25 with the bi-encoder by reciprocal rank")
     lexical_weight: float = Field(0.3, ge=0, description="weight of BM25's ranks beside the dense ones (1.0)")
     explore: int = Field(1, ge=0, description="of `size`, how many are drawn from deeper ranks")
@@ -224,7 +224,7 @@ class RunConfig(_Part):
         "runs/default", validate_default=True, description="where everything the run makes is kept"
     )
     seed: int = Field(0, ge=0, description="of splits, exploration and training")
-    cycles: int = Field(1, ge=1, description="shortlist -> annotate -> train rounds at most")
+    cycles: int = Field(2, ge=1, description="shortlist -> annotate -> train rounds at most")
     start: Literal["initial", "warm"] = Field(
         "initial", description="a cycle's student begins from: initial, the encoder; warm, the former student"
     )
