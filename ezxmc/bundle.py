@@ -1,59 +1,74 @@
 """The deliverable: a plain folder with everything inference needs, checked when it is opened.
 
 bundle/student/         a SentenceTransformer folder
-bundle/labels.jsonl     uid, title, text, aliases, parent; row i is vector i
-bundle/index.faiss      label vectors
+bundle/labels.jsonl     uid, title, text, aliases, parent; line i is row i of the index
+bundle/index.faiss      label vectors; index.json: which kind and why; index.npz: what came and went since
 bundle/calibrator.json  scores to probabilities (absent until calibrated)
+bundle/decision.json    which tags to keep (absent until decided)
 bundle/manifest.json    versions, settings, the SHA-256 of every other file
+
+A change writes new files (`labels.r1.jsonl`), then the manifest in one step,
+then takes the old files away: whoever is killed, a whole bundle is there.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ezxmc.calibration import Calibrator
-from ezxmc.errors import BundleError
-from ezxmc.hashing import file_hash
+from ezxmc.calibration.decisions import Decision
+from ezxmc.errors import BundleError, DataError
+from ezxmc.manifest import (
+    CALIBRATOR,
+    CHANGES,
+    DECISION,
+    FORMAT,
+    INDEX,
+    LABELS,
+    MANIFEST,
+    STUDENT,
+    Manifest,
+    check_files,
+    check_names,
+    commit,
+    hashes,
+    read_labels,
+    read_manifest,
+    write_labels,
+    write_manifest,
+    writing,
+)
 from ezxmc.records import Label
 from ezxmc.retrieval import BiEncoder, LabelIndex
+from ezxmc.retrieval.backends import Backend, Precision
 
-FORMAT = 1
 Refine = Callable[[BiEncoder, NDArray[np.float32]], NDArray[np.float32]]
 """From an encoder and its (L, D) vectors of the titles to better ones."""
-_STUDENT, _LABELS, _INDEX, _CALIBRATOR = "student", "labels.jsonl", "index.faiss", "calibrator.json"
-_MANIFEST = "manifest.json"
-
-
-class Manifest(BaseModel):
-    """What a bundle says of itself."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    format: int
-    created: str
-    versions: dict[str, str]
-    labels: int
-    dimension: int
-    max_length: int
-    k: int
-    origin: dict[str, str]
-    """Where it comes from, in words: teacher, initial encoder."""
-    files: dict[str, str]
-    """SHA-256 by file name, relative to the bundle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle."""
+    """An opened bundle.
+
+    Attributes:
+        path: Its folder.
+        manifest: What it says of itself.
+        encoder: The student.
+        index: Label vectors.
+        labels: The label of each row of the index, removed ones included.
+        calibrator: Scores to probabilities, if fitted.
+        decision: Which tags to keep, if decided.
+        strays: Files in the folder that are not part of it; nothing reads them.
+    """
 
     path: Path
     manifest: Manifest
@@ -61,6 +76,21 @@ class Bundle:
     index: LabelIndex
     labels: list[Label]
     calibrator: Calibrator | None
+    decision: Decision | None = None
+    strays: tuple[str, ...] = ()
+
+    def rows(self) -> dict[str, int]:
+        """The row of each label that can be answered, by uid."""
+        return {self.labels[row].uid: row for row in self.index.rows.tolist()}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What became of the labels of a bundle: how many of each."""
+
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
 
 
 def save_bundle(
@@ -92,24 +122,23 @@ def save_bundle(
         progress: Called with (labels encoded, L).
 
     Raises:
-        BundleError: `path` is taken by something that is no bundle.
+        BundleError: `path` is taken by something that is no bundle, or the
+            student holds files that no bundle may.
     """
-    if path.exists() and not (path / _MANIFEST).exists() and (path.is_file() or any(path.iterdir())):
+    if path.exists() and not (path / MANIFEST).exists() and (path.is_file() or any(path.iterdir())):
         raise BundleError(f"{path} exists and is no bundle", "choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     encoder = BiEncoder(student, max_length=max_length)
     fresh.mkdir()
-    encoder.save(fresh / _STUDENT)
+    encoder.save(fresh / STUDENT)
     vectors = encoder.encode_labels([label.title for label in labels], progress=progress)
-    index = LabelIndex(refine(encoder, vectors) if refine else vectors)
-    index.save(fresh / _INDEX)
-    with (fresh / _LABELS).open("w", encoding="utf-8") as handle:
-        for label in labels:
-            handle.write(json.dumps(asdict(label), ensure_ascii=False) + "\n")
+    index = LabelIndex.build(refine(encoder, vectors) if refine else vectors)
+    index.save(fresh / INDEX)
+    write_labels(fresh / LABELS, labels)
     if calibrator is not None:
-        calibrator.save(fresh / _CALIBRATOR)
+        calibrator.save(fresh / CALIBRATOR)
     manifest = Manifest(
         format=FORMAT,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,9 +148,11 @@ def save_bundle(
         max_length=max_length,
         k=k,
         origin=origin or {},
-        files=_hashes(fresh),
+        files=hashes(fresh),
+        index=index.summary,
     )
-    (fresh / _MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write_manifest(fresh, manifest)
+    check_files(fresh, manifest, contents=False)
     former = path.with_name(f".{path.name}.old")
     shutil.rmtree(former, ignore_errors=True)
     if path.exists():
@@ -131,90 +162,189 @@ def save_bundle(
     return manifest
 
 
-def add_calibrator(path: Path, calibrator: Calibrator) -> None:
-    """Put a calibrator into a bundle, or replace the one it has.
-
-    Killed halfway, it leaves a bundle with the former calibrator, none, or the new one.
-
-    Raises:
-        BundleError: `path` holds no readable bundle.
-    """
-    manifest = _manifest(path)
-    fresh = path / f".{_CALIBRATOR}.new"
-    calibrator.save(fresh)
-    others = {name: hashed for name, hashed in manifest.files.items() if name != _CALIBRATOR}
-    if others != manifest.files:
-        # The manifest must never describe another calibrator than the one beside it.
-        _rewrite(path, manifest, others)
-    hashes = {**others, _CALIBRATOR: file_hash(fresh)}
-    fresh.replace(path / _CALIBRATOR)
-    _rewrite(path, manifest, hashes)
-
-
-def _rewrite(path: Path, manifest: Manifest, hashes: dict[str, str]) -> None:
-    fresh = path / f".{_MANIFEST}.new"
-    fresh.write_text(manifest.model_copy(update={"files": hashes}).model_dump_json(indent=2) + "\n", "utf-8")
-    fresh.replace(path / _MANIFEST)
-
-
-def load_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
-    """Open a bundle.
+def load_bundle(
+    path: str | Path, *, verify: bool = True, backend: Backend = "torch", precision: Precision = "float32"
+) -> Bundle:
+    """Open a bundle, for reading only; the folder may be read-only.
 
     Args:
         path: The folder.
         verify: Compare every file with its hash first (about a second per 500 MB).
+        backend: What runs the student, see `BiEncoder`.
+        precision: Of its arithmetic, see `BiEncoder`.
 
     Raises:
-        BundleError: Not a bundle, a file missing, changed or unreadable, or
-            written by a newer version.
+        BundleError: Not a bundle, a file missing, changed, unreadable or able
+            to run code, or written by a newer version.
     """
     path = Path(path)
-    manifest = _manifest(path)
-    for name, expected in manifest.files.items():
-        file = path / name
-        if not file.is_file():
-            raise BundleError(f"bundle {path}: {name} is missing", "copy the bundle again, whole")
-        if verify and file_hash(file) != expected:
-            raise BundleError(
-                f"bundle {path}: {name} is not the file the manifest describes",
-                "copy the bundle again, or make a new one with `ezxmc index`",
-            )
-    labels = [
-        Label(**{**row, "aliases": tuple(row["aliases"])})
-        for row in map(json.loads, (path / _LABELS).read_text(encoding="utf-8").splitlines())
-    ]
-    index = LabelIndex.load(path / _INDEX)
-    if not len(labels) == index.size == manifest.labels:
-        raise BundleError(f"bundle {path}: {len(labels)} labels but {index.size} vectors", "make it again")
+    while True:
+        manifest = read_manifest(path)
+        try:
+            return _open(path, manifest, verify, backend, precision)
+        except BundleError:
+            # Its files may have been replaced by another process while they were read.
+            if read_manifest(path) == manifest:
+                raise
+
+
+def _open(path: Path, manifest: Manifest, contents: bool, backend: Backend, precision: Precision) -> Bundle:
+    strays = check_files(path, manifest, contents=contents, converted=backend != "torch")
+    if strays:
+        warnings.warn(f"bundle {path}: not part of it, and ignored: {', '.join(strays)}", stacklevel=3)
+
+    changes, calibrator, decision = map(manifest.file, (CHANGES, CALIBRATOR, DECISION))
+    labels = read_labels(path / (manifest.file(LABELS) or LABELS))
+    index = LabelIndex.load(
+        path / (manifest.file(INDEX) or INDEX), changes=path / changes if changes else None
+    )
+    encoder = BiEncoder(path / STUDENT, max_length=manifest.max_length, backend=backend, precision=precision)
+    told, found = (manifest.labels, manifest.dimension), (index.size, index.dimension)
+    if len(labels) != index.total or told != found or encoder.dimension != index.dimension:
+        raise BundleError(
+            f"bundle {path}: {len(labels)} labels do not fit {index.total} vectors, or {MANIFEST} (labels, "
+            f"dimension: {told}) the index {found} and the student ({encoder.dimension})",
+            "make it again with `ezxmc index`",
+        )
     return Bundle(
         path,
         manifest,
-        BiEncoder(path / _STUDENT, max_length=manifest.max_length),
+        encoder,
         index,
         labels,
-        Calibrator.load(path / _CALIBRATOR) if _CALIBRATOR in manifest.files else None,
+        Calibrator.load(path / calibrator) if calibrator else None,
+        Decision.load(path / decision) if decision else None,
+        tuple(strays),
     )
 
 
-def _manifest(path: Path) -> Manifest:
-    try:
-        raw = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
-            raise BundleError(
-                f"bundle {path} has format {raw['format']}, this ezxmc reads {FORMAT}", "upgrade"
+def add_calibrator(path: Path, calibrator: Calibrator) -> None:
+    """Put a calibrator into a bundle, or replace the one it has.
+
+    A decision in it goes: it was made on the former probabilities.
+
+    Raises:
+        BundleError: `path` holds no readable bundle, or cannot be written.
+    """
+    _put(path, CALIBRATOR, calibrator.save, voided=DECISION)
+
+
+def add_decision(path: Path, decision: Decision) -> None:
+    """Put a decision into a bundle, or replace the one it has; raises as `add_calibrator`."""
+    _put(path, DECISION, decision.save)
+
+
+def _put(path: Path, part: str, save: Callable[[Path], None], *, voided: str | None = None) -> None:
+    with writing(path) as manifest:
+        name = manifest.new_name(part) if manifest.file(part) else part
+        save(path / name)
+        commit(path, manifest, [name], manifest.holding([part, voided] if voided else [part]))
+
+
+def add_student_files(path: Path, files: Mapping[str, Path]) -> None:
+    """Move converted forms of the student into a bundle.
+
+    Args:
+        path: The bundle.
+        files: Finished files on the same file system, by name below `student/`, such as
+            `onnx/embedding_int8.onnx`. A file of that name is replaced.
+
+    Raises:
+        BundleError: `path` holds no readable bundle, cannot be written, or a file may not be in one.
+    """
+    placed = {f"{STUDENT}/{name}": file for name, file in files.items()}
+    check_names(path, placed)
+    with writing(path) as manifest:
+        # The manifest must never describe another file than the one in place.
+        if replaced := [name for name in placed if name in manifest.files]:
+            manifest = commit(path, manifest, [], replaced)
+        for name, file in placed.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            file.replace(path / name)
+        commit(path, manifest, placed)
+
+
+def add_labels(
+    path: Path, labels: Sequence[Label], *, progress: Callable[[int, int], None] | None = None
+) -> Change:
+    """Let a bundle answer with more labels, from their titles alone.
+
+    The bundle's own student encodes them; nothing is trained, and what is
+    indexed stays as it is. A label whose uid is there already replaces it; with
+    the same title it keeps its vector, and the title's own vector is used otherwise.
+
+    Args:
+        path: The bundle.
+        labels: New or changed ones.
+        progress: Called with (labels encoded, how many must be).
+
+    Raises:
+        BundleError: `path` holds no readable bundle, or cannot be written.
+        DataError: A uid occurs twice in `labels`.
+    """
+    if len({label.uid for label in labels}) < len(labels):
+        raise DataError("a label uid occurs twice among the labels to add", "give each label once")
+    with writing(path) as manifest:
+        bundle = load_bundle(path)
+        rows, known = bundle.rows(), list(bundle.labels)
+        fresh = []
+        for label in labels:
+            row = rows.get(label.uid)
+            if row is None or known[row].title != label.title:
+                fresh.append(label)
+            else:
+                known[row] = label
+        replaced = [rows[label.uid] for label in fresh if label.uid in rows]
+        if fresh:
+            titles = [label.title for label in fresh]
+            bundle.index.remove(replaced)
+            bundle.index.add(bundle.encoder.encode_labels(titles, progress=progress))
+        _commit_labels(path, manifest, bundle.index, [*known, *fresh])
+    return Change(len(fresh) - len(replaced), len(labels) - len(fresh) + len(replaced))
+
+
+def remove_labels(path: Path, uids: Iterable[str]) -> Change:
+    """Let a bundle answer without some labels.
+
+    Raises:
+        BundleError: `path` holds no readable bundle, cannot be written, or no label would be left.
+        DataError: The bundle has no label of such a uid.
+    """
+    with writing(path) as manifest:
+        bundle = load_bundle(path)
+        rows, gone = bundle.rows(), dict.fromkeys(uids)
+        if unknown := [uid for uid in gone if uid not in rows]:
+            raise DataError(
+                f"bundle {path} has no label {', '.join(map(repr, unknown[:5]))}",
+                f"`ezxmc labels list {path}` shows what it has",
             )
-        return Manifest.model_validate(raw)
-    except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(
-            f"{path} is no bundle: it has no {_MANIFEST}", "make one with `ezxmc run`"
-        ) from None
-    except (ValueError, ValidationError) as error:
-        raise BundleError(
-            f"bundle {path}: {_MANIFEST} is damaged: {error}", "copy the bundle again"
-        ) from None
+        if len(gone) == len(rows):
+            raise BundleError(f"bundle {path} would have no label left", "delete the folder instead")
+        bundle.index.remove([rows[uid] for uid in gone])
+        _commit_labels(path, manifest, bundle.index, bundle.labels)
+    return Change(removed=len(gone))
 
 
-def _hashes(root: Path) -> dict[str, str]:
-    return {
-        str(file.relative_to(root)): file_hash(file) for file in sorted(root.rglob("*")) if file.is_file()
-    }
+def rebuild_index(path: Path) -> LabelIndex:
+    """Build a bundle's index anew from its vectors: same labels, new rows; raises as `add_calibrator`."""
+    with writing(path) as manifest:
+        bundle = load_bundle(path)
+        rows = bundle.index.rows
+        index = LabelIndex.build(bundle.index.vectors(rows))
+        base = Path(manifest.new_name(INDEX))
+        index.save(path / base)
+        labels = manifest.new_name(LABELS)
+        write_labels(path / labels, [bundle.labels[row] for row in rows.tolist()])
+        written = [str(base), *(str(base.with_suffix(suffix)) for suffix in (".json", ".npz")), labels]
+        former = manifest.holding([INDEX, "index.json", CHANGES, LABELS])
+        manifest = manifest.model_copy(update={"index": index.summary})
+        commit(path, manifest, written, former)
+    return index
+
+
+def _commit_labels(path: Path, manifest: Manifest, index: LabelIndex, labels: Sequence[Label]) -> None:
+    written = [manifest.new_name(part) for part in (LABELS, CHANGES)]
+    write_labels(path / written[0], labels)
+    index.save_changes(path / written[1])
+    former = manifest.holding([LABELS, CHANGES])
+    commit(path, manifest.model_copy(update={"labels": index.size}), written, former)

@@ -1,70 +1,155 @@
-"""Tagging without the LLM: text → student → label index → calibrator → tags."""
+"""Tagging without the LLM: text → student → label index → calibrator → decision → tags."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ezxmc.bundle import Bundle, load_bundle
+from ezxmc.calibration.decisions import Decision
 from ezxmc.errors import ConfigError
 from ezxmc.records import Document, Prediction
+from ezxmc.retrieval.backends import Backend, Precision
 
-_BATCH = 64
+WINDOW = 512
+"""Documents encoded together: the encoder puts those of like length into one batch."""
 
 
 class Predictor:
     """Tags documents with a bundle.
 
     Args:
-        bundle: An opened bundle, or its folder.
+        bundle: An opened bundle, or its folder: then the encoder computes in
+            float32, as it did when its calibrator was fitted.
 
     Raises:
         BundleError: The folder is no intact bundle.
 
     Example:
-        >>> predictor = Predictor("run/bundle")  # doctest: +SKIP
-        >>> predictor.predict([Document("1", "", "A fast JSON parser")])  # doctest: +SKIP
+        >>> predictor = Predictor.load("run/bundle")  # doctest: +SKIP
+        >>> predictor.predict(["A fast JSON parser"], k=5)  # doctest: +SKIP
     """
 
     def __init__(self, bundle: Bundle | str | Path) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
 
+    @classmethod
+    def load(
+        cls, path: str | Path, *, backend: Backend = "torch", precision: Precision = "auto"
+    ) -> Predictor:
+        """Open a bundle folder, with the encoder as fast as this machine allows.
+
+        Args:
+            path: The folder.
+            backend: What runs the encoder.
+            precision: What it computes in; scores differ a little from one to another.
+
+        Raises:
+            BundleError: The folder is no intact bundle.
+            ConfigError: Backend and precision do not go together.
+            ModelError: The backend is not installed, or the bundle has nothing exported for it.
+        """
+        return cls(load_bundle(path, backend=backend, precision=precision))
+
     def predict(
-        self, documents: Sequence[Document], *, k: int | None = None, threshold: float | None = None
+        self,
+        documents: Sequence[Document | str],
+        *,
+        k: int | None = None,
+        threshold: float | None = None,
+        decision: Decision | None = None,
     ) -> list[Prediction]:
         """Rank labels for each document.
 
         Args:
-            documents: N documents.
+            documents: N documents, or their texts; a text's uid is its position, "0" the first.
             k: At most this many labels each; the bundle's own default if None.
             threshold: Leave out labels less probable than this: a document
                 whose every label is left out gets none (abstention).
+            decision: Keep what this rule keeps, instead of `k` and
+                `threshold`: they would void what it guarantees. The bundle's
+                own, where it has one, is `self.bundle.decision`.
 
         Returns:
             N predictions in the order of `documents`, best label first.
 
         Raises:
-            ConfigError: A threshold was given but the bundle has no calibrator.
+            ConfigError: Probabilities are needed but the bundle has no
+                calibrator, the decision looks at more labels than there are,
+                or a decision was given together with `k` or `threshold`.
+            TypeError: One text was given instead of a list of them.
         """
-        if threshold is not None and self.bundle.calibrator is None:
+        if isinstance(documents, str):
+            raise TypeError("predict takes a list of texts; put the one text into brackets")
+        return list(self.stream(documents, k=k, threshold=threshold, decision=decision))
+
+    def stream(
+        self,
+        documents: Iterable[Document | str],
+        *,
+        k: int | None = None,
+        threshold: float | None = None,
+        decision: Decision | None = None,
+    ) -> Iterator[Prediction]:
+        """`predict` over any number of documents, in their order, in the memory of `WINDOW` of them."""
+        self.check(k=k, threshold=threshold, decision=decision)
+        numbers = count()
+        waiting = (
+            Document(str(number), "", one) if isinstance(one, str) else one
+            for number, one in zip(numbers, documents, strict=False)
+        )
+        while window := list(islice(waiting, WINDOW)):
+            yield from self.tag(window, self.encode(window), k=k, threshold=threshold, decision=decision)
+
+    def check(
+        self, *, k: int | None = None, threshold: float | None = None, decision: Decision | None = None
+    ) -> None:
+        """Raise ConfigError where `predict` would, whatever the documents."""
+        if decision is not None and (k is not None or threshold is not None):
             raise ConfigError(
-                f"a threshold needs probabilities, and bundle {self.bundle.path} has no calibrator",
-                "run `ezxmc calibrate` on it, or drop the threshold",
+                "a decision chooses how many tags a document gets",
+                "drop k and the threshold, or the decision",
             )
-        if not documents:
-            return []
-        vectors = self.bundle.encoder.encode_documents([document.shown for document in documents])
-        scores, rows = self.bundle.index.search(vectors, k or self.bundle.manifest.k)
-        probabilities = self.bundle.calibrator.transform(scores) if self.bundle.calibrator else None
+        if self.bundle.calibrator is None and (threshold is not None or decision is not None):
+            raise ConfigError(
+                f"a {'threshold' if decision is None else 'decision'} needs probabilities, "
+                f"and bundle {self.bundle.path} has no calibrator",
+                "run `ezxmc calibrate` on it, or ask for the k best",
+            )
+
+    def encode(self, documents: Sequence[Document]) -> NDArray[np.float32]:
+        """Embed N documents: (N, D) float32 of unit length, in their order."""
+        return self.bundle.encoder.encode_documents([document.shown for document in documents])
+
+    def tag(
+        self,
+        documents: Sequence[Document],
+        vectors: NDArray[np.float32],
+        *,
+        k: int | None = None,
+        threshold: float | None = None,
+        decision: Decision | None = None,
+    ) -> list[Prediction]:
+        """`predict` for documents that are encoded: N of them and their (N, D) vectors."""
+        self.check(k=k, threshold=threshold, decision=decision)
+        depth = decision.depth if decision else k or self.bundle.manifest.k
+        scores, rows = self.bundle.index.search(vectors, depth)
+        kept = np.ones(rows.shape, dtype=np.bool_)
+        probabilities = None
+        if self.bundle.calibrator is not None:
+            probabilities = self.bundle.calibrator.transform(scores)
+            if decision is not None:
+                kept = decision.keep(probabilities)
+            elif threshold is not None:
+                kept = probabilities >= threshold
         predictions = []
         for position, document in enumerate(documents):
-            chosen = np.arange(rows.shape[1])
-            if probabilities is not None and threshold is not None:
-                chosen = chosen[probabilities[position] >= threshold]
+            chosen = kept[position].nonzero()[0]
             labels = [self.bundle.labels[row] for row in rows[position, chosen]]
             predictions.append(
                 Prediction(
@@ -76,14 +161,6 @@ class Predictor:
                 )
             )
         return predictions
-
-    def stream(
-        self, documents: Iterable[Document], *, k: int | None = None, threshold: float | None = None
-    ) -> Iterator[Prediction]:
-        """`predict` over any number of documents in bounded memory, in their order."""
-        waiting = iter(documents)
-        while batch := list(islice(waiting, _BATCH)):
-            yield from self.predict(batch, k=k, threshold=threshold)
 
 
 def prediction_row(prediction: Prediction, k: int | None = None) -> dict[str, Any]:

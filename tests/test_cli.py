@@ -119,11 +119,13 @@ COMMANDS = commands()
 
 def test_all_commands_are_there() -> None:
     alone = {"init", "doctor", "run", "predict", "evaluate", "report"}
-    steps = {"plan", "shortlist", "annotate", "train", "index", "calibrate"}
+    steps = {"plan", "shortlist", "annotate", "train", "index", "calibrate", "decide", "export", "serve"}
+    labels = {f"labels {name}" for name in ("list", "add", "remove", "rebuild")}
     models = {"models list", "models pull", "models path"}
     judgments = {f"judgments {name}" for name in ("stats", "failures", "export", "import")}
     prompts = {"prompts list", "prompts show", "prompts check"}
-    groups = models | judgments | prompts | {"bench teacher", "bench methods"}
+    benches = {f"bench {name}" for name in ("teacher", "methods", "index", "encoding", "serving")}
+    groups = models | judgments | prompts | labels | benches
     assert {" ".join(names) for names in COMMANDS} == alone | steps | groups
 
 

@@ -88,7 +88,8 @@ def test_forbidden_code_would_be_seen(name: str, line: str) -> None:
 
 def test_inference_loads_neither_engine_nor_teacher(tmp_path: Path) -> None:
     loaded = python(
-        "import json, sys, ezxmc.predict, ezxmc.cli.inference; print(json.dumps(sorted(sys.modules)))",
+        "import json, sys, ezxmc.tagging, ezxmc.cli.inference, ezxmc.cli.serve;"
+        "print(json.dumps(sorted(sys.modules)))",
         tmp_path,
     )
     assert "ezxmc.predict" in loaded and "sentence_transformers" in loaded
@@ -157,8 +158,8 @@ def test_the_wheel_ships_every_module_prompt_and_page(wheel: Path) -> None:
     prompts = {path.name: path.read_bytes() for path in (ROOT / "prompts").iterdir()}
     assert prompts
     assert {path.name: path.read_bytes() for path in (wheel / "ezxmc" / "_prompts").iterdir()} == prompts
-    page = Path("ezxmc/report/page.html.j2")
-    assert (wheel / page).read_bytes() == (ROOT / page).read_bytes()
+    for page in ("report/page.html.j2", "serve/page.html", "serve/docs.html.j2"):
+        assert (wheel / "ezxmc" / page).read_bytes() == (ROOT / "ezxmc" / page).read_bytes()
     inside = {str(path.relative_to(wheel)) for path in (wheel / "ezxmc").rglob("*.py")}
     assert inside == {str(module.relative_to(ROOT)) for module in MODULES}
     assert not (wheel / "tests").exists() and not list(wheel.rglob("*.pyc"))

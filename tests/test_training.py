@@ -15,9 +15,10 @@ from ezxmc.errors import ConfigError, ModelError, TrainingError
 from ezxmc.feedback.targets import DocumentTargets, PriorCorrection, Targets
 from ezxmc.records import Document, Label
 from ezxmc.retrieval import BiEncoder
+from ezxmc.retrieval.tokens import TokenCache, passes
 from ezxmc.training import train_bi_encoder
 from ezxmc.training.dataset import Example, collate_all, collate_in_batch, examples, length_grouped
-from ezxmc.training.embedding import Embedder, TokenCache, computing_dtype, passes
+from ezxmc.training.embedding import Embedder, computing_dtype
 from ezxmc.training.objective import matryoshka_loss, scored, without_likely_positives
 from ezxmc.training.schedule import Schedule, configured_schedule, schedule_for
 from ezxmc.training.selection import agreement

@@ -1,6 +1,27 @@
 """Calibration: from a similarity to a probability one can act on."""
 
-from ezxmc.calibration.fit import Verdict, fit_calibrator
-from ezxmc.calibration.isotonic import Calibrator
+from ezxmc.calibration.calibrator import KINDS, Calibrator, Kind, Target
+from ezxmc.calibration.corrected import Corrected
+from ezxmc.calibration.fit import Verdict, fit_calibrator, fit_few_shot, judged_rows
+from ezxmc.calibration.isotonic import Isotonic
+from ezxmc.calibration.platt import Platt
+from ezxmc.calibration.ranked import Ranked
+from ezxmc.calibration.rows import JudgedRows
+from ezxmc.calibration.temperature import Temperature
 
-__all__ = ["Calibrator", "Verdict", "fit_calibrator"]
+__all__ = [
+    "KINDS",
+    "Calibrator",
+    "Corrected",
+    "Isotonic",
+    "JudgedRows",
+    "Kind",
+    "Platt",
+    "Ranked",
+    "Target",
+    "Temperature",
+    "Verdict",
+    "fit_calibrator",
+    "fit_few_shot",
+    "judged_rows",
+]

@@ -3,40 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
-from ezxmc.calibration.isotonic import Calibrator, Target
+from ezxmc.calibration.calibrator import KINDS, Calibrator, Kind
+from ezxmc.calibration.rows import JudgedRows
+from ezxmc.errors import TrainingError
 from ezxmc.records import Prediction
 
 Verdict = Callable[[str, str], float | None]
 """(document uid, label uid) to how far the label applies, in [0, 1]; `None`: nobody said."""
 
 
+def judged_rows(predictions: Sequence[Prediction], verdict: Verdict, k: int) -> JudgedRows:
+    """The top k of each document, with the verdicts there are.
+
+    Args:
+        predictions: Of documents the student was not trained on, best label first.
+        verdict: What is known of a pair.
+        k: Ranks used; all there are where they are fewer.
+
+    Raises:
+        TrainingError: Predictions of different lengths, or fewer than 20 pairs with a verdict.
+    """
+    lengths = {min(k, len(prediction.labels)) for prediction in predictions}
+    if len(lengths) > 1:
+        raise TrainingError(
+            f"documents have from {min(lengths)} to {max(lengths)} labels: ranks cannot be compared",
+            "predict without a threshold",
+        )
+    verdicts = [[verdict(p.uid, label) for label in p.labels[:k]] for p in predictions]
+    shape = (len(predictions), lengths.pop() if lengths else k)
+    hits = np.array([[0.0 if hit is None else hit for hit in row] for row in verdicts], dtype=np.float64)
+    known = np.array([[hit is not None for hit in row] for row in verdicts], dtype=bool)
+    scores = np.array([p.scores[:k] for p in predictions], dtype=np.float64)
+    return JudgedRows.of(scores.reshape(shape), hits.reshape(shape), known.reshape(shape))
+
+
 def fit_calibrator(
-    predictions: Sequence[Prediction], verdict: Verdict, *, target: Target, k: int
+    predictions: Sequence[Prediction],
+    verdict: Verdict,
+    *,
+    target: Literal["teacher", "human"],
+    k: int,
+    kinds: Sequence[Kind] = KINDS,
 ) -> Calibrator:
     """Fit on the pooled top-k pairs that have a verdict.
 
     Args:
         predictions: Of documents the student was not trained on, best label first.
-        verdict: What is known of a pair.
+        verdict: What is known of a pair. A person who reviews a document
+            decides on each label of its top k.
         target: Whose verdict it is.
         k: Ranks used.
+        kinds: Chosen from by cross-fitted NLL.
 
     Raises:
-        TrainingError: Fewer than 20 pairs have a verdict.
+        TrainingError: Fewer than 20 pairs or 2 documents have a verdict.
     """
-    pairs = [
-        (score, hit, prediction.uid)
-        for prediction in predictions
-        for label, score in zip(prediction.labels[:k], prediction.scores[:k], strict=True)
-        if (hit := verdict(prediction.uid, label)) is not None
-    ]
-    return Calibrator.fit(
-        np.array([score for score, _, _ in pairs], dtype=np.float64),
-        np.array([hit for _, hit, _ in pairs], dtype=np.float64),
-        target=target,
-        k=k,
-        groups=[uid for _, _, uid in pairs],
-    )
+    return Calibrator.fit(judged_rows(predictions, verdict, k), target=target, kinds=kinds)
+
+
+def fit_few_shot(
+    predictions: Sequence[Prediction],
+    teacher: Verdict,
+    human: Verdict,
+    *,
+    k: int,
+    kinds: Sequence[Kind] = KINDS,
+) -> Calibrator:
+    """The shape by the teacher's answers, moved to people by 50 to 200 reviewed documents.
+
+    Args:
+        predictions: Of documents the student was not trained on, best label first.
+        teacher: The teacher's answers, on these documents or others of them.
+        human: People's decisions.
+        k: Ranks used.
+        kinds: Of shape, chosen from by cross-fitted NLL on people's decisions.
+
+    Raises:
+        TrainingError: Fewer than 20 pairs or 2 documents have a verdict of either.
+    """
+    answers = judged_rows(predictions, teacher, k)
+    shapes = [Calibrator.fit(answers, target="teacher", kinds=[kind]) for kind in kinds]
+    return Calibrator.correct(shapes, judged_rows(predictions, human, k))

@@ -34,9 +34,36 @@ def _options(
 
 
 def _register() -> None:
-    from ezxmc.cli import bench, inference, judgments, pipeline, prompts, setup, teacher
+    from ezxmc.cli import (
+        bench,
+        calibrate,
+        decide,
+        export,
+        inference,
+        judgments,
+        labels,
+        pipeline,
+        prompts,
+        serve,
+        setup,
+        teacher,
+    )
 
-    for module in (setup, pipeline, teacher, prompts, inference, judgments, bench):
+    told = (
+        setup,
+        pipeline,
+        calibrate,
+        decide,
+        labels,
+        export,
+        inference,
+        serve,
+        teacher,
+        prompts,
+        judgments,
+        bench,
+    )
+    for module in told:
         module.register(app)
 
 

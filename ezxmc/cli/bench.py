@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ezxmc.cli.bench_encoding import encoding
+from ezxmc.cli.bench_index import index
+from ezxmc.cli.bench_serving import serving
 from ezxmc.cli.console import bad_rows, emit, table, watching
 from ezxmc.config import ShortlistConfig, TrainingConfig, VllmTeacherConfig
 
@@ -17,8 +20,8 @@ _TRAIN = TrainingConfig()
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     bench = typer.Typer(no_args_is_help=True, help="Measure ezxmc on this machine against alternatives.")
-    bench.command()(teacher)
-    bench.command()(methods)
+    for command in (teacher, methods, index, encoding, serving):
+        bench.command()(command)
     app.add_typer(bench, name="bench")
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ezxmc.cli.console import bad_rows, emit, table, watching
-from ezxmc.errors import DataError
+from ezxmc.errors import ConfigError, DataError
+
+Backend = Annotated[Literal["torch", "onnx"], typer.Option(help="What runs the encoder.")]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16", "int8"],
+    typer.Option(help="What the encoder computes in; auto: the fastest of little loss."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -26,40 +31,58 @@ def predict(
         str, typer.Argument(help="Documents; `-` reads JSON lines from standard input.")
     ] = "-",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="JSONL; standard output if absent.")] = None,
+    resume: Annotated[
+        bool, typer.Option(help="Go on after what --out holds already, of the same documents and options.")
+    ] = False,
     k: Annotated[int | None, typer.Option(min=1, help="Labels per document.")] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Leave out tags less probable than this.")
     ] = None,
+    decide: Annotated[bool, typer.Option(help="Keep what the bundle's decision keeps.")] = False,
+    backend: Backend = "torch",
+    precision: Precision = "auto",
     strict: Annotated[bool, typer.Option(help="Stop at the first bad row.")] = False,
 ) -> None:
     """Tag documents, one JSON line each, in their order and in bounded memory.
 
-    A row that cannot be used gives a line with "error", its file and line as
-    soon as it is read, and exit code 3 at the end.
+    A row that cannot be used gives a line with "error", its file and line, in
+    its place, and exit code 3 at the end.
 
-    Example: ezxmc predict run/bundle new.jsonl --threshold 0.5 > tags.jsonl
+    Example: ezxmc predict run/bundle new.jsonl --threshold 0.5 -o tags.jsonl --resume
     """
-    from ezxmc.data import RowProblem, RowReport, iter_documents
-    from ezxmc.predict import Predictor, prediction_row
+    from ezxmc.data import RowReport
+    from ezxmc.predict import Predictor
+    from ezxmc.tagging import RowFile, json_line, tag_rows
 
-    predictor = Predictor(bundle)
+    if resume and out is None:
+        raise typer.BadParameter("--resume needs --out")
+    predictor = Predictor.load(bundle, backend=backend, precision=precision)
+    decision = predictor.bundle.decision if decide else None
+    if decide and decision is None:
+        raise ConfigError(f"bundle {bundle} has no decision", "make one with `ezxmc decide`")
+    predictor.check(k=k, threshold=threshold, decision=decision)
+
+    def show(rows: list[dict[str, Any]]) -> None:
+        sys.stdout.write(b"".join(map(json_line, rows)).decode())
+        sys.stdout.flush()
+
+    rows = RowReport(strict=strict)
     with ExitStack() as stack:
-        handle: IO[str] = stack.enter_context(out.open("w", encoding="utf-8")) if out else sys.stdout
+        file = stack.enter_context(RowFile(out, resume=resume)) if out else None
         watch = stack.enter_context(watching())
-
-        def write(row: dict[str, object]) -> None:
-            handle.write(jsonlib.dumps(row, ensure_ascii=False) + "\n")
-
-        def refuse(problem: RowProblem) -> None:
-            write({"error": f"{problem.kind}: {problem.detail}", "file": problem.file, "line": problem.line})
-
-        rows = RowReport(strict=strict, listener=refuse)
-        bar = watch.stage("tagging")
-        for done, prediction in enumerate(
-            predictor.stream(iter_documents(documents, rows), k=k, threshold=threshold), start=1
-        ):
-            write(prediction_row(prediction))
-            bar(done, 0)
+        if file and file.skip:
+            watch.say(f"{out}: going on after row {file.skip:,}")
+        tag_rows(
+            predictor,
+            documents,
+            rows,
+            file.write if file else show,
+            k=k,
+            threshold=threshold,
+            decision=decision,
+            skip=file.skip if file else 0,
+            progress=watch.stage("tagging"),
+        )
         watch.say(f"documents: {rows.summary()}")
     bad_rows(rows.bad)
 

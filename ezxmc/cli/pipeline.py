@@ -1,4 +1,4 @@
-"""`ezxmc run` and its parts without a teacher: `shortlist`, `train`, `index`, `calibrate`."""
+"""`ezxmc run` and its parts without a teacher: `shortlist`, `train`, `index`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BY_SIZE = "Default: by the number of documents."
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (run, shortlist, train, index, calibrate):
+    for command in (run, shortlist, train, index):
         app.command()(command)
 
 
@@ -157,7 +157,7 @@ def train(
     )
     catalog = Catalog.load(DataConfig(documents=documents, labels=labels), held_out, seed)
     apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
-    judgments = [judgment for judgment in _newest(store) if judgment.doc_uid not in apart]
+    judgments = [judgment for judgment in newest_judgments(store) if judgment.doc_uid not in apart]
     with watching() as watch:
         bar = watch.stage("training")
         summary = train_bi_encoder(
@@ -197,72 +197,19 @@ def index(
         folder = resolve_model(student, kind="encoder")
         bar = watch.stage("label index")
         manifest = save_bundle(out, folder, tags, max_length=max_length, k=k, progress=bar)
-    answer(json, {"labels": manifest.labels, "dimension": manifest.dimension, "out": str(out)})
-    bad_rows(tag_rows.bad)
-
-
-def calibrate(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder; its calibrator is replaced.")],
-    documents: Documents,
-    store: Annotated[Path | None, typer.Option(help="Calibrate to the teacher's judgments.")] = None,
-    gold: Annotated[str | None, typer.Option(help="Calibrate to human tags (about 100 documents).")] = None,
-    depth: Annotated[int, typer.Option(min=1, help="Ranks per document used.")] = 10,
-    held_out: Annotated[
-        float | None, typer.Option(help="As given to `ezxmc train`; else all are used.")
-    ] = None,
-    seed: Seed = 0,
-    json: Json = False,
-) -> None:
-    """Turn a bundle's scores into probabilities.
-
-    Use documents the student was not trained on: --held-out and --seed as in
-    `ezxmc train` pick the part it kept apart, or give a file of their own.
-
-    Example: ezxmc calibrate bundle reviewed.jsonl --gold reviewed.tsv
-    """
-    from ezxmc.bundle import add_calibrator
-    from ezxmc.calibration import fit_calibrator
-    from ezxmc.data import calibration_part, read_documents, read_gold
-    from ezxmc.feedback.targets import teacher_verdicts
-    from ezxmc.predict import Predictor
-
-    if (store is None) == (gold is None):
-        raise typer.BadParameter("give either --store or --gold")
-    docs, doc_rows = read_documents(documents)
-    if held_out is not None:
-        part = set(calibration_part([document.uid for document in docs], held_out, seed))
-        docs = [document for document in docs if document.uid in part]
-    with watching() as watch:
-        predictor = Predictor(bundle)
-        bar = watch.stage("scoring")
-        predictions = []
-        for done, prediction in enumerate(predictor.stream(docs, k=depth), start=1):
-            predictions.append(prediction)
-            bar(done, len(docs))
-    if gold is not None:
-        tags, _ = read_gold(gold, documents={document.uid for document in docs})
-        calibrator = fit_calibrator(
-            predictions,
-            lambda uid, label: label in tags[uid] if uid in tags else None,
-            target="human",
-            k=depth,
-        )
-    elif store is not None:
-        calibrator = fit_calibrator(predictions, teacher_verdicts(_newest(store)), target="teacher", k=depth)
-    add_calibrator(bundle, calibrator)
     answer(
         json,
         {
-            "target": calibrator.target,
-            "pairs": calibrator.n,
-            "ece_cross_fitted": calibrator.ece_cross_fitted,
-            "bundle": str(bundle),
+            "labels": manifest.labels,
+            "dimension": manifest.dimension,
+            "index": manifest.index,
+            "out": str(out),
         },
     )
-    bad_rows(doc_rows.bad)
+    bad_rows(tag_rows.bad)
 
 
-def _newest(store: Path) -> Any:
+def newest_judgments(store: Path) -> Any:
     """The judgments of the store's newest teacher."""
     with opened(store) as feedback:
         return list(feedback.judgments(feedback.newest_teacher()))

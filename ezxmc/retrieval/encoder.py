@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
 from ezxmc.errors import ModelError
+from ezxmc.retrieval.backends import (
+    Backend,
+    Forward,
+    Precision,
+    choose_precision,
+    open_converted,
+    to_bfloat16,
+)
+from ezxmc.retrieval.tokens import TokenCache, passes, tokens_per_pass
 
 Progress = Callable[[int, int], None]
 
 # No tokenizer in use averages 16 characters a token over running text, so
 # what is cut here could not have reached the model anyway.
 _CHARACTERS_PER_TOKEN = 16
-_BATCHES_PER_REPORT = 16
+_TEXTS_AT_ONCE = 512
 
 
 class BiEncoder:
@@ -34,9 +45,16 @@ class BiEncoder:
             tokenizer allows; `None` keeps the length the folder was saved with.
         revision: Hub revision.
         device: Torch device; `None` chooses the best present.
+        backend: What runs the model: torch, or ONNX Runtime or OpenVINO on the
+            processor, for a folder that `convert` wrote the converted model into.
+        precision: Of the matrix products. torch and openvino: float32,
+            bfloat16; onnx: float32, int8. auto: see `choose_precision`.
+            A bi-encoder that is trained or saved computes in float32 with torch.
 
     Raises:
-        ModelError: No sentence-transformers model can be loaded from there.
+        ModelError: No sentence-transformers model can be loaded from there, or
+            the backend is not installed, or has no converted model there.
+        ConfigError: Backend and precision do not go together.
     """
 
     def __init__(
@@ -46,7 +64,11 @@ class BiEncoder:
         max_length: int | None = None,
         revision: str | None = None,
         device: str | None = None,
+        backend: Backend = "torch",
+        precision: Precision = "float32",
     ) -> None:
+        if backend != "torch":
+            device = "cpu"
         try:
             with _without_bars():
                 self.model: Any = SentenceTransformer(
@@ -61,56 +83,88 @@ class BiEncoder:
         if max_length is not None:
             self.model.max_seq_length = min(max_length, self.model.tokenizer.model_max_length)
         self.max_length = int(self.model.max_seq_length or 512)
+        self.backend = backend
+        self.precision = choose_precision(backend, precision, self.model.device)
+        self._converted: Forward | None = None
+        if backend != "torch":
+            self._converted = open_converted(Path(source), backend, self.precision)
+        elif self.precision == "bfloat16":
+            to_bfloat16(self.model)
 
     def encode_documents(
-        self, texts: Sequence[str], *, batch_size: int = 32, progress: Progress | None = None
+        self, texts: Sequence[str], *, progress: Progress | None = None
     ) -> NDArray[np.float32]:
-        """Embed documents.
+        """Embed documents; those of like length share a pass through the model.
 
         Args:
             texts: N texts, of any length; only the first `max_length` tokens count.
-            batch_size: Texts in one forward pass.
             progress: Called with (done, total) texts.
 
         Returns:
             (N, D) float32, rows of unit length.
         """
-        return self._encode(texts, batch_size, progress)
+        return self._encode(texts, progress)
 
-    def encode_labels(
-        self, texts: Sequence[str], *, batch_size: int = 32, progress: Progress | None = None
-    ) -> NDArray[np.float32]:
+    def encode_labels(self, texts: Sequence[str], *, progress: Progress | None = None) -> NDArray[np.float32]:
         """Embed label titles; arguments and result as in `encode_documents`."""
-        return self._encode(texts, batch_size, progress)
+        return self._encode(texts, progress)
 
     def features(self, texts: Sequence[str]) -> dict[str, Any]:
         """Model inputs of a batch of texts, padded, on the model's device (for training)."""
-        inputs = self.model.preprocess([self._clipped(text) for text in texts])
-        device = self.model.device
-        return {name: value.to(device) if hasattr(value, "to") else value for name, value in inputs.items()}
+        model = self.model
+        # What `SentenceTransformer.encode` puts before a text where it is told nothing else.
+        prompt = model.prompts.get(model.default_prompt_name) or None
+        inputs = model.preprocess([self._clipped(text) for text in texts], prompt=prompt)
+        return {
+            name: value.to(model.device) if hasattr(value, "to") else value for name, value in inputs.items()
+        }
 
     def save(self, path: str | Path) -> None:
-        """Write a plain sentence-transformers folder; no model card is invented."""
+        """Write a plain sentence-transformers folder; no model card is invented.
+
+        Raises:
+            ModelError: The weights in memory are not those of the folder they were read from.
+        """
+        if self.backend == "torch" and self.precision == "bfloat16":
+            raise ModelError("weights rounded to bfloat16 are not saved", "open the encoder in float32")
         with _without_bars():
             self.model.save(str(path), create_model_card=False)
 
-    def _encode(
-        self, texts: Sequence[str], batch_size: int, progress: Progress | None
-    ) -> NDArray[np.float32]:
+    def converted(self, folder: Path, backend: Backend, precision: Precision) -> BiEncoder:
+        """The same encoder, its texts tokenised alike, run by the converted model in `folder`.
+
+        Raises:
+            ModelError: The backend is not installed, or has no model there.
+            ConfigError: Backend and precision do not go together.
+        """
+        other = copy(self)
+        other.backend = backend
+        other.precision = choose_precision(backend, precision, self.model.device)
+        other._converted = open_converted(folder, backend, other.precision)
+        return other
+
+    def _encode(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        step = batch_size * _BATCHES_PER_REPORT
-        for start in range(0, len(texts), step):
-            part = [self._clipped(text) for text in texts[start : start + step]]
-            vectors[start : start + step] = self.model.encode(
-                part,
-                batch_size=batch_size,
-                show_progress_bar=False,
-                convert_to_numpy=True,
-                normalize_embeddings=True,
-            )
+        budget = tokens_per_pass(self.model.device)
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            part = texts[start : start + _TEXTS_AT_ONCE]
+            tokens = TokenCache(self, part)
+            for rows in passes([tokens.length(text) for text in part], budget):
+                vectors[start + rows] = self._unit_rows(tokens.features([part[row] for row in rows]))
             if progress:
                 progress(start + len(part), len(texts))
         return vectors
+
+    def _unit_rows(self, features: dict[str, Any]) -> NDArray[np.float32]:
+        if self._converted:
+            return self._converted(features)
+        model = self.model.eval()
+        faster = self.precision == "bfloat16"
+        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=faster):
+            # A checkpoint may ask for its vectors to be cut.
+            rows = model(features)["sentence_embedding"][:, : self.dimension].float()
+            unit: NDArray[np.float32] = torch.nn.functional.normalize(rows, dim=1).cpu().numpy()
+        return unit
 
     def _clipped(self, text: str) -> str:
         # Tokenizers refuse lone surrogates, which JSON escapes can smuggle in.

@@ -1,19 +1,45 @@
-"""Exact inner-product search over label vectors (FAISS)."""
+"""Inner-product search over label vectors that may come and go (FAISS)."""
 
 from __future__ import annotations
 
+import json
+import zipfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
+import psutil
+from numpy.typing import ArrayLike, NDArray
 
 from ezxmc.errors import BundleError, ModelError
+from ezxmc.retrieval import ann
+from ezxmc.retrieval.ann import Kind
+
+_TUNED_ON = 512  # queries, half to choose the setting and half to measure
+_CURE = "build the index again with `ezxmc index`, or restore the bundle from a copy"
+# Shares of the built index beyond which what came or went since slows a search down.
+_LATE, _GONE = 0.1, 0.3
+_FEW = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """What an index says of itself, kept beside it."""
+
+    kind: Kind
+    reason: str
+    recall: float
+    recall_at: int
 
 
 class LabelIndex:
-    """The labels' vectors, searched exhaustively: exact at any k.
+    """The labels' vectors, ranked by inner product. `LabelIndex(vectors)` is exact at any k.
+
+    A label keeps its row for good. Labels added later are searched
+    exhaustively beside the structure built once, and removed ones are passed
+    over in it: both take effect at once and rebuild nothing.
 
     Args:
         vectors: (L, D) float32, one row a label, of unit length for cosines.
@@ -23,23 +49,111 @@ class LabelIndex:
     """
 
     def __init__(self, vectors: NDArray[np.float32]) -> None:
-        if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
-            raise ModelError(
-                f"label vectors {vectors.shape} cannot be indexed: they are empty or not finite",
-                "check the label list and the encoder's weights",
-            )
-        self._index: Any = faiss.IndexFlatIP(vectors.shape[1])
-        self._index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+        vectors = _checked(vectors)
+        card = _Card("exact", "exact search was asked for", 1.0, min(ann.DEPTH, len(vectors)))
+        self._begin(ann.flat(vectors), card)
+
+    @classmethod
+    def build(
+        cls,
+        vectors: NDArray[np.float32],
+        *,
+        queries: NDArray[np.float32] | None = None,
+        kind: Kind | None = None,
+        memory: int | None = None,
+    ) -> LabelIndex:
+        """Choose, build and tune the index that fits so many labels.
+
+        Args:
+            vectors: (L, D) float32, one row a label.
+            queries: (N, D) document vectors the search is tuned and its recall
+                measured on; stand-ins made from the labels if None.
+            kind: `exact`, `hnsw` or `ivf`; chosen by L and memory if None.
+            memory: Bytes the index may take; half of what is free now if None.
+
+        Raises:
+            ModelError: `vectors` is no non-empty finite matrix.
+        """
+        vectors = _checked(vectors)
+        if memory is None:
+            memory = psutil.virtual_memory().available // 2
+        reason = f"{kind} was asked for"
+        if kind is None:
+            kind, reason = ann.choose(len(vectors), vectors.shape[1], memory)
+        base = ann.build(vectors, kind, memory)
+        recall = 1.0
+        if kind != "exact":
+            recall = ann.tune(base, ann.document_like(vectors, _TUNED_ON) if queries is None else queries)
+        return cls._of(base, _Card(kind, reason, recall, min(ann.DEPTH, len(vectors))))
+
+    @classmethod
+    def _of(cls, base: Any, card: _Card) -> LabelIndex:
+        index = cls.__new__(cls)
+        index._begin(base, card)
+        return index
+
+    def _begin(self, base: Any, card: _Card) -> None:
+        self._base, self._card = base, card
+        self._added = np.empty((0, base.d), dtype=np.float32)
+        self._live = np.ones(base.ntotal, dtype=bool)
+        self._refresh()
 
     @property
     def size(self) -> int:
-        """Number of labels L."""
-        return int(self._index.ntotal)
+        """Number of labels L that can be found."""
+        return int(self._live.sum())
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """(L,) rows of the labels that can be found, ascending."""
+        return np.flatnonzero(self._live)
+
+    @property
+    def total(self) -> int:
+        """Number of rows ever used: every row is below it."""
+        return len(self._live)
 
     @property
     def dimension(self) -> int:
         """Length D of a vector."""
-        return int(self._index.d)
+        return int(self._base.d)
+
+    @property
+    def kind(self) -> Kind:
+        """`exact`, `hnsw` or `ivf`."""
+        return self._card.kind
+
+    @property
+    def reason(self) -> str:
+        """Why this kind, in words."""
+        return self._card.reason
+
+    @property
+    def recall(self) -> float:
+        """Share of the exact best `recall_at` labels found, measured when the index was built."""
+        return self._card.recall
+
+    @property
+    def recall_at(self) -> int:
+        """Ranks `recall` was measured on."""
+        return self._card.recall_at
+
+    @property
+    def summary(self) -> str:
+        """Kind, reason and recall in words."""
+        card = self._card
+        return f"{card.kind}: {card.reason}; recall@{card.recall_at} against exact search {card.recall:.3f}"
+
+    @property
+    def advice(self) -> str | None:
+        """Why it is time to rebuild, in words; None while it is not."""
+        built = int(self._base.ntotal)
+        late, gone = self.total - built, self.total - self.size
+        if late > max(_FEW, _LATE * built):
+            return f"{late:,} labels were added to {built:,} and are searched one by one"
+        if gone > max(_FEW, _GONE * built):
+            return f"{gone:,} of {self.total:,} labels were removed and are still passed over"
+        return None
 
     def search(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The k best labels of each query.
@@ -50,31 +164,155 @@ class LabelIndex:
 
         Returns:
             Scores (N, k) float32, best first, and the labels' rows (N, k) int64.
+            Scores are inner products with the vectors themselves, whatever the kind
+            (kept in half precision by an `ivf` index that exceeded its memory).
         """
         k = min(k, self.size)
-        if len(queries) == 0:
-            return np.empty((0, k), dtype=np.float32), np.empty((0, k), dtype=np.int64)
-        scores, rows = self._index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
+        if len(queries) == 0 or k == 0:
+            return np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
+        queries = np.ascontiguousarray(queries, dtype=np.float32)
+        late = len(self._late_rows)
+        if late == self.size:
+            scores, found = self._late.search(queries, k)
+            return scores, self._late_rows[found]
+        scores, rows = ann.search(self._base, queries, min(k, self.size - late), self._selector)
+        if late:
+            late_scores, found = self._late.search(queries, min(k, late))
+            scores = np.hstack([scores, late_scores])
+            rows = np.hstack([rows, self._late_rows[found]])
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+            scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
         return scores, rows
 
-    def save(self, path: str | Path) -> None:
-        """Write the index in FAISS's own format."""
-        faiss.write_index(self._index, str(path))
+    def add(self, vectors: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Add labels.
 
-    @classmethod
-    def load(cls, path: str | Path) -> LabelIndex:
-        """Read an index written by `save`.
+        Args:
+            vectors: (n, D) float32.
+
+        Returns:
+            (n,) int64: their rows, following those in use.
 
         Raises:
-            BundleError: The file is missing, damaged, or another kind of index.
+            ModelError: `vectors` is no finite matrix of this dimension.
         """
-        cure = "build the index again with `ezxmc run`, or restore the bundle from a copy"
+        vectors = _checked(vectors)
+        if vectors.shape[1] != self.dimension:
+            raise ModelError(
+                f"vectors of {vectors.shape[1]} numbers do not fit an index of {self.dimension}",
+                "encode them with the student the index was made with",
+            )
+        rows = self.total + np.arange(len(vectors))
+        self._added = np.vstack([self._added, vectors])
+        self._live = np.append(self._live, np.ones(len(vectors), dtype=bool))
+        self._refresh()
+        return rows
+
+    def remove(self, rows: ArrayLike) -> None:
+        """Remove labels; their rows are never used again.
+
+        Args:
+            rows: (n,) int64.
+
+        Raises:
+            ModelError: A row that holds no label.
+        """
+        gone = np.asarray(rows, dtype=np.int64).reshape(-1)
+        inside = (gone >= 0) & (gone < self.total)
+        if not inside.all() or not self._live[gone].all() or len(np.unique(gone)) < len(gone):
+            raise ModelError("a row to remove holds no label", "give rows of `LabelIndex.rows`, each once")
+        self._live[gone] = False
+        self._refresh()
+
+    def vectors(self, rows: ArrayLike) -> NDArray[np.float32]:
+        """The vectors (n, D) of rows (n,)."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        built = self._base.ntotal
+        found = np.empty((len(wanted), self.dimension), dtype=np.float32)
+        early = wanted < built
+        if early.any():
+            found[early] = ann.stored(self._base).reconstruct_batch(wanted[early])
+        found[~early] = self._added[wanted[~early] - built]
+        return found
+
+    def _refresh(self) -> None:
+        built = self._base.ntotal
+        self._selector: Any | None = None
+        if not self._live[:built].all():
+            self._selector = ann.selector(self._live[:built])
+        late = np.flatnonzero(self._live[built:])
+        self._late_rows = built + late
+        self._late = ann.flat(self._added[late])
+
+    def save(self, path: str | Path) -> None:
+        """Write the index in FAISS's own format, with its card (.json) and changes (.npz) beside it."""
+        path = Path(path)
         try:
-            found = faiss.read_index(str(path))
+            faiss.write_index(self._base, str(path))
         except RuntimeError as error:
-            raise BundleError(f"label index {path} cannot be read: {error}", cure) from error
-        if not isinstance(found, faiss.IndexFlatIP) or found.ntotal == 0:
-            raise BundleError(f"label index {path} holds no exact inner-product index", cure)
-        index = cls.__new__(cls)
-        index._index = found
+            raise OSError(f"label index {path} cannot be written: {error}") from error
+        path.with_suffix(".json").write_text(json.dumps(asdict(self._card), indent=1) + "\n", "utf-8")
+        self.save_changes(path.with_suffix(".npz"))
+
+    def save_changes(self, path: Path) -> None:
+        """Write only what came and went since the index was built: seconds at any number of labels."""
+        with path.open("wb") as handle:
+            np.savez(handle, added=self._added, removed=np.flatnonzero(~self._live))
+
+    @classmethod
+    def load(cls, path: str | Path, *, changes: Path | None = None, mmap: bool = True) -> LabelIndex:
+        """Read an index written by `save`, or an exact one of an earlier version.
+
+        Args:
+            path: The file.
+            changes: Where `save_changes` wrote; beside `path` if None.
+            mmap: Leave vectors and graph on disk, read as they are needed; the
+                file must not be written to meanwhile (`save` elsewhere and replace it).
+
+        Raises:
+            BundleError: A file is missing, damaged, or another kind of index.
+        """
+        path = Path(path)
+        try:
+            base = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
+        except RuntimeError as error:
+            raise BundleError(f"label index {path} cannot be read: {error}", _CURE) from error
+        kind = ann.kind_of(base)
+        if kind is None or base.ntotal == 0:
+            raise BundleError(f"label index {path} holds no inner-product index of a known kind", _CURE)
+        index = cls._of(base, _card(path.with_suffix(".json"), kind, base.ntotal))
+        changes = changes or path.with_suffix(".npz")
+        if changes.exists():
+            index._apply(changes)
         return index
+
+    def _apply(self, path: Path) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                added, removed = arrays["added"], arrays["removed"]
+            if len(added):
+                self.add(added)
+            self.remove(removed)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, ModelError) as error:
+            raise BundleError(f"changes of the label index {path} cannot be used: {error}", _CURE) from error
+
+
+def _card(path: Path, kind: Kind, labels: int) -> _Card:
+    if not path.exists():
+        return _Card(kind, "made by an earlier version of ezxmc", 1.0, min(ann.DEPTH, labels))
+    try:
+        card = _Card(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise BundleError(f"{path} cannot be read: {error}", _CURE) from error
+    if card.kind not in get_args(Kind) or card.kind != kind:
+        raise BundleError(f"{path} describes an index of kind {card.kind}, but there is {kind}", _CURE)
+    return card
+
+
+def _checked(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
+        raise ModelError(
+            f"label vectors {vectors.shape} cannot be indexed: they are empty or not finite",
+            "check the label list and the encoder's weights",
+        )
+    return np.ascontiguousarray(vectors, dtype=np.float32)

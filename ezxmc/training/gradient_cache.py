@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ezxmc.training.embedding import passes
+from ezxmc.retrieval.tokens import passes
 
 
 def all_label_step(

@@ -1,0 +1,192 @@
+"""The persisted calibrator: one curve, what it was fitted on, and how far it can be believed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from numpy.typing import ArrayLike
+from pydantic import Field, TypeAdapter, ValidationError
+
+from ezxmc.calibration.corrected import Corrected
+from ezxmc.calibration.crossfit import cross_fitted
+from ezxmc.calibration.isotonic import Isotonic
+from ezxmc.calibration.platt import Platt
+from ezxmc.calibration.ranked import Ranked
+from ezxmc.calibration.rows import Floats, JudgedRows
+from ezxmc.calibration.temperature import Temperature
+from ezxmc.errors import BundleError, TrainingError
+from ezxmc.metrics.calibration import ReliabilityBin, ece_at_k, nll, reliability_bins
+
+Target = Literal["teacher", "human", "both"]
+Kind = Literal["isotonic", "platt", "temperature", "ranked"]
+
+FORMAT_VERSION: Final = 2
+KINDS: Final[tuple[Kind, ...]] = ("isotonic", "platt", "temperature", "ranked")
+_AnyCurve = Isotonic | Platt | Temperature | Ranked | Corrected
+_FITS: Final[Mapping[Kind, Callable[[JudgedRows], _AnyCurve]]] = {
+    "isotonic": Isotonic.fit,
+    "platt": Platt.fit,
+    "temperature": Temperature.fit,
+    "ranked": Ranked.fit,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrator:
+    """From the scores of ranked labels to probabilities; the order is kept.
+
+    Attributes:
+        target: What the probability is of: the `teacher`'s "yes", a tag a
+            `human` would give, or `both`: the latter, by the teacher's shape
+            corrected by people.
+        k: Ranks the pairs were taken from; deeper ranks are extrapolation.
+        n: Pairs fitted on.
+        curve: The map itself.
+        documents: Documents these pairs are of, where known.
+        ece_cross_fitted: Expected calibration error (10 equal-width bins, L1)
+            on documents left out of the fit, over all pairs.
+        reliability: The bins behind that error.
+        ece_uncorrected: For the target `both`, the error against people of
+            the teacher's probabilities as they were: what these mean to people.
+        nll_cross_fitted: The same documents' NLL in nats by each curve that
+            was tried; the least was chosen.
+        versions: Of the packages it was fitted with.
+        version: Of the file format.
+    """
+
+    target: Target
+    k: int
+    n: int
+    curve: Annotated[_AnyCurve, Field(discriminator="kind")]
+    documents: int | None = None
+    ece_cross_fitted: float | None = None
+    reliability: tuple[ReliabilityBin, ...] = ()
+    ece_uncorrected: float | None = None
+    nll_cross_fitted: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        errors = (self.ece_cross_fitted, self.ece_uncorrected, *self.nll_cross_fitted.values())
+        if not all(math.isfinite(error) for error in errors if error is not None):
+            raise ValueError("calibration errors must be finite")
+
+    @property
+    def kind(self) -> str:
+        """The method."""
+        return self.curve.kind
+
+    @classmethod
+    def fit(
+        cls, rows: JudgedRows, *, target: Literal["teacher", "human"], kinds: Sequence[Kind] = KINDS
+    ) -> Calibrator:
+        """Fit each kind, keep the one with the least cross-fitted NLL.
+
+        Args:
+            rows: Held-out documents with verdicts.
+            target: Whose verdicts these are.
+            kinds: What to choose from.
+
+        Raises:
+            TrainingError: All pairs are of one document.
+        """
+        return cls._best({kind: _FITS[kind] for kind in kinds}, rows, target)
+
+    @classmethod
+    def correct(cls, teachers: Sequence[Calibrator], rows: JudgedRows) -> Calibrator:
+        """Few-shot: the teacher's shape, its zero point, sharpness and weight of the rank set by people.
+
+        Args:
+            teachers: Calibrators of target `teacher` (or `both`, to correct
+                anew); the one that serves people best is kept.
+            rows: Documents that people reviewed, 50 to 200 are enough.
+
+        Raises:
+            TrainingError: None of `teachers` knows the teacher, or all pairs are of one document.
+        """
+        shapes = [one.curve for one in teachers if one.target != "human"]
+        if not shapes:
+            raise TrainingError(
+                "there is no calibrator fitted to the teacher that could be corrected",
+                "give its judgments too (--store), or fit to people alone (--target human)",
+            )
+        plain = [shape.shape if isinstance(shape, Corrected) else shape for shape in shapes]
+        fits = {f"corrected {one.kind}": partial(Corrected.fit, one) for one in plain}
+        found = cls._best(fits, rows, "both")
+        assert isinstance(found.curve, Corrected)
+        as_they_were = found.curve.shape.transform(rows.scores)[rows.known]
+        return replace(found, ece_uncorrected=ece_at_k(as_they_were, rows.verdicts))
+
+    @classmethod
+    def _best(
+        cls, fits: Mapping[str, Callable[[JudgedRows], _AnyCurve]], rows: JudgedRows, target: Target
+    ) -> Calibrator:
+        unseen = {name: cross_fitted(fit, rows) for name, fit in fits.items()}
+        losses = {name: nll(probabilities, rows.verdicts) for name, probabilities in unseen.items()}
+        best = min(losses, key=losses.__getitem__)
+        return cls(
+            target,
+            rows.scores.shape[1],
+            rows.pairs,
+            fits[best](rows),
+            documents=rows.documents,
+            ece_cross_fitted=ece_at_k(unseen[best], rows.verdicts),
+            reliability=tuple(reliability_bins(unseen[best], rows.verdicts)),
+            nll_cross_fitted=losses,
+            versions={name: version_of(name) for name in ("ezxmc", "numpy", "scipy", "scikit-learn")},
+        )
+
+    def transform(self, scores: ArrayLike) -> Floats:
+        """Probabilities of scores.
+
+        Args:
+            scores: (..., k), the last axis one document's labels, best first.
+
+        Returns:
+            The same shape, in [0, 1], never rising along a row. A label's
+            probability does not depend on the labels after it.
+        """
+        return self.curve.transform(scores)
+
+    def save(self, path: str | Path) -> None:
+        """Write the calibrator as JSON."""
+        Path(path).write_bytes(_JSON.dump_json(self, indent=1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibrator:
+        """Read a calibrator written by `save`, of this format or an older one.
+
+        Raises:
+            BundleError: Missing, damaged, not monotone, or of a newer format.
+        """
+        cure = "fit it again with `ezxmc calibrate`, or restore the bundle from a copy"
+        try:
+            raw = json.loads(Path(path).read_bytes())
+            if not isinstance(raw, dict) or not isinstance(raw.get("version"), int):
+                raise ValueError("it names no version")
+            if raw["version"] > FORMAT_VERSION:
+                raise BundleError(
+                    f"calibrator {path} has format {raw['version']}, this ezxmc knows {FORMAT_VERSION}",
+                    "upgrade ezxmc",
+                )
+            if raw["version"] == 1:
+                # Isotonic alone, its knots beside the rest.
+                curve = {name: raw.pop(name, None) for name in ("kind", "x", "y")}
+                raw |= {"curve": curve, "version": FORMAT_VERSION}
+            return _JSON.validate_python(raw)
+        except (OSError, ValueError, ValidationError) as error:
+            raise BundleError(f"calibrator {path} cannot be used: {error}", cure) from error
+
+
+_JSON = TypeAdapter(Calibrator)

@@ -1,0 +1,195 @@
+"""From probabilities to tags: which of a document's candidates to keep, and what is promised of them.
+
+Two kinds of promise. In expectation (conformal risk control): averaged over
+the draw of the reviewed documents and one more, the loss is at most the
+target; for the documents one happens to have reviewed it may be somewhat above
+or below. With confidence (Learn-Then-Test): for at least that share of all
+draws the rate on all documents to come is at most the target.
+
+Both need the reviewed documents and those to come to be exchangeable: a random
+sample of the same stream, trained on and calibrated on by nobody. Neither
+needs the probabilities to be right; the better they are, the more is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import TypeAdapter, ValidationError
+
+from ezxmc.calibration.decisions_f1 import best_sizes
+from ezxmc.errors import BundleError, ConfigError
+
+FORMAT_VERSION = 1
+DEPTH = 50
+Kind = Literal[
+    "top_k", "threshold", "expected_f1", "expected_document_f1", "missed_rate", "false_tag_rate", "top_error"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What was controlled, and on what.
+
+    Attributes:
+        target: The rate is at most this.
+        documents: Reviewed documents it was fitted on.
+        confidence: Share of draws of these for which it holds; `None`: it
+            holds in expectation over the draws.
+    """
+
+    target: float
+    documents: int
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A rule that keeps some of a document's candidates.
+
+    Attributes:
+        kind: How it was chosen.
+        depth: Candidates per document it looks at; deeper ones are never kept.
+        k: Keep at most this many.
+        threshold: Keep only candidates at least as probable as this.
+        abstain_below: Keep nothing of a document whose best candidate is less
+            probable than this.
+        promise: What is guaranteed, where something is.
+        version: Of the file format.
+
+    Raises:
+        ValueError: A field is out of range, or one that the kind needs is missing.
+    """
+
+    kind: Kind
+    depth: int
+    k: int | None = None
+    threshold: float | None = None
+    abstain_below: float | None = None
+    promise: Promise | None = None
+    version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        shares = [self.threshold, self.abstain_below]
+        if self.promise is not None:
+            shares += [self.promise.target, self.promise.confidence]
+        if not all(share is None or 0 <= share <= 1 for share in shares):
+            raise ValueError("thresholds, targets and confidence must be in [0, 1]")
+        if self.depth < 1 or (self.k is not None and not 1 <= self.k <= self.depth):
+            raise ValueError(f"depth must be at least 1 and k in 1..{self.depth}")
+        if missing := [name for name in _NEEDS[self.kind] if getattr(self, name) is None]:
+            raise ValueError(f"a decision of kind {self.kind} needs {', '.join(missing)}")
+
+    @classmethod
+    def top_k(cls, k: int, *, abstain_below: float | None = None) -> Decision:
+        """Keep the k best."""
+        return cls("top_k", k, k=k, abstain_below=abstain_below)
+
+    @classmethod
+    def at_threshold(
+        cls, threshold: float, *, depth: int = DEPTH, abstain_below: float | None = None
+    ) -> Decision:
+        """Keep what is at least this probable."""
+        return cls("threshold", depth, threshold=threshold, abstain_below=abstain_below)
+
+    def keep(self, probabilities: ArrayLike) -> NDArray[np.bool_]:
+        """Which candidates are tags.
+
+        Args:
+            probabilities: (N, k) calibrated, rows best first, k at least `depth`.
+
+        Returns:
+            (N, k) bool.
+
+        Raises:
+            ConfigError: Fewer candidates than `depth`.
+        """
+        p = np.asarray(probabilities, dtype=np.float64)
+        if p.ndim != 2 or p.shape[1] < self.depth:
+            raise ConfigError(
+                f"this decision looks at {self.depth} candidates per document, got shape {p.shape}",
+                "search deeper, or decide again (`ezxmc decide`) if labels were removed since",
+            )
+        rank = np.arange(p.shape[1])
+        kept = np.broadcast_to(rank < (self.k or self.depth), p.shape).copy()
+        if self.threshold is not None:
+            kept &= p >= self.threshold
+        if self.kind == "expected_document_f1":
+            kept &= rank < best_sizes(p[:, : self.depth])[:, None]
+        if self.abstain_below is not None:
+            kept &= p[:, :1] >= self.abstain_below
+        return kept
+
+    def abstains(self, probabilities: ArrayLike) -> NDArray[np.bool_]:
+        """(N,) bool: which documents get no tag at all."""
+        return np.asarray(~self.keep(probabilities).any(axis=1))
+
+    @property
+    def guarantee(self) -> str:
+        """What is promised, in words."""
+        if self.promise is None:
+            return "no rate is guaranteed"
+        p = self.promise
+        rate = _CONTROLLED[self.kind].format(target=_percent(p.target), depth=self.depth)
+        how = (
+            "in expectation over which documents were reviewed"
+            if p.confidence is None
+            else f"with confidence {_percent(p.confidence)} over which documents were reviewed"
+        )
+        return (
+            f"{rate}, {how} ({p.documents:,} of them), provided that new documents "
+            "come from the same stream as those (exchangeable) and that labels, student and calibrator stay"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the decision as JSON."""
+        Path(path).write_bytes(_JSON.dump_json(self, indent=1))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Decision:
+        """Read a decision written by `save`.
+
+        Raises:
+            BundleError: Missing, damaged, or of a newer format.
+        """
+        try:
+            found = _JSON.validate_json(Path(path).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise BundleError(
+                f"decision {path} cannot be used: {error}", "make it again with `ezxmc decide`"
+            ) from error
+        if found.version > FORMAT_VERSION:
+            raise BundleError(
+                f"decision {path} has format {found.version}, this ezxmc knows {FORMAT_VERSION}", "upgrade"
+            )
+        return found
+
+
+_CONTROLLED = {
+    "missed_rate": "of a document's right labels at most {target} are missed on average, those beyond the "
+    "{depth} candidates included",
+    "false_tag_rate": "of a tagged document's tags at most {target} are false on average",
+    "top_error": "of the documents tagged, at most {target} have a false first tag",
+}
+_NEEDS: dict[Kind, tuple[str, ...]] = {
+    "top_k": ("k",),
+    "threshold": ("threshold",),
+    "expected_f1": ("threshold",),
+    "expected_document_f1": (),
+    "missed_rate": ("threshold", "promise"),
+    "false_tag_rate": ("threshold", "promise"),
+    "top_error": ("k", "abstain_below", "promise"),
+}
+_JSON = TypeAdapter(Decision)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g} %"

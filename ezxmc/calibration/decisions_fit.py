@@ -1,0 +1,195 @@
+"""Decisions fitted to reviewed documents: the best expected F1, and rates that are guaranteed.
+
+What the guarantees mean and rest on is in `decisions`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ezxmc.calibration.decisions import Decision, Promise
+from ezxmc.calibration.decisions_f1 import micro_threshold
+from ezxmc.calibration.risk import (
+    binomial_p_value,
+    conformal_bound,
+    fixed_sequence,
+    hoeffding_bentkus_p_value,
+)
+from ezxmc.calibration.risk_measures import Reviewed, false_tags, missed
+from ezxmc.errors import ConfigError
+
+GRID: NDArray[np.float64] = np.arange(98, 0, -2) / 100
+"""Thresholds tested by Learn-Then-Test, safest first: fixed beforehand, as its promise demands."""
+_STARTS = ((1.0, 0.75), (0.5, 0.25))
+"""Where testing starts: at the threshold 1 − (first · target), with this share of δ.
+
+At 1 − target, probabilities that are right keep the rate by themselves; the other
+start is for some that are too sure. From the top of the grid, where too few
+documents are answered to prove anything, testing would end at once.
+"""
+Test = Callable[[NDArray[np.float64], NDArray[np.int64], float], NDArray[np.float64]]
+"""(Σ losses, n, rate) to p-values of "the expected loss is above the rate"."""
+
+
+def maximise_f1(
+    reviewed: Reviewed, *, per_document: bool = False, abstain_below: float | None = None
+) -> Decision:
+    """Keep what maximises expected F1, as far as the probabilities are calibrated.
+
+    Micro-averaged: one threshold (arXiv 1402.1892). Per document: a number of
+    tags for each (arXiv 1206.4625). See `decisions_f1`.
+
+    Args:
+        reviewed: Of these only the probabilities are used, and the number of
+            labels beyond the candidates.
+        per_document: The mean of every document's F1 instead of micro-averaged F1.
+        abstain_below: As in `Decision`.
+    """
+    depth = reviewed.probabilities.shape[1]
+    if per_document:
+        return Decision("expected_document_f1", depth, abstain_below=abstain_below)
+    threshold = micro_threshold(reviewed.probabilities, reviewed.beyond)
+    return Decision("expected_f1", depth, threshold=threshold, abstain_below=abstain_below)
+
+
+def control_missed_rate(reviewed: Reviewed, target: float, *, abstain_below: float | None = None) -> Decision:
+    """The highest threshold whose expected missed-label rate is at most `target`.
+
+    Conformal risk control (arXiv 2208.02814), exact over all thresholds: the
+    loss only rises with the threshold, in steps at the probabilities of right
+    labels. Documents without a gold label have no missed-label rate and are
+    left out, so the promise is for documents that have one.
+
+    Args:
+        reviewed: The documents.
+        target: In (0, 1).
+        abstain_below: Set beforehand, not on these documents: what is abstained
+            from is missed.
+
+    Raises:
+        ConfigError: `target` is out of range, or lower than what keeping every
+            candidate reaches.
+    """
+    _check_share("a missed-label rate", target)
+    n, p = int((reviewed.gold > 0).sum()), reviewed.probabilities
+    # A label of an abstained document is found at no threshold.
+    reachable = reviewed.hits & (p[:, :1] >= (abstain_below or 0.0))
+    floor = conformal_bound(missed(reviewed, reachable))
+    if floor > target:
+        raise ConfigError(
+            f"a missed-label rate of {target:g} cannot be guaranteed: with all {p.shape[1]} candidates "
+            f"kept, the lowest that can on {n:,} reviewed documents with gold labels is "
+            f"{math.ceil(1e4 * floor) / 1e4:g}",
+            "search deeper (--depth), review more documents, abstain less, or ask for less",
+        )
+    levels = np.unique(p[reachable])
+    below, above = 0, len(levels)
+    # levels[below] keeps the promise, levels[above] does not.
+    while above - below > 1:
+        middle = (below + above) // 2
+        if conformal_bound(missed(reviewed, reachable & (p >= levels[middle]))) <= target:
+            below = middle
+        else:
+            above = middle
+    return Decision(
+        "missed_rate",
+        p.shape[1],
+        threshold=float(levels[below]),
+        abstain_below=abstain_below,
+        promise=Promise(target, n),
+    )
+
+
+def control_false_tag_rate(
+    reviewed: Reviewed, target: float, *, confidence: float = 0.9, abstain_below: float | None = None
+) -> Decision:
+    """The lowest threshold of `GRID` that proves a false-tag rate of at most `target`.
+
+    The rate is the mean share of false tags among a document's tags, over
+    documents that get any. It may rise or fall with the threshold, so each
+    threshold is a hypothesis of its own (Learn-Then-Test, arXiv 2110.01052),
+    tested on the documents answered there by Hoeffding-Bentkus p-values.
+
+    Args:
+        reviewed: The documents.
+        target: In (0, 1).
+        confidence: 1 − δ, in (0, 1).
+        abstain_below: Set beforehand, not on these documents.
+
+    Raises:
+        ConfigError: An argument is out of range, or no threshold proves it.
+    """
+    p = reviewed.probabilities
+    answered = p[:, :1] >= (abstain_below or 0.0)
+    losses = [false_tags(reviewed, answered & (p >= threshold)) for threshold in GRID]
+    return Decision(
+        "false_tag_rate",
+        p.shape[1],
+        threshold=_lowest_proven("a false-tag rate", losses, hoeffding_bentkus_p_value, target, confidence),
+        abstain_below=abstain_below,
+        promise=Promise(target, len(p), confidence),
+    )
+
+
+def control_top_error(reviewed: Reviewed, target: float, *, confidence: float = 0.9, k: int = 1) -> Decision:
+    """Abstain where needed for the first tag to be false in at most `target` of the documents answered.
+
+    Selective classification with a guarantee (as in Geifman and El-Yaniv,
+    arXiv 1705.08500) by Learn-Then-Test over `GRID`, with exact binomial
+    p-values of the documents answered.
+
+    Args:
+        reviewed: The documents.
+        target: In (0, 1).
+        confidence: 1 − δ, in (0, 1).
+        k: Tags an answered document gets; the promise is of the first.
+
+    Raises:
+        ConfigError: An argument is out of range, or no threshold proves it.
+    """
+    best = reviewed.probabilities[:, 0]
+    losses = [1.0 - reviewed.hits[best >= threshold, 0] for threshold in GRID]
+    return Decision(
+        "top_error",
+        reviewed.probabilities.shape[1],
+        k=k,
+        abstain_below=_lowest_proven("a first-tag error", losses, binomial_p_value, target, confidence),
+        promise=Promise(target, len(best), confidence),
+    )
+
+
+def _lowest_proven(
+    what: str, losses: Sequence[NDArray[np.float64]], test: Test, target: float, confidence: float
+) -> float:
+    """The lowest threshold of `GRID` at which the mean loss is proven to be at most `target`."""
+    _check_share(what, target)
+    _check_share("a confidence", confidence)
+
+    totals, sizes = np.array([loss.sum() for loss in losses]), np.array([len(loss) for loss in losses])
+
+    def proven(rate: float) -> NDArray[np.float64]:
+        shares = np.zeros(len(GRID))
+        for part, share in _STARTS:
+            shares[np.abs(GRID - (1 - part * rate)).argmin()] += share
+        return GRID[fixed_sequence(test(totals, sizes, rate), shares, 1 - confidence)]
+
+    if len(thresholds := proven(target)):
+        return float(thresholds[-1])
+    reachable = next(
+        (rate for rate in np.arange(0.01, 1, 0.01).tolist() if rate > target and len(proven(rate))), None
+    )
+    raise ConfigError(
+        f"{what} of {target:g} cannot be guaranteed with confidence {confidence:g} on "
+        f"{sizes.max():,} reviewed documents; the lowest that can is "
+        f"{'not below 1' if reachable is None else f'{reachable:.2f}'}",
+        "review more documents, or ask for less",
+    )
+
+
+def _check_share(what: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise ConfigError(f"{what} of {value:g} is not between 0 and 1", "0.1 stands for 10 %")

@@ -1,0 +1,65 @@
+"""Logistic regression with bounds and a prior: what every parametric calibrator here is fitted by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from ezxmc.calibration.rows import Floats
+
+
+def fit_logistic(
+    features: Floats,
+    hits: Floats,
+    *,
+    lower: Sequence[float],
+    prior: Sequence[float] | None = None,
+    strength: float = 0.0,
+) -> Floats:
+    """Weights w that minimise Σ_i NLL(h_i, σ(x_i·w)) + ½·strength·Σ_j (w_j − prior_j)².
+
+    The problem is convex; fractional hits weigh both answers.
+
+    Args:
+        features: (n, d).
+        hits: (n,) in [0, 1].
+        lower: (d,) least weights; −inf where any is allowed.
+        prior: (d,) where the weights are drawn to; zeros by default.
+        strength: How strongly, in nats per squared unit; 0 for maximum likelihood.
+
+    Returns:
+        (d,) weights.
+    """
+    center = np.zeros(features.shape[1]) if prior is None else np.asarray(prior, dtype=np.float64)
+    # Columns of like size: cosines vary by hundredths, ranks by whole numbers.
+    size = np.sqrt(np.mean(features**2, axis=0))
+    size[size == 0] = 1.0
+    scaled = features / size
+    n = len(hits)
+
+    def loss(weights: Floats) -> tuple[float, Floats]:
+        logits, away = scaled @ weights, weights / size - center
+        value = np.logaddexp(0.0, logits).sum() - hits @ logits + 0.5 * strength * away @ away
+        slope = scaled.T @ (expit(logits) - hits) + strength * away / size
+        return float(value) / n, slope / n
+
+    bounds = [(low * by if np.isfinite(low) else None, None) for low, by in zip(lower, size, strict=True)]
+    start = np.maximum(center, lower) * size
+    found = minimize(
+        loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-14, "gtol": 1e-9}
+    )
+    return np.asarray(found.x / size, dtype=np.float64)
+
+
+def smoothed(hits: Floats) -> Floats:
+    """Platt's targets: hits between 1/(n₋+2) and (n₊+1)/(n₊+2), so that no fit runs off to infinity.
+
+    J. Platt, "Probabilistic outputs for support vector machines", 1999, §2.2,
+    with n₊ the sum of fractional hits.
+    """
+    positives = float(hits.sum())
+    low, high = 1 / (len(hits) - positives + 2), (positives + 1) / (positives + 2)
+    return np.asarray(low + (high - low) * hits)

@@ -1,0 +1,84 @@
+"""Scores of ranked labels with someone's verdicts on a part of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ezxmc.errors import TrainingError
+
+Floats = NDArray[np.float64]
+
+FEWEST_PAIRS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRows:
+    """The top k of N documents, and what is known of these pairs.
+
+    Attributes:
+        scores: (N, k) float64, each row best first.
+        hits: (N, k) float64 in [0, 1] where `known`: 0 or 1, or for a teacher
+            the share of its answer on "yes".
+        known: (N, k) bool, which pairs somebody judged.
+    """
+
+    scores: Floats
+    hits: Floats
+    known: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, scores: ArrayLike, hits: ArrayLike, known: ArrayLike | None = None) -> JudgedRows:
+        """Check and convert.
+
+        Args:
+            scores: (N, k), best first along each row.
+            hits: (N, k); ignored where not `known`.
+            known: (N, k) bool; everything by default.
+
+        Raises:
+            TrainingError: Shapes differ, scores are not finite or not best
+                first, hits outside [0, 1], or fewer than 20 known pairs.
+        """
+        s, h = np.asarray(scores, dtype=np.float64), np.asarray(hits, dtype=np.float64)
+        seen = np.ones(s.shape, dtype=bool) if known is None else np.asarray(known, dtype=bool)
+        if s.ndim != 2 or not s.shape == h.shape == seen.shape:
+            raise TrainingError(
+                f"calibration needs aligned rows, got {s.shape} scores, {h.shape} hits, {seen.shape} known"
+            )
+        if (pairs := int(seen.sum())) < FEWEST_PAIRS:
+            raise TrainingError(
+                f"{pairs} judged pairs are too few to calibrate on, {FEWEST_PAIRS} are needed",
+                "hold out more documents, or review more of them",
+            )
+        if not (np.isfinite(s).all() and ((h[seen] >= 0) & (h[seen] <= 1)).all()):
+            raise TrainingError("calibration needs finite scores and hits in [0, 1]")
+        if (np.diff(s, axis=1) > 0).any():
+            raise TrainingError("calibration needs each document's scores best first")
+        return cls(s, h, seen)
+
+    @property
+    def documents(self) -> int:
+        """Documents with at least one known pair."""
+        return int(self.known.any(axis=1).sum())
+
+    @property
+    def pairs(self) -> int:
+        """Known pairs n."""
+        return int(self.known.sum())
+
+    @property
+    def verdicts(self) -> Floats:
+        """(n,) hits of the known pairs."""
+        return self.hits[self.known]
+
+    def take(self, rows: NDArray[np.int64]) -> JudgedRows:
+        """These documents alone."""
+        return JudgedRows(self.scores[rows], self.hits[rows], self.known[rows])
+
+
+def log_ranks(scores: Floats) -> Floats:
+    """Ln 1, ln 2, ... along the last axis, in the shape of `scores`."""
+    return np.broadcast_to(np.log(np.arange(1, scores.shape[-1] + 1)), scores.shape)

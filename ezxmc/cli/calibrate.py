@@ -1,0 +1,124 @@
+"""`ezxmc calibrate`: a bundle's scores become probabilities."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ezxmc.cli.console import answer, bad_rows, watching
+from ezxmc.cli.pipeline import Documents, Json, Seed, newest_judgments
+
+
+class TargetName(StrEnum):
+    """Whose decisions a probability foretells."""
+
+    TEACHER = "teacher"
+    HUMAN = "human"
+    BOTH = "both"
+
+
+class KindName(StrEnum):
+    """The shapes of a calibration curve."""
+
+    ISOTONIC = "isotonic"
+    PLATT = "platt"
+    TEMPERATURE = "temperature"
+    RANKED = "ranked"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(calibrate)
+
+
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder; its calibrator is replaced.")],
+    documents: Documents,
+    store: Annotated[Path | None, typer.Option(help="The teacher's judgments.")] = None,
+    gold: Annotated[
+        str | None, typer.Option(help="People's tags: all that are right among the top labels.")
+    ] = None,
+    target: Annotated[
+        TargetName | None,
+        typer.Option(help="Default: by what is given; `both` alone corrects the bundle's own calibrator."),
+    ] = None,
+    kind: Annotated[KindName | None, typer.Option(help="Default: the one that foretells best.")] = None,
+    depth: Annotated[int, typer.Option(min=1, help="Ranks per document used.")] = 10,
+    held_out: Annotated[
+        float | None, typer.Option(help="As given to `ezxmc train`; else all are used.")
+    ] = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Turn a bundle's scores into probabilities.
+
+    With --store they foretell the teacher, with --gold people. With both, or
+    with --gold --target both on a bundle that foretells its teacher, the
+    teacher gives the shape and 50 to 200 reviewed documents correct it.
+
+    Use documents the student was not trained on: --held-out and --seed as in
+    `ezxmc train` pick the part it kept apart, or give a file of their own.
+
+    Example: ezxmc calibrate bundle reviewed.jsonl --gold reviewed.tsv --target both
+    """
+    from ezxmc.bundle import add_calibrator
+    from ezxmc.calibration import KINDS, Calibrator, fit_calibrator, fit_few_shot, judged_rows
+    from ezxmc.data import calibration_part, read_documents, read_gold
+    from ezxmc.feedback.targets import teacher_verdicts
+    from ezxmc.predict import Predictor
+
+    aim = target or _target(store, gold)
+    if (aim is not TargetName.TEACHER and gold is None) or (aim is TargetName.TEACHER and store is None):
+        raise typer.BadParameter(f"--target {aim} needs {'--store' if gold else '--gold'}")
+    kinds = KINDS if kind is None else (kind.value,)
+    docs, doc_rows = read_documents(documents)
+    if held_out is not None:
+        part = set(calibration_part([document.uid for document in docs], held_out, seed))
+        docs = [document for document in docs if document.uid in part]
+    tags, tag_rows = read_gold(gold) if gold is not None else ({}, None)
+
+    def human(uid: str, label: str) -> float | None:
+        return float(label in tags[uid]) if uid in tags else None
+
+    with watching() as watch:
+        predictor = Predictor(bundle)
+        bar = watch.stage("scoring")
+        predictions = []
+        for done, prediction in enumerate(predictor.stream(docs, k=depth), start=1):
+            predictions.append(prediction)
+            bar(done, len(docs))
+    if aim is TargetName.HUMAN:
+        calibrator = fit_calibrator(predictions, human, target="human", k=depth, kinds=kinds)
+    elif store is None:
+        former = [predictor.bundle.calibrator] if predictor.bundle.calibrator else []
+        calibrator = Calibrator.correct(former, judged_rows(predictions, human, depth))
+    else:
+        teacher = teacher_verdicts(newest_judgments(store))
+        if aim is TargetName.TEACHER:
+            calibrator = fit_calibrator(predictions, teacher, target="teacher", k=depth, kinds=kinds)
+        else:
+            calibrator = fit_few_shot(predictions, teacher, human, k=depth, kinds=kinds)
+    add_calibrator(bundle, calibrator)
+    facts = {
+        "target": calibrator.target,
+        "kind": calibrator.kind,
+        "documents": calibrator.documents,
+        "pairs": calibrator.n,
+        "ece_cross_fitted": calibrator.ece_cross_fitted,
+        "ece_uncorrected": calibrator.ece_uncorrected,
+        "nll_cross_fitted": {name: round(loss, 4) for name, loss in calibrator.nll_cross_fitted.items()},
+        "bundle": str(bundle),
+    }
+    answer(json, {name: value for name, value in facts.items() if value is not None})
+    bad_rows(doc_rows.bad, *([tag_rows.bad] if tag_rows else []))
+
+
+def _target(store: Path | None, gold: str | None) -> TargetName:
+    if store is None and gold is None:
+        raise typer.BadParameter("give --store, --gold or both")
+    if store is not None and gold is not None:
+        return TargetName.BOTH
+    return TargetName.TEACHER if gold is None else TargetName.HUMAN

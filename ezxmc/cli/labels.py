@@ -1,0 +1,105 @@
+"""`ezxmc labels ...`: the labels of a bundle, which come and go without training."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ezxmc.cli.console import answer, bad_rows, emit, watching
+from ezxmc.errors import DataError
+
+Folder = Annotated[Path, typer.Argument(help="Bundle folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    labels = typer.Typer(no_args_is_help=True, help="List, add or remove the labels of a bundle.")
+    labels.command("list")(show)
+    for command in (add, remove, rebuild):
+        labels.command()(command)
+    app.add_typer(labels, name="labels")
+
+
+def show(bundle: Folder, json: Json = False) -> None:
+    """Print a bundle's labels, uid and title, and how they are searched.
+
+    Example: ezxmc labels list run/bundle
+    """
+    from ezxmc.bundle import load_bundle
+
+    with watching() as watch:
+        opened = load_bundle(bundle)
+        index = opened.index
+        labels = [opened.labels[row] for row in index.rows.tolist()]
+        if json:
+            emit(
+                {
+                    "labels": [{"uid": label.uid, "title": label.title} for label in labels],
+                    "index": {
+                        "kind": index.kind,
+                        "reason": index.reason,
+                        "recall": index.recall,
+                        "recall_at": index.recall_at,
+                        "advice": index.advice,
+                    },
+                }
+            )
+            return
+        sys.stdout.writelines(f"{label.uid}\t{label.title}\n" for label in labels)
+        watch.say(f"{index.size:,} labels; index {index.summary}")
+        if index.advice:
+            watch.say(f"{index.advice}; `ezxmc labels rebuild {bundle}` makes the search fast again")
+
+
+def add(
+    bundle: Folder,
+    labels: Annotated[str, typer.Argument(help="Labels, as for `ezxmc index`.")],
+    json: Json = False,
+) -> None:
+    """Add labels, or replace those whose uid is there already; documents get them from now on.
+
+    Titles are encoded by the bundle's own student. Nothing is trained, and the
+    index is not built again.
+
+    Example: ezxmc labels add run/bundle new_labels.jsonl
+    """
+    from ezxmc.bundle import add_labels
+    from ezxmc.data import read_labels
+
+    tags, rows = read_labels(labels)
+    if not tags:
+        raise DataError(f"{labels} holds no usable label: {rows.summary()}", "see README, Input files")
+    with watching() as watch:
+        change = add_labels(bundle, tags, progress=watch.stage("encoding titles"))
+    answer(json, {"added": change.added, "changed": change.changed, "bundle": str(bundle)})
+    bad_rows(rows.bad)
+
+
+def remove(
+    bundle: Folder,
+    uids: Annotated[list[str], typer.Argument(help="Uids of the labels.")],
+    json: Json = False,
+) -> None:
+    """Remove labels; no document gets them any more.
+
+    Example: ezxmc labels remove run/bundle outdated other-label
+    """
+    from ezxmc.bundle import remove_labels
+
+    change = remove_labels(bundle, uids)
+    answer(json, {"removed": change.removed, "bundle": str(bundle)})
+
+
+def rebuild(bundle: Folder, json: Json = False) -> None:
+    """Build the index again, after many labels came or went. Nothing is encoded or trained.
+
+    Example: ezxmc labels rebuild run/bundle
+    """
+    from ezxmc.bundle import rebuild_index
+
+    index = rebuild_index(bundle)
+    answer(json, {"labels": index.size, "index": index.summary, "bundle": str(bundle)})

@@ -1,0 +1,293 @@
+"""The plain files of a bundle: manifest and labels, how they change, and the checks before they are read.
+
+A bundle may come from anywhere. Nothing in it is run: no pickle, no module of
+its own, no class outside sentence-transformers, no path that leaves the folder.
+Hashes find what was damaged; they do not say who made it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ezxmc.errors import BundleError
+from ezxmc.hashing import file_hash
+from ezxmc.records import Label
+
+FORMAT = 2
+"""1: an exact index, all labels in use. 2: any kind of index, labels that came and went, a decision."""
+MANIFEST, STUDENT = "manifest.json", "student"
+LABELS, INDEX, CHANGES = "labels.jsonl", "index.faiss", "index.npz"
+CALIBRATOR, DECISION = "calibrator.json", "decision.json"
+
+_CONVERTED = f"{STUDENT}/onnx/"
+_PARTS = (LABELS, INDEX, "index.json", CHANGES, CALIBRATOR, DECISION)
+_SUFFIXES = frozenset(
+    ".json .jsonl .txt .md .model .safetensors .faiss .npz .onnx .jinja".split()  # noqa: SIM905
+)
+_PATIENCE = 60.0  # seconds another writer may take
+_COPY_AGAIN = "copy the bundle again, whole"
+
+
+class Manifest(BaseModel):
+    """What a bundle says of itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: int
+    created: str
+    versions: dict[str, str]
+    labels: int
+    """How many can be answered."""
+    dimension: int
+    max_length: int
+    k: int
+    origin: dict[str, str]
+    """Where it comes from, in words: teacher, initial encoder."""
+    files: dict[str, str]
+    """SHA-256 by file name, relative to the bundle, parts separated by `/`."""
+    index: str | None = None
+    """Kind of the label index, the reason, its recall: in words; None in format 1."""
+
+    def file(self, part: str) -> str | None:
+        """The file that holds a part now: `labels.jsonl` at first, `labels.r1.jsonl` after a change."""
+        found = [name for name in self.files if _revision(name, part) is not None]
+        return found[0] if len(found) == 1 else None
+
+    def holding(self, parts: Iterable[str]) -> list[str]:
+        """The files that hold these parts, where there are any."""
+        return [name for part in parts if (name := self.file(part))]
+
+    def new_name(self, part: str) -> str:
+        """A name for a changed part, not in use."""
+        used = [_revision(name, part) or 0 for name in self.files for part in _PARTS]
+        stem, _, suffix = part.partition(".")
+        return f"{stem}.r{1 + max(used, default=0)}.{suffix}"
+
+
+def _revision(name: str, part: str) -> int | None:
+    stem, _, suffix = part.partition(".")
+    found = re.fullmatch(rf"{stem}(?:\.r(\d+))?\.{suffix}", name)
+    return int(found[1] or 0) if found else None
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a bundle's manifest.
+
+    Raises:
+        BundleError: There is none, it is damaged, or of a newer format.
+    """
+    file = path / MANIFEST
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
+            raise BundleError(
+                f"bundle {path}: {MANIFEST} has format {raw['format']}, this ezxmc reads up to {FORMAT}",
+                "upgrade ezxmc",
+            )
+        return Manifest.model_validate(raw)
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{path} is no bundle: it has no {MANIFEST}", "make one with `ezxmc run`") from None
+    except (ValueError, RecursionError, ValidationError) as error:
+        raise BundleError(f"bundle {path}: {MANIFEST} is damaged: {error}", _COPY_AGAIN) from None
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest in one step: a reader sees the old one or the new one."""
+    fresh = path / f".{MANIFEST}.new"
+    fresh.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    fresh.replace(path / MANIFEST)
+
+
+def hashes(path: Path, names: Iterable[str] | None = None) -> dict[str, str]:
+    """SHA-256 by name of the named files, or of every file, below `path`."""
+    if names is None:
+        names = sorted(_files(path))
+    return {name: file_hash(path / name) for name in names}
+
+
+def _files(path: Path) -> list[str]:
+    return [
+        file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file() or file.is_symlink()
+    ]
+
+
+def write_labels(file: Path, labels: Iterable[Label]) -> None:
+    """Write labels as JSON lines."""
+    with file.open("w", encoding="utf-8", newline="\n") as handle:
+        for label in labels:
+            row = {
+                "uid": label.uid,
+                "title": label.title,
+                "text": label.text,
+                "aliases": label.aliases,
+                "parent": label.parent,
+            }
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def read_labels(file: Path) -> list[Label]:
+    """Read what `write_labels` wrote.
+
+    Raises:
+        BundleError: The file is damaged.
+    """
+    try:
+        with file.open(encoding="utf-8", newline="\n") as handle:
+            rows = [json.loads(line) for line in handle]
+        return [Label(**{**row, "aliases": tuple(row["aliases"])}) for row in rows]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BundleError(f"{file} cannot be read: {error}", _COPY_AGAIN) from None
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Manifest]:
+    """Hold a bundle for a change, after taking away what a killed writer left; gives its manifest.
+
+    Raises:
+        BundleError: There is no bundle, another process holds it, or it cannot be written.
+    """
+    read_manifest(path)
+    try:
+        with FileLock(path / ".lock", timeout=_PATIENCE):
+            manifest = read_manifest(path)
+            for file in _leftovers(path, manifest):
+                file.unlink()
+            yield manifest
+    except Timeout:
+        raise BundleError(f"another process is changing bundle {path}", "wait for it") from None
+    except OSError as error:
+        cure = "change a copy of it, writable and on a disk with room"
+        raise BundleError(f"bundle {path} cannot be changed: {error}", cure) from None
+
+
+def commit(path: Path, manifest: Manifest, written: Iterable[str], former: Collection[str] = ()) -> Manifest:
+    """Make written files part of the bundle, in one step.
+
+    Args:
+        path: The bundle.
+        manifest: What it shall say, its `files` as they were.
+        written: Names of files that are in the folder already.
+        former: Names of files that go.
+
+    Returns:
+        The manifest now.
+
+    Raises:
+        BundleError: A written file may not be in a bundle.
+    """
+    kept = {name: hashed for name, hashed in manifest.files.items() if name not in former}
+    files = {**kept, **hashes(path, written)}
+    manifest = manifest.model_copy(update={"format": FORMAT, "files": files})
+    check_files(path, manifest, contents=False)
+    write_manifest(path, manifest)
+    for name in former:
+        (path / name).unlink()
+    return manifest
+
+
+def _leftovers(path: Path, manifest: Manifest) -> list[Path]:
+    """Files a killed writer left in a bundle."""
+    return [
+        path / name
+        for name in set(_files(path)) - set(manifest.files)
+        if name.startswith(_CONVERTED) or any(_revision(name, part) is not None for part in _PARTS)
+    ]
+
+
+def check_files(path: Path, manifest: Manifest, *, contents: bool, converted: bool = False) -> list[str]:
+    """Check a bundle's files against its manifest.
+
+    Args:
+        path: The bundle.
+        manifest: Its manifest.
+        contents: Compare the hashes too, which reads every byte.
+        converted: Whether a converted student will be run: then none may lie there unlisted, as
+            a killed writer leaves them.
+
+    Returns:
+        Names of files the manifest does not know. Nothing reads them.
+
+    Raises:
+        BundleError: A file is missing, changed, outside the bundle, or of a kind
+            that could run code; or the student's folder holds more than is listed.
+    """
+    check_names(path, manifest.files)
+    for name, expected in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise BundleError(f"bundle {path}: {name} is missing", _COPY_AGAIN)
+        if contents and file_hash(file) != expected:
+            raise BundleError(
+                f"bundle {path}: {name} is not the file the manifest describes",
+                "copy the bundle again, or make a new one with `ezxmc index`",
+            )
+    for part in (LABELS, INDEX):
+        if manifest.file(part) is None:
+            raise BundleError(f"bundle {path}: {MANIFEST} does not list one {part}", _COPY_AGAIN)
+    _check_student(path / STUDENT)
+    strays = [name for name in _files(path) if name not in manifest.files and not name.startswith(".")]
+    # Libraries read what they find in the student's folder, and the index what lies beside it.
+    index = PurePosixPath(manifest.file(INDEX) or INDEX)
+    beside = {str(index.with_suffix(".json"))}
+    if manifest.file(CHANGES) is None:
+        beside.add(str(index.with_suffix(".npz")))
+    for name in strays:
+        in_student = name.startswith(f"{STUDENT}/") and (converted or not name.startswith(_CONVERTED))
+        if in_student or name in beside:
+            raise BundleError(f"bundle {path}: {name} is not in the manifest", f"remove it, or {_COPY_AGAIN}")
+    return sorted(set(strays) - {MANIFEST})
+
+
+def check_names(path: Path, names: Iterable[str]) -> None:
+    """Check that files of these names may be in a bundle.
+
+    Raises:
+        BundleError: A name leads out of the folder, or to a kind of file that could run code.
+    """
+    for name in names:
+        plain = PurePosixPath(name)
+        inside = str(plain) == name and not plain.is_absolute() and ".." not in plain.parts
+        if not inside or re.search(r"[\\:\x00-\x1f]", name) or name == ".":
+            raise BundleError(f"bundle {path}: {name!r} is no plain path inside the folder", _COPY_AGAIN)
+        if not (path / name).resolve().is_relative_to(path.resolve()):
+            raise BundleError(
+                f"bundle {path}: {name} is a link that leaves the folder", "copy the file itself"
+            )
+        if plain.suffix not in _SUFFIXES:
+            raise BundleError(
+                f"bundle {path}: {name} is of a kind that may run code when it is read",
+                "save the student's weights as safetensors and make the bundle again with `ezxmc index`",
+            )
+
+
+def _check_student(student: Path) -> None:
+    modules = _json(student / "modules.json")
+    kinds = [row.get("type") if isinstance(row, dict) else None for row in modules] if modules else []
+    if not kinds or not isinstance(modules, list):
+        raise BundleError(f"{student / 'modules.json'} lists no modules", _COPY_AGAIN)
+    for kind in kinds:
+        if not isinstance(kind, str) or not kind.startswith("sentence_transformers."):
+            raise BundleError(
+                f"{student / 'modules.json'} names the class {kind}, which is not of sentence-transformers",
+                "make the bundle from a student of plain sentence-transformers modules",
+            )
+    for file in sorted(student.rglob("*config*.json")):
+        settings = _json(file)
+        if isinstance(settings, dict) and "auto_map" in settings:
+            raise BundleError(
+                f"{file} asks for code of its own (auto_map)", "make the bundle from a student without it"
+            )
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{file} cannot be read: {error}", _COPY_AGAIN) from None

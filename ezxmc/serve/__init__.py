@@ -1,0 +1,1 @@
+"""Tagging over HTTP: a bundle behind a small service (the extra `serve`)."""

@@ -1,0 +1,171 @@
+"""What every request passes before it reaches a route: host, rate, token, size."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ezxmc.serve.limits import Limits, TokenBuckets, authorized
+from ezxmc.serve.metrics import Metrics
+
+OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz"})
+"""Paths that need no token: they show nothing of the bundle."""
+_UNLIMITED = frozenset({"/healthz"})
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class RefusedError(Exception):
+    """A request that is not answered.
+
+    Args:
+        status: HTTP status.
+        detail: What was wrong.
+        cure: What helps.
+        headers: Of the answer.
+    """
+
+    def __init__(
+        self, status: int, detail: str, cure: str = "", headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.cure, self.headers = status, detail, cure, headers or {}
+
+    @property
+    def body(self) -> bytes:
+        """As JSON; what no encoding can hold is escaped."""
+        return json.dumps({"detail": self.detail, "cure": self.cure}).encode()
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: What it guards.
+        limits: As they say.
+        token: Bearer token, or `None` for none.
+        hosts: Names a browser may know this server by, or `None` for any. On
+            loopback this keeps out pages whose own name was made to point here
+            (DNS rebinding).
+        paths: Counted by name; any other path counts as "other".
+        metrics: Where to count.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        limits: Limits,
+        token: str | None,
+        hosts: Collection[str] | None,
+        paths: Collection[str],
+        metrics: Metrics,
+    ) -> None:
+        self._app, self._limits, self._token = app, limits, token
+        self._hosts, self._paths, self._metrics = hosts, paths, metrics
+        self._buckets = TokenBuckets(limits.rate, limits.burst)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 500
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update(_HEADERS)
+            await send(message)
+
+        try:
+            headers = Headers(scope=scope)
+            self._admit(scope, headers)
+            await self._app(scope, _replayed(await self._body(headers, receive)), answer)
+        except RefusedError as refused:
+            await answer(
+                {
+                    "type": "http.response.start",
+                    "status": refused.status,
+                    "headers": [
+                        (b"content-type", b"application/json"),
+                        (b"content-length", str(len(refused.body)).encode()),
+                        *((name.lower().encode(), value.encode()) for name, value in refused.headers.items()),
+                    ],
+                }
+            )
+            await answer({"type": "http.response.body", "body": refused.body})
+        finally:
+            path = scope["path"] if scope["path"] in self._paths else "other"
+            self._metrics.requests.labels(path, scope["method"] if path != "other" else "", status).inc()
+            self._metrics.seconds.labels(path).observe(time.monotonic() - began)
+
+    def _admit(self, scope: Scope, headers: Headers) -> None:
+        if self._hosts is not None and _name(headers.get("host", "")) not in self._hosts:
+            raise RefusedError(
+                421, "this server has another name", "use its address, such as http://127.0.0.1"
+            )
+        client = scope["client"][0] if scope.get("client") else ""
+        if scope["path"] not in _UNLIMITED and (wait := self._buckets.take(client)):
+            seconds = str(math.ceil(wait))
+            raise RefusedError(429, "too many requests", f"wait {seconds} s", {"Retry-After": seconds})
+        given = headers.get("authorization")
+        scope["authorized"] = self._token is None or authorized(
+            given.encode("latin-1") if given else None, self._token
+        )
+        if not scope["authorized"] and scope["path"] not in OPEN:
+            raise RefusedError(
+                401, "no valid token", "send `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"}
+            )
+
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        most = self._limits.body_bytes
+        too_large = RefusedError(
+            413, f"the body is larger than {most:,} bytes", "send fewer documents", {"Connection": "close"}
+        )
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > most:
+            raise too_large
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise RefusedError(400, "the client left before its body ended")
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > most:
+                        raise too_large
+                    if not message.get("more_body"):
+                        return b"".join(parts)
+        except TimeoutError:
+            raise RefusedError(408, "the body took too long", "", {"Connection": "close"}) from None
+
+
+def _replayed(body: bytes) -> Receive:
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        return waiting.pop() if waiting else {"type": "http.disconnect"}
+
+    return receive
+
+
+def _name(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""

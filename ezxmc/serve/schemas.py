@@ -1,0 +1,153 @@
+"""What comes in and goes out over HTTP."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from ezxmc.records import Label
+
+MOST_LABELS = 1_000
+"""Labels asked for at once: per document, or per page of the label list."""
+
+_UNFIT = re.compile("[\ud800-\udfff\0]")
+
+
+def _fit(text: str) -> str:
+    if unfit := _UNFIT.search(text):
+        raise ValueError(f"U+{ord(unfit[0]):04X} at character {unfit.start() + 1} is no text")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_fit)]
+"""What a file may hold as well: neither half a character nor NUL."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DocumentIn(_Body):
+    """A document: title, text or both."""
+
+    uid: Text | None = Field(None, description="Comes back with the tags; its position if absent.")
+    title: Text = ""
+    text: Text = ""
+
+
+class PredictIn(_Body):
+    """Documents to tag, and how."""
+
+    documents: list[Text | DocumentIn] = Field(min_length=1, description="Texts, or title and text.")
+    k: int | None = Field(
+        None, ge=1, le=MOST_LABELS, description="Tags per document; the bundle's default if absent."
+    )
+    threshold: float | None = Field(None, ge=0, le=1, description="Leave out tags less probable than this.")
+    decision: bool = Field(False, description="Keep what the bundle's decision keeps; no k, no threshold.")
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.decision and (self.k is not None or self.threshold is not None):
+            raise ValueError("a decision chooses how many tags a document gets: leave out k and threshold")
+        return self
+
+
+class Tag(BaseModel):
+    """A label of a document."""
+
+    label: str
+    title: str
+    score: float
+    probability: float | None = Field(description="Null where the bundle has no calibrator.")
+
+
+class Tagged(BaseModel):
+    """A document's tags, best first."""
+
+    uid: str
+    tags: list[Tag]
+
+
+class PredictOut(BaseModel):
+    """Predictions in the order of the documents."""
+
+    predictions: list[Tagged]
+    bundle: str = Field(description="Version of the bundle that answered.")
+
+
+class LabelIn(_Body):
+    """A label to add, or to change if its uid is there."""
+
+    uid: Text | None = Field(None, min_length=1, description="The title if absent.")
+    title: Annotated[Text, Field(min_length=1, max_length=10_000)]
+    text: Text = ""
+    aliases: list[Text] = []
+    parent: Text | None = None
+
+    def label(self) -> Label:
+        """As a record."""
+        title = self.title.strip()
+        return Label(self.uid or title, title, self.text, tuple(self.aliases), self.parent)
+
+
+class LabelsIn(_Body):
+    """Labels to add or change."""
+
+    labels: list[LabelIn] = Field(min_length=1)
+
+
+class LabelOut(BaseModel):
+    """A label of the bundle."""
+
+    model_config = ConfigDict(from_attributes=True)
+    uid: str
+    title: str
+    text: str
+    aliases: list[str]
+    parent: str | None
+
+
+class LabelPage(BaseModel):
+    """Some of the labels that fit the search."""
+
+    total: int = Field(description="How many fit.")
+    offset: int
+    labels: list[LabelOut]
+
+
+class ChangeOut(BaseModel):
+    """What became of the labels."""
+
+    added: int
+    changed: int
+    removed: int
+    total: int = Field(description="Labels there are now.")
+    bundle: str = Field(description="Version of the bundle that is served now.")
+
+
+class BundleOut(BaseModel):
+    """The bundle in service."""
+
+    version: str
+    loaded: str = Field(description="When, UTC.")
+    labels: int
+    k: int
+    calibrated: bool
+    decision: str | None = Field(description="What its decision guarantees, in words.")
+
+
+class Health(BaseModel):
+    """Whether and what the service serves."""
+
+    status: str = Field(description="`ok`, or `stale` where a newer bundle was refused.")
+    bundle: BundleOut | None = Field(description="Told to those who may use the service.")
+    refused: str | None = Field(description="Why the bundle on disk is not the one served.")
+
+
+class Problem(BaseModel):
+    """What was wrong, and what helps."""
+
+    detail: str
+    cure: str = ""

@@ -1,0 +1,137 @@
+"""A bundle at work: requests in batches, the folder and what is served of it in step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from anyio.to_thread import run_sync
+
+from ezxmc.bundle import Change
+from ezxmc.calibration.decisions import Decision
+from ezxmc.predict import Predictor
+from ezxmc.records import Document, Prediction
+from ezxmc.retrieval.backends import Backend, Precision
+from ezxmc.serve.batching import Batcher
+from ezxmc.serve.guard import RefusedError
+from ezxmc.serve.limits import Limits
+from ezxmc.serve.metrics import Metrics
+from ezxmc.serve.reload import BundleHolder
+from ezxmc.serve.schemas import ChangeOut
+
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a bundle is served.
+
+    Attributes:
+        bundle: Its folder.
+        limits: What is taken.
+        backend: What runs the encoder.
+        precision: What it computes in.
+        batch_documents: Documents computed together; 1 turns batching off.
+        batch_wait: Seconds the first of a batch waits for others.
+        token: Bearer token that is asked for.
+        hosts: Names the server answers to; `None`: any.
+        watch_every: Seconds between looks at the bundle's folder.
+    """
+
+    bundle: Path
+    limits: Limits = field(default_factory=Limits)
+    backend: Backend = "torch"
+    precision: Precision = "auto"
+    batch_documents: int = 32
+    batch_wait: float = 0.002
+    token: str | None = None
+    hosts: frozenset[str] | None = LOCAL_NAMES
+    watch_every: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The documents of one request and its options."""
+
+    documents: list[Document]
+    k: int | None
+    threshold: float | None
+    decision: bool
+
+
+class Service:
+    """What the routes share: the bundle, the batcher, the counters.
+
+    Raises:
+        BundleError: There is no intact bundle.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.bundle = BundleHolder(
+            lambda: Predictor.load(settings.bundle, backend=settings.backend, precision=settings.precision),
+            settings.bundle,
+            self._loaded,
+        )
+        self.batcher: Batcher[Work, tuple[list[Prediction], str]] = Batcher(
+            self._answer,
+            documents=settings.batch_documents,
+            wait=settings.batch_wait,
+            queue=settings.limits.queue,
+            observe=self.metrics.batches.observe,
+        )
+        self.metrics.watch(
+            lambda: self.batcher.waiting, lambda: self.bundle.current.predictor.bundle.index.size
+        )
+
+    def _loaded(self, ok: bool) -> None:
+        self.metrics.reloads.labels("ok" if ok else "refused").inc()
+
+    def _answer(self, works: Sequence[Work]) -> list[tuple[list[Prediction], str]]:
+        served = self.bundle.current
+        documents = [document for work in works for document in work.documents]
+        vectors = served.predictor.encode(documents)
+        found: dict[tuple[int | None, float | None, bool], list[int]] = {}
+        first = 0
+        for work in works:
+            places = found.setdefault((work.k, work.threshold, work.decision), [])
+            places.extend(range(first, first + len(work.documents)))
+            first += len(work.documents)
+        predictions: list[Prediction | None] = [None] * len(documents)
+        for (k, threshold, decision), places in found.items():
+            tagged = served.predictor.tag(
+                [documents[place] for place in places],
+                vectors[places],
+                k=k,
+                threshold=threshold,
+                decision=decision_of(served.predictor) if decision else None,
+            )
+            for place, prediction in zip(places, tagged, strict=True):
+                predictions[place] = prediction
+        self.metrics.documents.inc(len(documents))
+        done = iter(prediction for prediction in predictions if prediction is not None)
+        return [([next(done) for _ in work.documents], served.version) for work in works]
+
+    async def change(self, act: Callable[[Path], Change]) -> ChangeOut:
+        """Change the bundle's folder and serve it; raises as `BundleHolder.change`."""
+        change, served = await run_sync(self.bundle.change, act)
+        return ChangeOut(
+            added=change.added,
+            changed=change.changed,
+            removed=change.removed,
+            total=served.predictor.bundle.index.size,
+            bundle=served.version,
+        )
+
+
+def decision_of(predictor: Predictor) -> Decision:
+    """The bundle's own decision.
+
+    Raises:
+        RefusedError: It has none.
+    """
+    if predictor.bundle.decision is None:
+        raise RefusedError(409, "the bundle has no decision", "make one with `ezxmc decide`, or leave it out")
+    return predictor.bundle.decision

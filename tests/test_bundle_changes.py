@@ -1,0 +1,299 @@
+"""A bundle that changes: labels, calibrator, decision and index come and go; whoever is killed, it opens."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from tinyworld import label_rows
+
+from ezxmc.bundle import (
+    Change,
+    add_calibrator,
+    add_decision,
+    add_labels,
+    add_student_files,
+    load_bundle,
+    rebuild_index,
+    remove_labels,
+    save_bundle,
+)
+from ezxmc.calibration import Calibrator, Isotonic
+from ezxmc.calibration.decisions import Decision
+from ezxmc.errors import BundleError, DataError
+from ezxmc.predict import Predictor
+from ezxmc.records import Document, Label
+from ezxmc.retrieval import BiEncoder
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+LABELS = [Label(row["uid"], row["title"]) for row in label_rows()]
+NEW = [Label("l-fjord", "fjord 7"), Label("l-yeast", "yeast 9", "for bread", ("ferment",), "l-oven")]
+CURVES = [Calibrator("teacher", 5, 100, Isotonic((0.0, 1.0), (0.1, top))) for top in (0.9, 0.8)]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, one_thread: None) -> Path:
+    """With label vectors that are not those of the titles, and not of unit length."""
+
+    def refine(encoder: BiEncoder, vectors: np.ndarray) -> np.ndarray:
+        return (vectors * np.linspace(1, 1.5, len(vectors))[:, None]).astype(np.float32)
+
+    path = tmp_path_factory.mktemp("made") / "bundle"
+    save_bundle(path, tiny_encoder, LABELS, max_length=32, k=4, refine=refine)
+    return path
+
+
+@pytest.fixture
+def bundle(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def best(bundle: Path, text: str) -> str:
+    return Predictor(bundle).predict([Document("d", "", text)], k=1)[0].labels[0]
+
+
+def vector(bundle: Path, uid: str) -> np.ndarray:
+    opened = load_bundle(bundle)
+    return opened.index.vectors([opened.rows()[uid]])[0]
+
+
+def as_format_1(bundle: Path) -> None:
+    """What the first version wrote: no card, no changes."""
+    from ezxmc.manifest import read_manifest, write_manifest
+
+    manifest = read_manifest(bundle)
+    for name in ("index.json", "index.npz"):
+        (bundle / name).unlink()
+    files = {name: hashed for name, hashed in manifest.files.items() if (bundle / name).is_file()}
+    write_manifest(bundle, manifest.model_copy(update={"format": 1, "files": files}))
+
+
+@pytest.mark.parametrize("format", [1, 2])
+def test_new_labels_are_answered_from_their_titles_alone(bundle: Path, format: int) -> None:
+    if format == 1:
+        as_format_1(bundle)
+    before, kept = load_bundle(bundle), vector(bundle, "l-rose")
+    assert before.manifest.format == format and before.index.kind == "exact"
+    assert best(bundle, "fjord 7") != "l-fjord"
+    assert add_labels(bundle, NEW) == Change(added=2)
+    after = load_bundle(bundle)
+    assert after.labels == [*LABELS, *NEW] and after.manifest.labels == 27 == after.index.size
+    assert {name: after.rows()[name] for name in before.rows()} == before.rows(), "rows are for good"
+    title = after.encoder.encode_labels(["yeast 9"])[0]
+    np.testing.assert_allclose(vector(bundle, "l-yeast"), title, atol=1e-6)
+    np.testing.assert_array_equal(vector(bundle, "l-rose"), kept)
+    scores, rows = after.index.search(title[None], 27)
+    assert sorted(rows[0].tolist()) == list(range(27)) and "l-yeast" in {after.labels[r].uid for r in rows[0]}
+    exact = after.index.vectors(np.arange(27)) @ title
+    np.testing.assert_allclose(scores[0], np.sort(exact)[::-1], atol=1e-5)
+    on_disk = {str(file.relative_to(bundle)) for file in bundle.rglob("*") if file.is_file()}
+    assert on_disk == {*after.manifest.files, "manifest.json", ".lock"} and after.manifest.format == 2
+
+
+def test_a_label_is_changed_by_its_uid(bundle: Path) -> None:
+    refined = vector(bundle, "l-rose")
+    same = [Label("l-rose", "rose", "a flower"), Label("l-boat", "boat")]
+    assert add_labels(bundle, same) == Change(changed=2)
+    np.testing.assert_array_equal(vector(bundle, "l-rose"), refined)
+    opened = load_bundle(bundle)
+    assert opened.labels[opened.rows()["l-rose"]].text == "a flower" and opened.index.total == 25
+    assert add_labels(bundle, [Label("l-rose", "tulip 5"), NEW[0]]) == Change(added=1, changed=1)
+    opened = load_bundle(bundle)
+    assert opened.index.total == 27 and opened.index.size == 26 == len(opened.rows())
+    assert opened.labels[opened.rows()["l-rose"]].title == "tulip 5"
+    found = {uid for p in Predictor(opened).predict([Document("", "", "rose")], k=99) for uid in p.titles}
+    assert "rose" not in found and "tulip 5" in found
+    with pytest.raises(DataError, match="occurs twice"):
+        add_labels(bundle, [NEW[0], NEW[0]])
+
+
+def test_removed_labels_are_answered_no_more(bundle: Path) -> None:
+    gone = best(bundle, "guitar melody")
+    assert remove_labels(bundle, [gone, gone]) == Change(removed=1)
+    opened = load_bundle(bundle)
+    answers = Predictor(opened).predict([Document("", "", "guitar melody")], k=99)[0].labels
+    assert len(answers) == 24 == opened.manifest.labels and gone not in answers
+    with pytest.raises(DataError, match=rf"no label '{gone}'(.|\n)*labels list"):
+        remove_labels(bundle, [gone])
+    with pytest.raises(BundleError, match="no label left"):
+        remove_labels(bundle, opened.rows())
+    add_labels(bundle, [label for label in LABELS if label.uid == gone])
+    assert set(load_bundle(bundle).rows()) == {label.uid for label in LABELS}
+
+
+def test_a_rebuilt_index_answers_the_same(bundle: Path) -> None:
+    add_labels(bundle, NEW)
+    remove_labels(bundle, ["l-rose", "l-fjord"])
+    documents = [Document(str(i), "", text) for i, text in enumerate(["rose", "yeast 9", "star comet"])]
+    before = Predictor(bundle).predict(documents, k=99)
+    index = rebuild_index(bundle)
+    opened = load_bundle(bundle)
+    assert index.size == index.total == 25 == len(opened.labels) and "25 labels" in opened.index.reason
+    assert opened.manifest.index == opened.index.summary and "recall@25" in opened.index.summary
+    after = Predictor(opened).predict(documents, k=99)
+    assert [p.labels for p in after] == [p.labels for p in before]
+    add_labels(bundle, NEW)
+    assert load_bundle(bundle).index.size == 26
+
+
+def test_calibrator_and_decision_come_and_are_replaced(bundle: Path) -> None:
+    for curve in CURVES:
+        add_calibrator(bundle, curve)
+        assert load_bundle(bundle).calibrator == curve and load_bundle(bundle).decision is None
+        for decision in (Decision.top_k(2), Decision.top_k(3)):
+            add_decision(bundle, decision)
+            assert load_bundle(bundle).decision == decision
+    add_labels(bundle, NEW)
+    opened = load_bundle(bundle)
+    assert opened.calibrator == CURVES[1] and opened.decision == Decision.top_k(3)
+    with pytest.raises(BundleError, match="no bundle"):
+        add_calibrator(bundle / "student", CURVES[0])
+    assert not (bundle / "student" / ".lock").exists()
+
+
+def converted(bundle: Path, content: bytes = b"new") -> None:
+    file = bundle / ".export-1"
+    file.write_bytes(content)
+    add_student_files(bundle, {"onnx/model.onnx": file})
+
+
+def test_converted_students_come_and_are_replaced(bundle: Path) -> None:
+    for content in (b"one", b"two"):
+        converted(bundle, content)
+        assert "student/onnx/model.onnx" in load_bundle(bundle).manifest.files
+        assert (bundle / "student" / "onnx" / "model.onnx").read_bytes() == content
+    (bundle / ".export-2").write_bytes(b"")
+    for name in ("onnx/model.py", "../../model.onnx"):
+        with pytest.raises(BundleError, match=r"may run code|no plain path"):
+            add_student_files(bundle, {name: bundle / ".export-2"})
+    assert (bundle / ".export-2").exists() and load_bundle(bundle).index.size == 25
+
+
+class Killed(BaseException):
+    """Stands for a signal that nothing survives."""
+
+
+def killing(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Die at the step numbered `after` that touches the disk; a writer dies with half a file."""
+    left: Iterator[int] = iter(range(after))
+
+    def dying(owner: Any, name: str, *, half: Callable[..., Path] | None = None) -> None:
+        plain = getattr(owner, name)
+
+        def step(*arguments: Any, **options: Any) -> Any:
+            if next(left, None) is None:
+                if half:
+                    half(*arguments).write_bytes(b"half")
+                raise Killed
+            return plain(*arguments, **options)
+
+        monkeypatch.setattr(owner, name, step)
+
+    import ezxmc.bundle
+    import ezxmc.manifest
+    from ezxmc.retrieval import LabelIndex
+
+    dying(ezxmc.bundle, "write_labels", half=lambda file, labels: file)
+    dying(LabelIndex, "save", half=lambda index, file: file)
+    dying(LabelIndex, "save_changes", half=lambda index, file: file)
+    dying(Calibrator, "save", half=lambda curve, file: file)
+    dying(ezxmc.manifest, "hashes")
+    dying(Path, "replace")
+    dying(Path, "unlink")
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "add": lambda path: add_labels(path, NEW),
+    "remove": lambda path: remove_labels(path, ["l-rose"]),
+    "rebuild": rebuild_index,
+    "calibrate": lambda path: add_calibrator(path, CURVES[1]),
+    "convert": converted,
+}
+
+
+def state(path: Path) -> tuple[Any, ...]:
+    opened = load_bundle(path)
+    curve = opened.calibrator and opened.calibrator.to_dict()
+    return sorted(opened.rows()), opened.index.total, curve, opened.decision, len(opened.manifest.files)
+
+
+@pytest.mark.filterwarnings("ignore:bundle .* not part of it")
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_killed_change_leaves_the_former_bundle_or_the_new_one(
+    bundle: Path, tmp_path: Path, change: str
+) -> None:
+    if change != "add":  # which is tried on a bundle as it was made
+        add_labels(bundle, [Label("l-extra", "extra 1")])
+        remove_labels(bundle, ["l-boat"])
+        add_calibrator(bundle, CURVES[0])
+        add_decision(bundle, Decision.top_k(2))
+    done = tmp_path / "done"
+    shutil.copytree(bundle, done)
+    CHANGES[change](done)
+    former, new = state(bundle), state(done)
+    assert former != new
+    seen = []
+    for after in range(30):
+        place = tmp_path / f"killed-{after}"
+        shutil.copytree(bundle, place)
+        with pytest.MonkeyPatch.context() as patch:
+            killing(patch, after)
+            try:
+                CHANGES[change](place)
+            except Killed:
+                finished = False
+            else:
+                finished = True
+        found = state(place)
+        assert found in (former, new)
+        seen.append(found == new)
+        if finished:
+            break
+        if found == former:
+            CHANGES[change](place)
+            assert state(place) == new and not load_bundle(place).strays, "the next writer cleans up"
+    assert finished and seen == sorted(seen) and seen[-1] and not seen[0]
+
+
+def test_a_folder_replaced_while_it_is_read_is_read_again(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ezxmc.bundle as module
+
+    plain, calls = module.check_files, 0
+
+    def check(path: Path, manifest: Any, **options: Any) -> list[str]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            monkeypatch.setattr(module, "check_files", plain)
+            add_labels(bundle, NEW)
+        return plain(path, manifest, **options)
+
+    monkeypatch.setattr(module, "check_files", check)
+    assert "l-fjord" in load_bundle(bundle).rows()
+
+
+def test_one_writer_at_a_time(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ezxmc.manifest._PATIENCE", 0.05)
+    with FileLock(bundle / ".lock"), pytest.raises(BundleError, match="another process"):
+        add_labels(bundle, NEW)
+    assert load_bundle(bundle).index.size == 25
+
+
+def test_a_full_disk_is_an_error_with_a_cure(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ezxmc.bundle.write_labels", full)
+    with pytest.raises(BundleError, match=r"No space left(.|\n)*cure"):
+        add_labels(bundle, NEW)
+    monkeypatch.undo()
+    assert load_bundle(bundle).index.size == 25

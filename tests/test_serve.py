@@ -1,0 +1,431 @@
+"""The service over HTTP on loopback: tags, labels, reloads, limits, and a fuzzer that finds no 500."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from serving import DOCUMENTS, EVIL, PATIENCE, served, until, write_bundle
+from tinyworld import label_rows
+
+pytest.importorskip("fastapi", reason="needs the extra `serve`")
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from ezxmc.bundle import add_decision, add_labels, remove_labels, save_bundle
+from ezxmc.calibration.decisions import Decision
+from ezxmc.errors import BundleError
+from ezxmc.predict import Predictor, prediction_row
+from ezxmc.records import Label
+from ezxmc.serve.app import create_app
+from ezxmc.serve.limits import Limits
+from ezxmc.serve.reload import BundleHolder
+from ezxmc.serve.service import Settings
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FREE = Limits(rate=1e6, burst=1_000_000)
+BODY = {"documents": [{"uid": one.uid, "title": one.title, "text": one.text} for one in DOCUMENTS]}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, one_thread: None) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("serve") / "bundle", tiny_encoder)
+
+
+@pytest.fixture
+def bundle(made: Path, tmp_path: Path) -> Path:
+    """A bundle that a test may change."""
+    shutil.copytree(made, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.fixture(scope="module")
+def client(made: Path) -> Iterator[httpx.Client]:
+    """Of a service whose bundle stays as it is."""
+    with served(create_app(plain(made, FREE, batch_wait=0.05))) as found:
+        yield found
+
+
+@pytest.fixture
+def changing(bundle: Path) -> Iterator[httpx.Client]:
+    with served(create_app(plain(bundle, FREE, watch_every=0.05))) as found:
+        yield found
+
+
+def plain(bundle: Path, limits: Limits = FREE, **options: Any) -> Settings:
+    """In float32: what a document is batched with must not matter to its scores."""
+    return Settings(bundle, limits, precision="float32", **options)
+
+
+def metric(client: httpx.Client, name: str, **labels: str) -> float:
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+def test_the_service_tags_as_the_library_does(client: httpx.Client, made: Path) -> None:
+    predictor = Predictor(made)
+    for options in ({}, {"k": 2}, {"k": 26, "threshold": 0.5}):
+        wanted = [prediction_row(one) for one in predictor.predict(DOCUMENTS, **options)]  # type: ignore[arg-type]
+        found = client.post("/predict", json=BODY | options).json()["predictions"]
+        assert [[tag["label"] for tag in one["tags"]] for one in found] == [
+            [tag["label"] for tag in one["tags"]] for one in wanted
+        ]
+        for mine, other in zip(found, wanted, strict=True):
+            assert mine["uid"] == other["uid"]
+            for tag, same in zip(mine["tags"], other["tags"], strict=True):
+                assert tag == pytest.approx(same, abs=2e-4)
+    texts = client.post("/predict", json={"documents": ["guitar", {"text": "soup"}]}).json()["predictions"]
+    assert [one["uid"] for one in texts] == ["0", "1"]
+
+
+def test_requests_at_once_share_batches_and_get_their_own_answers(client: httpx.Client) -> None:
+    alone = {
+        (number, k): client.post("/predict", json={"documents": [DOCUMENTS[number].text], "k": k}).json()
+        for number in range(8)
+        for k in (1, 3)
+    }
+    batches, documents = (
+        metric(client, "ezxmc_batch_documents_count"),
+        metric(client, "ezxmc_documents_total"),
+    )
+
+    def ask(case: tuple[int, int]) -> Any:
+        return client.post("/predict", json={"documents": [DOCUMENTS[case[0]].text], "k": case[1]}).json()
+
+    cases = list(alone) * 3
+    with ThreadPoolExecutor(16) as pool:
+        for case, found in zip(cases, pool.map(ask, cases), strict=True):
+            assert [tag["label"] for tag in found["predictions"][0]["tags"]] == [
+                tag["label"] for tag in alone[case]["predictions"][0]["tags"]
+            ]
+    assert metric(client, "ezxmc_documents_total") - documents == len(cases)
+    assert metric(client, "ezxmc_batch_documents_count") - batches < len(cases) / 2
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        (b"", 422, "body"),
+        (b"{", 422, "JSON"),
+        (b"[" * 100_000, 400, ""),
+        (b"1" * 5_000, 400, ""),
+        (b"{}", 422, "documents"),
+        (b'{"documents": []}', 422, "documents"),
+        (b'{"documents": [""]}', 422, "neither title nor text"),
+        (b'{"documents": [{"uid": "a"}]}', 422, "neither title nor text"),
+        (b'{"documents": ["x"], "k": 0}', 422, "k"),
+        (b'{"documents": ["x"], "k": 1e999}', 422, "k"),
+        (b'{"documents": ["x"], "threshold": NaN}', 422, "threshold"),
+        (b'{"documents": ["x"], "threshold": 2}', 422, "threshold"),
+        (b'{"documents": ["x"], "thresold": 0.5}', 422, "thresold"),
+        (b'{"documents": ["x"], "\\ud800": 1}', 422, ""),
+        (b'{"documents": ["\\ud800"]}', 422, "U+D800"),
+        (b'{"documents": [{"uid": "\\udfff", "text": "x"}]}', 422, "U+DFFF"),
+        (b'{"documents": [{"text": "a\\u0000"}]}', 422, "U+0000 at character 2"),
+        (b'{"documents": ["x"], "decision": true, "k": 3}', 422, "decision"),
+        (b'{"documents": ["x"], "decision": true}', 409, "no decision"),
+        (b'"\xff"', 400, ""),
+    ],
+)
+def test_what_cannot_be_answered_is_told(client: httpx.Client, body: bytes, status: int, word: str) -> None:
+    found = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
+    assert (found.status_code, word in found.json()["detail"]) == (status, True), found.text
+    assert len(found.content) < 2_000, "what was sent is sent back"
+
+
+def test_a_form_of_another_site_is_not_taken(client: httpx.Client) -> None:
+    found = client.post("/predict", content=json.dumps(BODY), headers={"Content-Type": "text/plain"})
+    assert found.status_code == 422
+    assert client.get("/healthz", headers={"Host": "evil.example"}).status_code == 421
+    assert "access-control-allow-origin" not in client.options("/predict").headers
+
+
+def test_hostile_documents_are_tagged_like_any_other(client: httpx.Client) -> None:
+    texts = ["guitar melody " * 10_000, "😀" * 500, "\u202e", "é" * 100_000]
+    found = client.post("/predict", json={"documents": texts})
+    assert found.status_code == 200 and all(len(one["tags"]) == 4 for one in found.json()["predictions"])
+
+
+def test_limits_of_a_request(made: Path) -> None:
+    limits = Limits(documents=3, characters=100, body_bytes=1_000)
+    with served(create_app(plain(made, limits))) as client:
+        for body, status in (
+            ({"documents": ["x"] * 3}, 200),
+            ({"documents": ["x"] * 4}, 413),
+            ({"documents": ["x" * 100]}, 200),
+            ({"documents": [{"title": "x" * 50, "text": "x" * 51}]}, 413),
+            ({"documents": ["x" * 2_000]}, 413),
+        ):
+            assert client.post("/predict", json=body).status_code == status
+        labels = [{"title": str(number)} for number in range(4)]
+        assert client.post("/labels", json={"labels": labels}).status_code == 413
+
+
+def test_a_full_queue_answers_503_with_a_time(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, working = threading.Event(), threading.Event()
+    encode = Predictor.encode
+
+    def slow(self: Predictor, documents: Any) -> Any:
+        if documents[0].text == "slow":
+            working.set()
+            go.wait(600)
+        return encode(self, documents)
+
+    monkeypatch.setattr(Predictor, "encode", slow)
+    limits = Limits(queue=2, rate=1e6, burst=1_000_000)
+    with served(create_app(plain(made, limits))) as client, ThreadPoolExecutor(8) as pool:
+        held = pool.submit(client.post, "/predict", json={"documents": ["slow"]})
+        assert working.wait(600)
+        waiting = [pool.submit(client.post, "/predict", json={"documents": ["x"]}) for _ in range(2)]
+        until(lambda: metric(client, "ezxmc_queue_documents") == 2)
+        refused = client.post("/predict", json={"documents": ["x"]})
+        go.set()
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+        assert [one.result().status_code for one in (held, *waiting)] == [200] * 3
+
+
+def test_without_calibrator_thresholds_are_refused(tmp_path: Path, tiny_encoder: Path) -> None:
+    path = write_bundle(tmp_path / "plain", tiny_encoder, calibrated=False)
+    with served(create_app(plain(path))) as client:
+        found = client.post("/predict", json={"documents": ["x"], "threshold": 0.5})
+        assert found.status_code == 409 and "calibrat" in found.json()["cure"]
+        tag = client.post("/predict", json={"documents": ["x"]}).json()["predictions"][0]["tags"][0]
+        assert tag["probability"] is None
+
+
+def test_a_token_is_asked_for_but_not_for_the_page(made: Path) -> None:
+    token = "0123456789abcdef"
+    with served(create_app(plain(made, token=token))) as client:
+        assert client.post("/predict", json=BODY).status_code == 401
+        assert client.get("/").status_code == 200 == client.get("/docs").status_code
+        closed = client.get("/healthz").json()
+        assert closed == {"status": "ok", "bundle": None, "refused": None}
+        client.headers["Authorization"] = f"Bearer {token}"
+        assert client.post("/predict", json=BODY).status_code == 200
+        assert client.get("/healthz").json()["bundle"]["labels"] == 26
+
+
+def test_labels_are_listed_in_pages_and_searched(client: httpx.Client) -> None:
+    everything = client.get("/labels", params={"limit": 1_000}).json()
+    uids = [row["uid"] for row in label_rows()] + ["evil"]
+    assert everything["total"] == 26 and [label["uid"] for label in everything["labels"]] == uids
+    pages = [client.get("/labels", params={"offset": first, "limit": 10}).json() for first in (0, 10, 20, 30)]
+    assert [label["uid"] for one in pages for label in one["labels"]] == uids
+    assert [len(one["labels"]) for one in pages] == [10, 10, 6, 0]
+
+    def search(query: str) -> list[str]:
+        return [label["uid"] for label in client.get("/labels", params={"query": query}).json()["labels"]]
+
+    assert search("GUIT") == ["l-guitar"] and search("l-soup") == ["l-soup"] and search("aliAS") == ["evil"]
+    assert search("no such thing") == [] and len(search("")) == 26
+    assert client.get("/labels", params={"limit": 0}).status_code == 422
+
+
+def test_labels_come_change_and_go_while_documents_are_tagged(changing: httpx.Client, bundle: Path) -> None:
+    before = changing.get("/healthz").json()["bundle"]["version"]
+    added = changing.post(
+        "/labels", json={"labels": [{"title": " zzz "}, {"uid": "l-soup", "title": "broth"}]}
+    )
+    assert added.json() | {"bundle": ""} == {
+        "added": 1,
+        "changed": 1,
+        "removed": 0,
+        "total": 27,
+        "bundle": "",
+    }
+    assert added.json()["bundle"] != before
+    found = changing.post("/predict", json={"documents": ["zzz"], "k": 27}).json()
+    assert found["bundle"] == added.json()["bundle"]
+    titles = [tag["title"] for tag in found["predictions"][0]["tags"]]
+    assert titles[0] == "zzz" and "broth" in titles and "soup" not in titles
+    # Whoever opens the folder sees the same.
+    assert Predictor.load(bundle).predict(["zzz"], k=1)[0].labels == ("zzz",)
+    gone = changing.delete("/labels", params={"uid": ["zzz", "evil"]})
+    assert gone.json()["removed"] == 2 and gone.json()["total"] == 25
+    found = changing.post("/predict", json={"documents": ["zzz"], "k": 100}).json()["predictions"][0]["tags"]
+    assert len(found) == 25 and not {"zzz", "evil"} & {tag["label"] for tag in found}
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "status"),
+    [
+        ("DELETE", {"params": {"uid": "nobody"}}, 404),
+        ("DELETE", {}, 422),
+        ("DELETE", {"params": {"uid": [row["uid"] for row in label_rows()] + ["evil"]}}, 409),
+        ("POST", {"json": {"labels": [{"title": "a"}, {"title": "a"}]}}, 422),
+        ("POST", {"json": {"labels": [{"title": "  "}]}}, 422),
+        ("POST", {"json": {"labels": []}}, 422),
+        ("POST", {"json": {"labels": [{"title": "a", "uid": ""}]}}, 422),
+    ],
+)
+def test_wrong_changes_of_labels_change_nothing(
+    client: httpx.Client, method: str, options: dict[str, Any], status: int
+) -> None:
+    before = client.get("/healthz").json()
+    found = client.request(method, "/labels", **options)
+    assert found.status_code == status, found.text
+    assert client.get("/healthz").json() == before
+
+
+def test_a_new_bundle_is_taken_up_by_itself_and_a_bad_one_is_refused(
+    changing: httpx.Client, bundle: Path, tiny_encoder: Path
+) -> None:
+    add_labels(bundle, [Label("new", "new")])
+    until(lambda: changing.get("/healthz").json()["bundle"]["labels"] == 27)
+    remove_labels(bundle, ["new"])
+    until(lambda: changing.get("/healthz").json()["bundle"]["labels"] == 26)
+    good = changing.get("/healthz").json()["bundle"]
+
+    weights = bundle / "student" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1])
+    until(lambda: changing.get("/healthz").json()["status"] == "stale")
+    health = changing.get("/healthz").json()
+    assert "model.safetensors" in health["refused"] and health["bundle"] == good
+    assert changing.post("/predict", json=BODY).json()["bundle"] == good["version"]
+    refused = changing.post("/reload")
+    assert refused.status_code == 409 and "model.safetensors" in refused.json()["detail"]
+    assert changing.post("/labels", json={"labels": [{"title": "x"}]}).status_code == 409
+    assert metric(changing, "ezxmc_reloads_total", outcome="refused") >= 2
+
+    weights.write_bytes(whole)
+    until(lambda: changing.get("/healthz").json()["status"] == "ok")
+    save_bundle(bundle, tiny_encoder, [Label("only", "only")], max_length=32, k=1)
+    until(lambda: changing.get("/healthz").json()["bundle"]["labels"] == 1)
+    assert (
+        changing.post("/predict", json={"documents": ["x"]}).json()["predictions"][0]["tags"][0]["label"]
+        == "only"
+    )
+
+
+def test_a_bundle_is_reloaded_when_asked(bundle: Path) -> None:
+    loads: list[bool] = []
+    holder = BundleHolder(lambda: Predictor.load(bundle), bundle, loads.append)
+    holder.watch(3_600)
+    try:
+        add_decision(bundle, Decision.top_k(2))
+        assert holder.current.predictor.bundle.decision is None
+        holder.ask()
+        until(lambda: holder.current.predictor.bundle.decision is not None)
+        version = holder.current.version
+        (bundle / "manifest.json").unlink()
+        with pytest.raises(BundleError, match="no bundle"):
+            holder.reload()
+        assert holder.current.version == version and holder.refused and loads == [True, False]
+    finally:
+        holder.stop()
+
+
+def test_the_decision_of_the_bundle_is_applied(changing: httpx.Client, bundle: Path) -> None:
+    add_decision(bundle, Decision.at_threshold(0.7, depth=6))
+    assert changing.post("/reload").json()["decision"] == "no rate is guaranteed"
+    found = changing.post("/predict", json=BODY | {"decision": True}).json()["predictions"]
+    deep = changing.post("/predict", json=BODY | {"k": 6}).json()["predictions"]
+    for kept, whole in zip(found, deep, strict=True):
+        assert [tag["label"] for tag in kept["tags"]] == [
+            tag["label"] for tag in whole["tags"] if tag["probability"] > 0.69999
+        ]
+    assert len({len(one["tags"]) for one in found}) > 1
+
+
+def test_requests_during_reloads_are_all_answered(changing: httpx.Client, bundle: Path) -> None:
+    over = threading.Event()
+
+    def ask() -> set[int]:
+        found = set()
+        while not over.is_set():
+            answer = changing.post("/predict", json={"documents": ["guitar"], "k": 26})
+            found.add(answer.status_code)
+            assert len(answer.json()["predictions"][0]["tags"]) in (25, 26)
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        for _ in range(3):
+            remove_labels(bundle, ["evil"])
+            assert changing.post("/reload").status_code == 200
+            add_labels(bundle, [Label("evil", EVIL)])
+            assert changing.post("/reload").status_code == 200
+        over.set()
+        assert set().union(*(one.result() for one in asking)) == {200}
+
+
+def test_metrics_are_prometheus_text(client: httpx.Client) -> None:
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    names = {family.name for family in text_string_to_metric_families(response.text)}
+    assert {"ezxmc_requests", "ezxmc_request_seconds", "ezxmc_documents", "ezxmc_labels"} <= names
+    assert metric(client, "ezxmc_labels") == 26
+
+
+def test_docs_show_every_operation_and_nothing_from_elsewhere(client: httpx.Client) -> None:
+    docs = client.get("/docs")
+    assert "default-src 'none'" in docs.headers["content-security-policy"]
+    assert "https://" not in docs.text and "<script" not in docs.text
+    schema = client.get("/openapi.json").json()
+    assert set(schema["paths"]) == {"/predict", "/labels", "/healthz", "/metrics", "/reload"}
+    for path, operations in schema["paths"].items():
+        for method, operation in operations.items():
+            assert f"{method.upper()} {path}" in docs.text and operation["description"] in docs.text.replace(
+                "&#39;", "'"
+            )
+
+
+# --- fuzzing: cases are made from the service's own description
+
+schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
+
+
+@pytest.fixture(scope="module")
+def described(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    path = tmp_path_factory.mktemp("fuzzed") / "bundle"
+    shutil.copytree(made, path)
+    with served(create_app(plain(path, FREE, batch_wait=0))) as client:
+        yield schemathesis.openapi.from_url(f"{client.base_url}/openapi.json")
+
+
+@pytest.mark.parametrize("valid", [True, False], ids=["valid", "invalid"])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        "POST /predict",
+        "GET /labels",
+        "POST /labels",
+        "DELETE /labels",
+        "GET /healthz",
+        "GET /metrics",
+        "POST /reload",
+    ],
+)
+def test_a_fuzzer_finds_no_error_of_the_service(described: Any, operation: str, valid: bool) -> None:
+    from schemathesis import GenerationMode
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
+
+    method, path = operation.split()
+    if not valid and path not in ("/predict", "/labels"):
+        pytest.skip("takes nothing that could be invalid")
+    checks = (not_a_server_error, response_schema_conformance, content_type_conformance)
+    mode = GenerationMode.POSITIVE if valid else GenerationMode.NEGATIVE
+    statuses = set()
+
+    @given(case=described[path][method].as_strategy(generation_mode=mode))
+    @settings(max_examples=60, database=None, suppress_health_check=list(HealthCheck))
+    def fuzz(case: Any) -> None:
+        statuses.add(case.call_and_validate(checks=checks, timeout=PATIENCE).status_code)
+
+    fuzz()
+    assert 200 in statuses or (valid, method) == (True, "DELETE") or not valid
