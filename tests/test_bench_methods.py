@@ -190,13 +190,23 @@ def test_no_report_document_is_judged_or_trained_on(
     world: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
-    features = BiEncoder.features
+    ranking_now: list[bool] = []
+    features, encode = BiEncoder.features, BiEncoder._encode
 
     def spy(self: BiEncoder, texts: Sequence[str]) -> dict[str, Any]:
-        seen.extend(texts)
+        if not ranking_now:
+            seen.extend(texts)
         return features(self, texts)
 
+    def without_gradient(self: BiEncoder, texts: Sequence[str], progress: Any) -> Any:
+        ranking_now.append(True)
+        try:
+            return encode(self, texts, progress)
+        finally:
+            ranking_now.pop()
+
     monkeypatch.setattr(BiEncoder, "features", spy)
+    monkeypatch.setattr(BiEncoder, "_encode", without_gradient)
     # A judged document of the report share is not reported on.
     documents, _ = read_documents(world / "documents.jsonl")
     inside = split_documents([document.uid for document in documents], SHARE, 0)[1]

@@ -52,7 +52,7 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return lambda doc, label: 0.8 + 0.1 * (len(label) % 2)
 
     monkeypatch.setattr(targets, "teacher_verdicts", verdicts)
-    monkeypatch.setattr(calibrate, "_newest", lambda store: [])
+    monkeypatch.setattr(calibrate, "newest_judgments", lambda store: [])
     monkeypatch.chdir(tmp_path / "w")
     return tmp_path / "w"
 
