@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from ezxmc.calibration import Calibrator
 from ezxmc.calibration.decisions import Decision
+from ezxmc.config import Backend, Precision
 from ezxmc.errors import BundleError, DataError
 from ezxmc.manifest import (
     CALIBRATOR,
@@ -49,7 +50,6 @@ from ezxmc.manifest import (
 )
 from ezxmc.records import Label
 from ezxmc.retrieval import BiEncoder, LabelIndex
-from ezxmc.retrieval.backends import Backend, Precision
 
 Refine = Callable[[BiEncoder, NDArray[np.float32]], NDArray[np.float32]]
 """From an encoder and its (L, D) vectors of the titles to better ones."""

@@ -20,6 +20,11 @@ from pydantic import (
 
 from ezxmc.errors import ConfigError
 
+Backend = Literal["torch", "onnx", "openvino"]
+"""What runs an encoder."""
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
+"""What it computes in."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ezxmc.bundle import Bundle, load_bundle
 from ezxmc.calibration.decisions import Decision
+from ezxmc.config import Backend, Precision
 from ezxmc.errors import ConfigError
 from ezxmc.records import Document, Prediction
-from ezxmc.retrieval.backends import Backend, Precision
 
 WINDOW = 512
 """Documents encoded together: the encoder puts those of like length into one batch."""

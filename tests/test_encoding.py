@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from tinyworld import TOPICS, document
 
+from ezxmc.config import Backend, Precision
 from ezxmc.errors import ConfigError, ModelError
 from ezxmc.models import resolve_model
 from ezxmc.retrieval import BiEncoder, backends
-from ezxmc.retrieval.backends import Backend, Precision, choose_precision
+from ezxmc.retrieval.backends import choose_precision
 from ezxmc.retrieval.conversion import convert
 from ezxmc.retrieval.tokens import has_fast_bfloat16, passes
 

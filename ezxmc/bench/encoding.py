@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from ezxmc.bundle import Bundle, load_bundle
+from ezxmc.config import Backend, Precision
 from ezxmc.errors import BundleError, DataError, ModelError
 from ezxmc.manifest import STUDENT
 from ezxmc.metrics import precision_at_k
 from ezxmc.predict import Predictor
 from ezxmc.records import Document
 from ezxmc.retrieval import BiEncoder
-from ezxmc.retrieval.backends import Backend, Precision
 from ezxmc.watch import Unwatched, Watch
 
 PLAIN = "SentenceTransformer.encode float32"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ezxmc.cli.console import answer, watching
-from ezxmc.retrieval.backends import Backend, Precision
+from ezxmc.config import Backend, Precision
 
 
 def register(app: typer.Typer) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from ezxmc.cli.console import bad_rows, emit, table, watching
+from ezxmc.config import Backend, Precision
 from ezxmc.errors import ConfigError, DataError
 
-Backend = Annotated[Literal["torch", "onnx"], typer.Option(help="What runs the encoder.")]
-Precision = Annotated[
-    Literal["auto", "float32", "bfloat16", "int8"],
-    typer.Option(help="What the encoder computes in; auto: the fastest of little loss."),
+Runtime = Annotated[Backend, typer.Option(help="What runs the encoder.")]
+ComputedIn = Annotated[
+    Precision, typer.Option(help="What the encoder computes in; auto: the fastest of little loss.")
 ]
 
 
@@ -39,8 +39,8 @@ def predict(
         float | None, typer.Option(min=0, max=1, help="Leave out tags less probable than this.")
     ] = None,
     decide: Annotated[bool, typer.Option(help="Keep what the bundle's decision keeps.")] = False,
-    backend: Backend = "torch",
-    precision: Precision = "auto",
+    backend: Runtime = "torch",
+    precision: ComputedIn = "auto",
     strict: Annotated[bool, typer.Option(help="Stop at the first bad row.")] = False,
 ) -> None:
     """Tag documents, one JSON line each, in their order and in bounded memory.

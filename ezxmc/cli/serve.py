@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.inference import Backend, Precision
+from ezxmc.cli.inference import ComputedIn, Runtime
 from ezxmc.errors import ConfigError
 
 
@@ -31,8 +31,8 @@ def serve(
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Of a request.")] = 8.0,
     rate: Annotated[float, typer.Option(min=0.001, help="Requests a second of a client.")] = 100.0,
     burst: Annotated[int, typer.Option(min=1, help="Requests of a client at once.")] = 200,
-    backend: Backend = "torch",
-    precision: Precision = "auto",
+    backend: Runtime = "torch",
+    precision: ComputedIn = "auto",
     queue: Annotated[int, typer.Option(min=1, help="Documents that may wait.")] = 1_024,
 ) -> None:
     """Tag documents over HTTP, and let labels come and go; http://127.0.0.1:8000 is a page to try it.

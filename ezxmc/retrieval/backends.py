@@ -7,17 +7,16 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ezxmc.config import Backend, Precision
 from ezxmc.errors import ConfigError, ModelError
 from ezxmc.retrieval.tokens import has_fast_bfloat16
 
-Backend = Literal["torch", "onnx", "openvino"]
-Precision = Literal["auto", "float32", "bfloat16", "int8"]
 Forward = Callable[[Mapping[str, Any]], NDArray[np.float32]]
 """From model inputs, (N, T) int64 tensors on the processor, to (N, D) float32 rows of unit length."""
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ezxmc.config import Backend, Precision
 from ezxmc.errors import ConfigError, ModelError
-from ezxmc.retrieval.backends import OUTPUT, Backend, Precision, choose_precision, onnx_name, package
+from ezxmc.retrieval.backends import OUTPUT, choose_precision, onnx_name, package
 from ezxmc.retrieval.encoder import BiEncoder
 
 _OPSET = 18

@@ -14,15 +14,9 @@ from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
+from ezxmc.config import Backend, Precision
 from ezxmc.errors import ModelError
-from ezxmc.retrieval.backends import (
-    Backend,
-    Forward,
-    Precision,
-    choose_precision,
-    open_converted,
-    to_bfloat16,
-)
+from ezxmc.retrieval.backends import Forward, choose_precision, open_converted, to_bfloat16
 from ezxmc.retrieval.tokens import TokenCache, passes, tokens_per_pass
 
 Progress = Callable[[int, int], None]

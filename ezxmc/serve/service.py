@@ -10,9 +10,9 @@ from anyio.to_thread import run_sync
 
 from ezxmc.bundle import Change
 from ezxmc.calibration.decisions import Decision
+from ezxmc.config import Backend, Precision
 from ezxmc.predict import Predictor
 from ezxmc.records import Document, Prediction
-from ezxmc.retrieval.backends import Backend, Precision
 from ezxmc.serve.batching import Batcher
 from ezxmc.serve.guard import RefusedError
 from ezxmc.serve.limits import Limits
