@@ -102,6 +102,7 @@ def calibrate(
         else:
             calibrator = fit_few_shot(predictions, teacher, human, k=depth, kinds=kinds)
     add_calibrator(bundle, calibrator)
+    losses = {name: round(loss, 4) for name, loss in calibrator.nll_cross_fitted.items()}
     facts = {
         "target": calibrator.target,
         "kind": calibrator.kind,
@@ -109,7 +110,7 @@ def calibrate(
         "pairs": calibrator.n,
         "ece_cross_fitted": calibrator.ece_cross_fitted,
         "ece_uncorrected": calibrator.ece_uncorrected,
-        "nll_cross_fitted": {name: round(loss, 4) for name, loss in calibrator.nll_cross_fitted.items()},
+        "nll_cross_fitted": losses if json else ", ".join(f"{name} {loss}" for name, loss in losses.items()),
         "bundle": str(bundle),
     }
     answer(json, {name: value for name, value in facts.items() if value is not None})
