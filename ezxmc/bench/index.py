@@ -22,18 +22,18 @@ import torch
 from numpy.typing import NDArray
 
 from ezxmc.errors import ConfigError
-from ezxmc.retrieval.ann import DEPTH, Vectors, choose, document_like, recall
+from ezxmc.retrieval.ann import BREADTH, DEPTH, LINKS, Vectors, choose, document_like, recall
 from ezxmc.retrieval.index import LabelIndex
 from ezxmc.watch import Unwatched, Watch
 
 METHODS = ("exact", "hnsw", "ivf", "torch", "numpy", "hnswlib")
-_BATCH = 64  # as `ezxmc predict`
+_BATCH = 64  # queries of one batched search
 _LABELS_PER_CLUSTER = 16
 _MEASURED = 2.0  # seconds per speed
 _ADDED = 10_000
 _RECALL = 0.95
 _LISTS, _PROBES = 128, (1, 2, 4, 8, 16)
-_LINKS, _BREADTH, _BREADTHS = 32, 200, (100, 128, 256, 512, 1024)
+_BREADTHS = (100, 128, 256, 512, 1024)
 
 Search = Callable[[Vectors], NDArray[np.int64]]
 
@@ -254,7 +254,7 @@ def _numpy(labels: Vectors, tuning: Vectors) -> tuple[Search, int]:
 def _hnswlib(labels: Vectors, tuning: Vectors) -> tuple[Search, int]:
     """The library the graph index is usually compared with, at the same M, efConstruction and recall."""
     index = import_module("hnswlib").Index(space="ip", dim=labels.shape[1])
-    index.init_index(max_elements=len(labels), M=_LINKS, ef_construction=_BREADTH, random_seed=0)
+    index.init_index(max_elements=len(labels), M=LINKS, ef_construction=BREADTH, random_seed=0)
     index.add_items(labels)
     wanted = _exact(labels, tuning)
 

@@ -10,7 +10,7 @@ import typer
 from ezxmc.cli.bench_encoding import encoding
 from ezxmc.cli.bench_index import index
 from ezxmc.cli.bench_serving import serving
-from ezxmc.cli.console import bad_rows, emit, table, watching
+from ezxmc.cli.console import Json, bad_rows, emit, table, watching
 from ezxmc.config import ShortlistConfig, TrainingConfig, VllmTeacherConfig
 
 _LLM = VllmTeacherConfig()
@@ -35,7 +35,7 @@ def teacher(
     baseline_pairs: Annotated[int, typer.Option(min=8, help="Pairs for the slow ways.")] = 96,
     compile: Annotated[bool | None, typer.Option(help="Compile the model; default: as a job would.")] = None,
     seed: Annotated[int, typer.Option(help="Which documents.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Judge real pairs and say what they cost: tokens, time, share of the hardware's limit.
 
@@ -142,7 +142,7 @@ def methods(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="JSON; finished runs in it are not run again.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Compare ways to tag under one evaluation, from no information to gold labels.
 

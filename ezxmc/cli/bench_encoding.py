@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import bad_rows, emit, table, watching
+from ezxmc.cli.console import Json, bad_rows, emit, table, watching
 
 
 def encoding(
@@ -18,7 +18,7 @@ def encoding(
     singles: Annotated[int, typer.Option(min=1, help="Documents tagged one at a time.")] = 500,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; the median counts.")] = 3,
     seed: Annotated[int, typer.Option(help="Which documents.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Encode with each backend and say what it gains and loses against plain float32 `encode`.
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import emit, table, watching
+from ezxmc.cli.console import Json, emit, table, watching
 from ezxmc.config import TrainingConfig
 
 
@@ -20,7 +20,7 @@ def index(
     methods: Annotated[str, typer.Option(help="What to measure.")] = "exact,hnsw,ivf,torch,numpy,hnswlib",
     count: Annotated[int, typer.Option(min=64, help="Documents asked about.")] = 1000,
     seed: Annotated[int, typer.Option(help="Which documents, and of the synthetic labels.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Search 10³ to 10⁶ labels in every way there is: time to build, memory, recall, queries per second.
 

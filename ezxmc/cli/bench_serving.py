@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import emit, table, watching
+from ezxmc.cli.console import Json, emit, table, watching
 
 
 def serving(
@@ -15,7 +15,7 @@ def serving(
     documents: Annotated[str, typer.Argument(help="Documents to send, one a request.")],
     seconds: Annotated[float, typer.Option(min=1, help="Of each load.")] = 10.0,
     connections: Annotated[str, typer.Option(help="Clients at once, with commas.")] = "1,8,32",
-    json: Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Load the service on loopback, with and without batching: requests a second, p50, p99.
 

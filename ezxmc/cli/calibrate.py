@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import answer, bad_rows, watching
-from ezxmc.cli.pipeline import Documents, Json, Seed, newest_judgments
+from ezxmc.cli.console import Json, answer, bad_rows, watching
+from ezxmc.cli.pipeline import Documents, Seed, newest_judgments
 
 
 class TargetName(StrEnum):

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,6 +28,7 @@ from rich.text import Text
 
 stderr = Console(stderr=True)
 BAD_ROWS = 3  # exit code
+Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 _QUIET_EVERY = 30.0  # seconds between progress lines in a pipe
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import bad_rows, emit, shown, table, watching
-from ezxmc.cli.pipeline import Documents, Json
+from ezxmc.cli.console import Json, bad_rows, emit, shown, table, watching
+from ezxmc.cli.pipeline import Documents
 
 
 def register(app: typer.Typer) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import answer, watching
+from ezxmc.cli.console import Json, answer, watching
 from ezxmc.config import Backend, Precision
 
 
@@ -22,7 +22,7 @@ def export(
     precision: Annotated[
         Precision, typer.Option(help="onnx: float32, int8; openvino: float32, bfloat16.")
     ] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")] = False,
+    json: Json = False,
 ) -> None:
     """Convert a bundle's student, check the conversion against it, and put it into the bundle.
 

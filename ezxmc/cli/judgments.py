@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import bad_rows, emit, shown, table, watching
+from ezxmc.cli.console import Json, bad_rows, emit, shown, table, watching
 from ezxmc.errors import StoreError
 
 if TYPE_CHECKING:
     from ezxmc.feedback.store import FeedbackStore
 
 Store = Annotated[Path, typer.Argument(help="Feedback store, an SQLite file.")]
-Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 
 
 def register(app: typer.Typer) -> None:

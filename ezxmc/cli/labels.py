@@ -8,11 +8,10 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import answer, bad_rows, emit, watching
+from ezxmc.cli.console import Json, answer, bad_rows, emit, watching
 from ezxmc.errors import DataError
 
 Folder = Annotated[Path, typer.Argument(help="Bundle folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import answer, bad_rows, emit, table, watching
+from ezxmc.cli.console import Json, answer, bad_rows, emit, table, watching
 from ezxmc.cli.judgments import opened
 from ezxmc.config import BudgetConfig, RunConfig, ShortlistConfig, TrainingConfig
 from ezxmc.errors import DataError
 
 Documents = Annotated[str, typer.Argument(help="Documents: JSONL, CSV, Parquet, `datasets` folder, hub id.")]
 Labels = Annotated[str, typer.Argument(help="Labels: the same formats, or a .txt with a title per line.")]
-Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 Strict = Annotated[bool, typer.Option(help="Stop at the first bad row.")]
 Seed = Annotated[int, typer.Option(help="Of splits, exploration and training.")]
 MaxPairs = Annotated[int | None, typer.Option(min=1, help="Judgments in the store at most.")]

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import emit, table, watching
+from ezxmc.cli.console import Json, emit, table, watching
 from ezxmc.watch import pulling
 
 if TYPE_CHECKING:
     from ezxmc.teacher.prompt import Prompt
 
-Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
 Model = Annotated[str, typer.Option(help="Whose tokenizer: a catalog name, a folder or a hub id.")]
 Block = Annotated[int, typer.Option(min=1, help="The engine's cache block, in tokens.")]
 _RULE = "─" * 4

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import answer, bad_rows, clock, emit, table, watching
-from ezxmc.cli.pipeline import Documents, Json, Labels, MaxHours, MaxPairs, Strict, with_budget
+from ezxmc.cli.console import Json, answer, bad_rows, clock, emit, table, watching
+from ezxmc.cli.pipeline import Documents, Labels, MaxHours, MaxPairs, Strict, with_budget
 from ezxmc.config import (
     BudgetConfig,
     HttpTeacherConfig,

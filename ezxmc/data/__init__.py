@@ -1,7 +1,7 @@
 """Input files: documents, labels and gold tags, streamed and checked row by row."""
 
 from ezxmc.data.catalog import Catalog, calibration_part
-from ezxmc.data.documents import COLUMNS, iter_documents, read_documents, read_labels
+from ezxmc.data.documents import COLUMNS, iter_documents, read_documents, read_labels, unfit_character
 from ezxmc.data.gold import read_gold
 from ezxmc.data.readers import iter_rows
 from ezxmc.data.shortlists import read_shortlist
@@ -22,4 +22,5 @@ __all__ = [
     "read_labels",
     "read_shortlist",
     "split_documents",
+    "unfit_character",
 ]

@@ -157,11 +157,15 @@ def _string(value: Any, column: str) -> str:
         return ""
     if not isinstance(value, str):
         raise RowError("bad_type", f"{column} is not a string: {reprlib.repr(value)}")
-    if unfit := _UNFIT.search(value):
-        raise RowError(
-            "bad_unicode", f"{column} holds U+{ord(unfit[0]):04X} at character {unfit.start() + 1}"
-        )
+    if unfit := unfit_character(value):
+        raise RowError("bad_unicode", f"{column} holds {unfit}")
     return value
+
+
+def unfit_character(text: str) -> str | None:
+    """The first character no model can be given, and its place, in words; `None` if all are fit."""
+    unfit = _UNFIT.search(text)
+    return f"U+{ord(unfit[0]):04X} at character {unfit.start() + 1}" if unfit else None
 
 
 def _no_uid(row: dict[str, Any]) -> RowError:

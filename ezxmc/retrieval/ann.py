@@ -22,7 +22,7 @@ DEPTH = 100  # ranks recall is measured on
 
 # A little above the .95 wanted, which other queries must reach too.
 _RECALL = 0.96
-_LINKS, _BREADTH = 32, 200  # HNSW's M and efConstruction
+LINKS, BREADTH = 32, 200  # HNSW's M and efConstruction
 _POINTS_PER_LIST = (39, 64)  # FAISS's own minimum for k-means; more than this many gain little
 _BREADTHS = (64, 128, 256, 512, 1024)
 _REFINED = (2, 4, 8, 16)
@@ -37,7 +37,7 @@ def choose(labels: int, dimension: int, memory: int) -> tuple[Kind, str]:
         dimension: D.
         memory: Bytes the searched structure may take.
     """
-    graph = labels * (4 * dimension + 8 * _LINKS)
+    graph = labels * (4 * dimension + 8 * LINKS)
     if labels <= EXACT_UP_TO:
         return "exact", f"{labels:,} labels are searched whole; an approximation pays above {EXACT_UP_TO:,}"
     if labels > HNSW_UP_TO:
@@ -82,8 +82,8 @@ def _graph(vectors: Vectors) -> Any:
     rows the two are the same graph; with lengths from .7 to 1.6, as refined label vectors have,
     3,000 rows, efSearch 24, this one found .92 of the best 20 and the padded one .74.
     """
-    index = faiss.IndexHNSWFlat(vectors.shape[1], _LINKS, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = _BREADTH
+    index = faiss.IndexHNSWFlat(vectors.shape[1], LINKS, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = BREADTH
     index.add(vectors)
     return index
 

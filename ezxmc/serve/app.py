@@ -188,7 +188,10 @@ def _add_labels(app: FastAPI, service: Service) -> None:
 
     @app.delete("/labels", responses={404: {"model": Problem, "description": "no such label"}})
     async def remove(
-        uid: Annotated[list[str], Query(min_length=1, max_length=MOST_LABELS, description="One or more.")],
+        uid: Annotated[
+            list[str],
+            Query(min_length=1, max_length=MOST_LABELS, description="One or more; a URL takes 64 KiB."),
+        ],
     ) -> ChangeOut:
         """Remove labels; they are answered no more."""
         try:

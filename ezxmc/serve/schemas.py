@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from ezxmc.data import unfit_character
 from ezxmc.records import Label
 
 MOST_LABELS = 1_000
 """Labels asked for at once: per document, or per page of the label list."""
 
-_UNFIT = re.compile("[\ud800-\udfff\0]")
-
 
 def _fit(text: str) -> str:
-    if unfit := _UNFIT.search(text):
-        raise ValueError(f"U+{ord(unfit[0]):04X} at character {unfit.start() + 1} is no text")
+    if unfit := unfit_character(text):
+        raise ValueError(f"{unfit} is no text")
     return text
 
 

@@ -94,12 +94,12 @@ class Service:
         documents = [document for work in works for document in work.documents]
         vectors = served.predictor.encode(documents)
         found: dict[tuple[int | None, float | None, bool], list[int]] = {}
-        first = 0
+        spans: list[range] = []
         for work in works:
-            places = found.setdefault((work.k, work.threshold, work.decision), [])
-            places.extend(range(first, first + len(work.documents)))
-            first += len(work.documents)
-        predictions: list[Prediction | None] = [None] * len(documents)
+            first = spans[-1].stop if spans else 0
+            spans.append(range(first, first + len(work.documents)))
+            found.setdefault((work.k, work.threshold, work.decision), []).extend(spans[-1])
+        predictions: dict[int, Prediction] = {}
         for (k, threshold, decision), places in found.items():
             tagged = served.predictor.tag(
                 [documents[place] for place in places],
@@ -108,11 +108,9 @@ class Service:
                 threshold=threshold,
                 decision=decision_of(served.predictor) if decision else None,
             )
-            for place, prediction in zip(places, tagged, strict=True):
-                predictions[place] = prediction
+            predictions.update(zip(places, tagged, strict=True))
         self.metrics.documents.inc(len(documents))
-        done = iter(prediction for prediction in predictions if prediction is not None)
-        return [([next(done) for _ in work.documents], served.version) for work in works]
+        return [([predictions[place] for place in span], served.version) for span in spans]
 
     async def change(self, act: Callable[[Path], Change]) -> ChangeOut:
         """Change the bundle's folder and serve it; raises as `BundleHolder.change`."""
