@@ -1,13 +1,14 @@
 """What a probability means: calibrators on documents they were not fitted on, against gold and teacher.
 
-    python tests/bench/calibration.py DOCUMENTS LABELS GOLD STUDENT STORE REPORT [--splits 100]
+    python tests/bench/calibration.py DOCUMENTS LABELS GOLD STUDENT STORE REPORT [--beside UIDS]
 
 REPORT lists documents the student was not trained on, a uid a line; STORE holds the teacher's judgments of
 the student's top 10 of each. Per split 200 of them are drawn: the teacher judged all of these, and people
 (the gold) reviewed the first 50, 100 or all 200, which means they decided on each one's top 10. Every method
-is tried on the other documents: errors in points, NLL in nats, mean and standard deviation over splits. The
-rows "noise" draw the hits from the probabilities above them: what a perfect calibrator would show on so many
-pairs.
+is tried on the other documents, those of --beside among them, which no split draws and the teacher need not
+have judged: the more there are, the less chance adds to an error. Errors are in points, NLL in nats, mean and
+standard deviation over splits. The rows "noise" draw the hits from the probabilities above them: what a
+perfect calibrator would show on so many pairs.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ class Data:
         self.gold = np.array([[float(x in gold.get(doc, ())) for x in top] for doc, top in pairs])
         self.teacher = np.array([[verdict(doc, x) for x in top] for doc, top in pairs], dtype=np.float64)
         self.known = np.isfinite(self.teacher)
+        drawn = set(_uids(args.report))
+        self.drawn = np.flatnonzero([doc in drawn for doc, _ in pairs])
+        self.beside = np.flatnonzero([doc not in drawn for doc, _ in pairs])
 
     def people(self, rows: NDArray[np.int64]) -> JudgedRows:
         return JudgedRows.of(self.scores[rows], self.gold[rows])
@@ -58,9 +62,13 @@ class Data:
         return JudgedRows.of(self.scores[rows], answers, self.known[rows])
 
 
+def _uids(*files: Path | None) -> list[str]:
+    return [uid for file in files if file for uid in file.read_text().split()]
+
+
 def _encode(args: argparse.Namespace) -> None:
-    report = set(args.report.read_text().split())
-    docs = [document for document in read_documents(args.documents)[0] if document.uid in report]
+    tried, gold = set(_uids(args.report, args.beside)), read_gold(args.gold)[0]
+    docs = [d for d in read_documents(args.documents)[0] if d.uid in tried and gold.get(d.uid)]
     labels = read_labels(args.labels)[0]
     encoder = BiEncoder(args.student)
     vectors = encoder.encode_labels([label.title for label in labels])
@@ -94,8 +102,8 @@ class Trials:
     def split(self) -> None:
         """Fit on some documents, measure on the others."""
         data = self.data
-        order = self.rng.permutation(len(data.scores))
-        first, test = order[:ASKED], order[ASKED:]
+        order = self.rng.permutation(data.drawn)
+        first, test = order[:ASKED], np.concatenate([order[ASKED:], data.beside])
         judged = data.known[test].all(axis=1)
         shapes = self.shapes(first)
         auto = Calibrator.fit(data.asked(first), target="teacher")
@@ -147,6 +155,7 @@ def main() -> None:
         parser.add_argument(name)
     parser.add_argument("store", type=Path)
     parser.add_argument("report", type=Path)
+    parser.add_argument("--beside", type=Path)
     parser.add_argument("--splits", type=int, default=100)
     parser.add_argument("--scores", type=Path, default=Path("scores.npz"), help="Written once, then read.")
     args = parser.parse_args()
