@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +38,16 @@ class Evaluation:
         missing: Of these, the ones without a prediction; each counts as zero
             in the ranking metrics.
         n_without_gold: Predicted documents left out because they have no gold.
-        calibration_k: Depth of the calibration metrics.
-        n_calibration_pairs: Pairs behind them; 0 where predictions carry no
-            probabilities, and then the metrics are absent.
-        reliability: Bins of the reliability diagram of the same pairs.
+        reliability: By k the bins of the reliability diagram of the pooled top-k pairs,
+            which the calibration metrics are of; empty where a prediction carries no
+            probabilities, and then those metrics are absent.
     """
 
     values: dict[str, float]
     n_documents: int
     missing: tuple[str, ...]
     n_without_gold: int
-    calibration_k: int
-    n_calibration_pairs: int
-    reliability: tuple[ReliabilityBin, ...] = ()
+    reliability: dict[int, tuple[ReliabilityBin, ...]] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, str]]:
         """Name and value for a table: metrics to four digits, then the counts."""
@@ -73,7 +70,7 @@ def evaluate(
     precision_ks: Sequence[int] = (1, 3, 5),
     recall_ks: Sequence[int] = (5, 10, 50),
     ndcg_ks: Sequence[int] = (5,),
-    calibration_k: int = 5,
+    calibration_ks: Sequence[int] = (1, 3, 5, 10),
 ) -> Evaluation:
     """Score predictions on every document that has gold labels.
 
@@ -85,8 +82,9 @@ def evaluate(
         recall_ks: Depths of R@k; those deeper than the longest prediction are
             left out, since they would only repeat its depth's value.
         ndcg_ks: Depths of nDCG@k.
-        calibration_k: Depth of ECE, ACE, Brier and NLL. They are computed if
-            every scored prediction has probabilities.
+        calibration_ks: Depths of ECE, ACE, Brier and NLL, of which those deeper than
+            the longest prediction are left out. They are computed if every scored
+            prediction has probabilities.
 
     Raises:
         DataError: No document has gold, none of them was predicted, or a
@@ -117,20 +115,16 @@ def evaluate(
     values |= {f"R@{k}": recall_at_k(ranked, right, k) for k in recall_ks if k <= longest}
     values |= {f"nDCG@{k}": ndcg_at_k(ranked, right, k) for k in ndcg_ks}
 
-    probabilities, hits = _calibration_pairs(predicted, scored, calibration_k)
-    reliability: tuple[ReliabilityBin, ...] = ()
-    if probabilities:
-        for name, metric in (("ECE", ece_at_k), ("ACE", ace_at_k), ("Brier", brier), ("NLL", nll)):
-            values[f"{name}@{calibration_k}"] = metric(probabilities, hits)
-        reliability = tuple(reliability_bins(probabilities, hits))
+    pairs = {k: _calibration_pairs(predicted, scored, k) for k in calibration_ks if k <= longest}
+    pairs = {k: (probabilities, hits) for k, (probabilities, hits) in pairs.items() if probabilities}
+    for name, metric in (("ECE", ece_at_k), ("ACE", ace_at_k), ("Brier", brier), ("NLL", nll)):
+        values |= {f"{name}@{k}": metric(*found) for k, found in pairs.items()}
     return Evaluation(
         values=values,
         n_documents=len(scored),
         missing=tuple(uid for uid in scored if uid not in predicted),
         n_without_gold=len(without_gold),
-        calibration_k=calibration_k,
-        n_calibration_pairs=len(probabilities),
-        reliability=reliability,
+        reliability={k: tuple(reliability_bins(*found)) for k, found in pairs.items()},
     )
 
 

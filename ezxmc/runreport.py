@@ -237,7 +237,7 @@ def _evaluation(found: Findings, documents: Collection[str]) -> EvaluationSummar
         after=after.values,
         documents=after.n_documents,
         note=_GOLD_NOTE,
-        reliability=_bins(after.reliability),
+        reliability={k: _bins(bins) for k, bins in after.reliability.items()},
     )
 
 

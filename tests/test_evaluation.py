@@ -34,7 +34,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     path.write_text("\n".join(map(json.dumps, lines)))
     report = RowReport()
     gold = {"1": {"a", "x"}, "2": {"c"}, "3": {"a"}, "4": set[str]()}
-    result = evaluate(read_predictions(path, report), gold, recall_ks=(1, 2, 3), calibration_k=2)
+    result = evaluate(read_predictions(path, report), gold, recall_ks=(1, 2, 3), calibration_ks=(2,))
 
     assert [(problem.line, problem.kind) for problem in report.problems] == [(3, "prediction_error")]
     assert (report.rows, report.kept) == (4, 3)
@@ -49,7 +49,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     # Pairs (0.9, hit), (0.4, miss), (1.0, hit), (0.0, miss); the last bin holds the two hits.
     assert result.values["ECE@2"] == pytest.approx((2 * 0.05 + 0.4) / 4)
     assert result.values["Brier@2"] == pytest.approx((0.01 + 0.16) / 4)
-    assert (result.n_calibration_pairs, sum(point.n for point in result.reliability)) == (4, 4)
+    assert {k: sum(point.n for point in bins) for k, bins in result.reliability.items()} == {2: 4}
     assert json.loads(json.dumps(result.to_dict()))["values"] == result.values
     assert result.rows()[0] == ("P@1", "0.6667") and result.rows()[-1][1] == "1"
 
@@ -58,14 +58,17 @@ def test_without_probabilities_there_is_no_calibration() -> None:
     gold = {"1": ["a"], "2": ["b"]}
     for first in (predict("1", "ab"), predict("1", "ab", (0.5,))):
         result = evaluate([first, predict("2", "b", (0.7,))], gold)
-        assert result.n_calibration_pairs == 0 and result.reliability == ()
+        assert result.reliability == {}
         assert set(result.values) == {"P@1", "P@3", "P@5", "nDCG@5"}
 
 
 def test_calibration_takes_the_top_k_only() -> None:
-    result = evaluate([predict("1", "abc", (0.8, 0.3, 0.9))], {"1": ["a"]}, calibration_k=2)
-    assert result.n_calibration_pairs == 2
-    assert result.values["Brier@2"] == pytest.approx((0.04 + 0.09) / 2)
+    found = evaluate([predict("1", "abc", (0.8, 0.3, 0.9))], {"1": ["a"]}, calibration_ks=(1, 2, 3, 10))
+    assert {k: sum(point.n for point in bins) for k, bins in found.reliability.items()} == {1: 1, 2: 2, 3: 3}
+    assert found.values["Brier@1"] == pytest.approx(0.04)
+    assert found.values["Brier@2"] == pytest.approx((0.04 + 0.09) / 2)
+    assert found.values["Brier@3"] == pytest.approx((0.04 + 0.09 + 0.81) / 3)
+    assert "Brier@10" not in found.values
 
 
 @pytest.mark.parametrize(

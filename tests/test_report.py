@@ -181,6 +181,16 @@ def test_change_is_good_when_errors_fall_and_bad_when_precision_falls() -> None:
     assert rows["NLL"] == ("good", "-0.300")
 
 
+def test_against_gold_there_is_a_diagram_for_every_depth() -> None:
+    raw = full().model_dump(mode="json")
+    raw["evaluation"]["reliability"] = {k: raw["calibration"]["bins"] for k in (1, 3, 5)}
+    html = render_report(RunReport.model_validate(raw))
+    assert len(svgs(html)) == 5 and "calibration-gold" in Page(html).sections
+    titles = ("first tag", "first 3 tags", "first 5 tags")
+    assert all(html.count(f">{title}</text>") == 1 for title in titles)
+    assert html.count("came true, %") == 1 + len(titles)
+
+
 def test_human_target_has_another_text() -> None:
     calibration = {"target": "human", "n": 10, "ece_cross_fitted": 0.1}
     text = Page(render_report(full(calibration=calibration))).text

@@ -76,32 +76,46 @@ def quality(evaluation: EvaluationSummary) -> str:
         return _svg(figure, "quality", "Quality before and after training, in percent")
 
 
-def reliability(bins: list[ReliabilityBin], name: str) -> str:
-    """What was said against what came true; a dot's area follows its bin's share of the pairs."""
-    filled = [
+def reliability(diagrams: dict[int, list[ReliabilityBin]], name: str) -> str:
+    """What was said against what came true, a diagram for each k; a dot's area follows its bin's share.
+
+    Args:
+        diagrams: Bins by depth k of the pairs; 0 is not named.
+        name: Of the figure.
+    """
+    drawn = {k: found for k, bins in diagrams.items() if (found := _filled(bins))}
+    if not drawn:
+        return ""
+    columns = min(2, len(drawn))
+    rows = -(-len(drawn) // columns)
+    with rc_context(_STYLE):
+        figure, grid = _axes(*((4.6, 4.2) if len(drawn) == 1 else (6.8, 3.3 * rows)), columns, rows)
+        every = [grid] if len(drawn) == 1 else list(grid.flat)
+        for axes in every[len(drawn) :]:
+            axes.remove()
+        for axes, (k, found) in zip(every, drawn.items(), strict=False):
+            most = max(count for _, _, count in found)
+            stated, true = [100 * p for p, _, _ in found], [100 * h for _, h, _ in found]
+            axes.plot([0, 100], [0, 100], "--", color=_MUTED, linewidth=1)
+            axes.plot(stated, true, color=_SECOND, alpha=0.6)
+            sizes = [20 + 160 * count / most for _, _, count in found]
+            axes.scatter(stated, true, s=sizes, color=_SECOND, zorder=3)
+            axes.set_xlim(0, 102)
+            axes.set_ylim(0, 102)
+            axes.set_xlabel("stated probability, %")
+            axes.set_ylabel("came true, %")
+            if k:
+                axes.set_title("first tag" if k == 1 else f"first {k} tags", fontsize=10)
+        return _svg(figure, name, "Reliability diagram: stated probability against the rate of hits")
+
+
+def _filled(bins: list[ReliabilityBin]) -> list[tuple[float, float, int]]:
+    """Stated probability, rate of hits and number of pairs of the bins that have any."""
+    return [
         (b.mean_probability, b.hit_rate, b.count)
         for b in bins
         if b.count and b.mean_probability is not None and b.hit_rate is not None
     ]
-    if not filled:
-        return ""
-    most = max(count for _, _, count in filled)
-    with rc_context(_STYLE):
-        figure, axes = _axes(4.6, 4.2)
-        axes.plot([0, 100], [0, 100], "--", color=_MUTED, linewidth=1)
-        axes.plot([100 * p for p, _, _ in filled], [100 * h for _, h, _ in filled], color=_SECOND, alpha=0.6)
-        axes.scatter(
-            [100 * p for p, _, _ in filled],
-            [100 * h for _, h, _ in filled],
-            s=[20 + 160 * count / most for _, _, count in filled],
-            color=_SECOND,
-            zorder=3,
-        )
-        axes.set_xlim(0, 102)
-        axes.set_ylim(0, 102)
-        axes.set_xlabel("stated probability, %")
-        axes.set_ylabel("came true, %")
-        return _svg(figure, name, "Reliability diagram: stated probability against the rate of hits")
 
 
 def log_odds(histogram: Histogram) -> str:
@@ -151,10 +165,10 @@ def _finite(values: list[float]) -> list[float]:
     return [value if math.isfinite(value) else math.nan for value in values]
 
 
-def _axes(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+def _axes(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
     # No pyplot: it keeps global state and would pick a window system.
     figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(1, columns)
+    return figure, figure.subplots(rows, columns)
 
 
 def _svg(figure: Any, name: str, label: str) -> str:

@@ -218,15 +218,15 @@ class EvaluationSummary(_Part):
         after: The same for the student.
         documents: Documents evaluated on.
         note: What the reader must know about this gold.
-        reliability: Reliability diagram of the student's probabilities
-            against this gold.
+        reliability: Reliability diagrams of the student's top k probabilities
+            against this gold, by k.
     """
 
     before: dict[str, float]
     after: dict[str, float]
     documents: int
     note: str = ""
-    reliability: list[ReliabilityBin] = Field(default_factory=list)
+    reliability: dict[int, list[ReliabilityBin]] = Field(default_factory=dict)
 
 
 class ExampleTag(_Part):

@@ -158,7 +158,9 @@ def _figures(data: RunReport) -> dict[str, Markup]:
     rounds = [(cycle.number, cycle.training) for cycle in data.cycles if cycle.training]
     drawn = {
         "quality": figures.quality(data.evaluation) if data.evaluation else "",
-        "reliability": figures.reliability(data.calibration.bins, "reliability") if data.calibration else "",
+        "reliability": figures.reliability({0: data.calibration.bins}, "reliability")
+        if data.calibration
+        else "",
         "reliability_gold": (
             figures.reliability(data.evaluation.reliability, "reliability-gold") if data.evaluation else ""
         ),
