@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -14,12 +15,14 @@ import numpy as np
 
 from ezxmc.calibration import Calibrator
 from ezxmc.config import RunConfig
-from ezxmc.data import Catalog
+from ezxmc.data import Catalog, RowReport, read_shortlist
 from ezxmc.evaluation import evaluate
 from ezxmc.feedback.annotate import AnnotateSummary
 from ezxmc.feedback.store import FeedbackStore
+from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.feedback.totals import StoreTotals
-from ezxmc.metrics import ReliabilityBin
+from ezxmc.metrics import ReliabilityBin, frequency_groups, recall_at_k, recall_by_document
+from ezxmc.metrics.propensity import GROUPS
 from ezxmc.records import Prediction
 from ezxmc.report import (
     BudgetSummary,
@@ -28,8 +31,6 @@ from ezxmc.report import (
     CycleSummary,
     DataSummary,
     EvaluationSummary,
-    ExampleDocument,
-    ExampleTag,
     Histogram,
     RowSummary,
     RunReport,
@@ -38,9 +39,9 @@ from ezxmc.report import (
     TrainingSummary,
 )
 from ezxmc.report import ReliabilityBin as ReportBin
+from ezxmc.tagreport import disagreements, examples, thresholds, unused
 from ezxmc.teacher import Teacher
 
-_EXAMPLES = 12
 _VERSIONS = ("ezxmc", "torch", "transformers", "sentence-transformers", "faiss-cpu")
 _GOLD_NOTE = (
     "Gold tags served this comparison only: neither teacher nor student saw one. Catalogs are rarely tagged "
@@ -100,6 +101,7 @@ def assemble(
     catalog = found.catalog
     totals = store.totals(teacher.fingerprint)
     apart = {catalog.documents[i].uid for i in (*catalog.to_select, *catalog.to_calibrate)}
+    judgments, k = list(store.judgments(teacher.fingerprint)), config.inference.k
     return RunReport(
         title=f"ezxmc run: {Path(config.run_dir).name}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -111,13 +113,15 @@ def assemble(
         ),
         teacher=_teacher(teacher, totals, found.problem_docs),
         budget=_budget(config, found, totals),
-        log_odds_histogram=_histogram(teacher, store),
+        log_odds_histogram=_histogram([j.log_odds for j in judgments]),
+        label_mass_histogram=_histogram([j.label_mass for j in judgments], (0.0, 1.0)),
         shortlist=[
             ShortlistSummary(
                 cycle=number,
                 documents=cycle.proposed["documents"],
                 candidates=cycle.proposed["candidates"],
                 size=config.shortlist.size,
+                recall=_shortlist_recall(run_dir / "cycles" / str(number) / "shortlist.jsonl", catalog),
             )
             for number, cycle in enumerate(found.cycles, start=1)
         ],
@@ -126,7 +130,10 @@ def assemble(
         calibration=_calibration(found.calibrator),
         evaluation=_evaluation(found, {d.uid for d in catalog.documents}),
         held_out=_evaluation(found, apart),
-        examples=_examples(found, config.inference.k),
+        thresholds=thresholds(catalog, found.predictions, k),
+        examples=examples(catalog, found.predictions, k),
+        disagreements=disagreements(catalog, found.predictions, teacher_verdicts(judgments)),
+        unused=unused(catalog, found.predictions, k),
         cost=CostSummary(
             seconds=_seconds(found, totals, rest),
             peak_memory=max(
@@ -174,12 +181,26 @@ def _budget(config: RunConfig, found: Findings, totals: StoreTotals) -> BudgetSu
     )
 
 
-def _histogram(teacher: Teacher, store: FeedbackStore) -> Histogram | None:
-    values = [j.log_odds for j in store.judgments(teacher.fingerprint) if j.log_odds is not None]
-    if not values:
+def _histogram(values: Iterable[float | None], within: tuple[float, float] | None = None) -> Histogram | None:
+    known = [value for value in values if value is not None]
+    if not known:
         return None
-    counts, edges = np.histogram(values, bins=40)
+    counts, edges = np.histogram(known, bins=40, range=within)
     return Histogram(edges=edges.tolist(), counts=counts.tolist())
+
+
+def _shortlist_recall(file: Path, catalog: Catalog) -> float | None:
+    """Share of each document's gold labels that the teacher was to be asked about, on average."""
+    rows = read_shortlist(file, catalog.documents, catalog.labels, RowReport())
+    known = [
+        ([catalog.labels[row].uid for row in found], right)
+        for document, found in zip(catalog.documents, rows, strict=True)
+        if found and (right := catalog.gold.get(document.uid))
+    ]
+    if not known:
+        return None
+    lists, gold = zip(*known, strict=True)
+    return float(np.mean(recall_by_document(lists, gold, max(map(len, lists)))))
 
 
 def _cycle(number: int, cycle: CycleFindings) -> CycleSummary:
@@ -230,43 +251,35 @@ def _evaluation(found: Findings, documents: Collection[str]) -> EvaluationSummar
     gold = {uid: labels for uid, labels in found.catalog.gold.items() if labels and uid in documents}
     if not gold:
         return None
-    after = evaluate((p for p in found.predictions if p.uid in gold), gold)
-    before = evaluate((p for p in found.untrained if p.uid in gold), gold)
+    student = {p.uid: p for p in found.predictions if p.uid in gold}
+    untrained = {p.uid: p for p in found.untrained if p.uid in gold}
+    after, before = evaluate(student.values(), gold), evaluate(untrained.values(), gold)
     return EvaluationSummary(
         before=before.values,
         after=after.values,
         documents=after.n_documents,
         note=_GOLD_NOTE,
+        groups=_groups(gold, untrained, student),
         reliability={k: _bins(bins) for k, bins in after.reliability.items()},
     )
 
 
-def _examples(found: Findings, k: int) -> list[ExampleDocument]:
-    """Documents spread over the catalog, those with gold first."""
-    titles = {label.uid: label.title for label in found.catalog.labels}
-    gold = found.catalog.gold
-    order = sorted(range(len(found.predictions)), key=lambda i: found.predictions[i].uid not in gold)
-    pool = order[: len(gold)] if gold else order
-    step = max(1, len(pool) // _EXAMPLES)
-    return [
-        ExampleDocument(
-            uid=prediction.uid,
-            title=document.title,
-            text=document.text[:500],
-            tags=[
-                ExampleTag(title=title, probability=probability)
-                for title, probability in zip(
-                    prediction.titles[:k],
-                    prediction.probabilities[:k] or (None,) * k,
-                    strict=False,
-                )
-            ],
-            gold=sorted(titles[uid] for uid in gold[prediction.uid]) if prediction.uid in gold else None,
-        )
-        for prediction, document in (
-            (found.predictions[i], found.catalog.documents[i]) for i in pool[::step][:_EXAMPLES]
-        )
-    ]
+def _groups(
+    gold: Mapping[str, Collection[str]], before: Mapping[str, Prediction], after: Mapping[str, Prediction]
+) -> dict[str, tuple[float, float]]:
+    """R@10 of the labels of each frequency group; documents without one of the group are left out."""
+    group = frequency_groups(Counter(label for right in gold.values() for label in right))
+    found = {}
+    for name in GROUPS:
+        parts = {uid: {label for label in right if group[label] == name} for uid, right in gold.items()}
+        uids = [uid for uid, part in parts.items() if part and uid in after and uid in before]
+        if uids:
+            right = [parts[uid] for uid in uids]
+            found[name] = (
+                recall_at_k([before[uid].labels for uid in uids], right, 10),
+                recall_at_k([after[uid].labels for uid in uids], right, 10),
+            )
+    return found
 
 
 def _seconds(found: Findings, totals: StoreTotals, rest: float) -> dict[str, float]:

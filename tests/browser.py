@@ -65,9 +65,10 @@ class Browser:
 
     def dark(self, on: bool) -> None:
         features = [{"name": "prefers-color-scheme", "value": "dark" if on else "light"}]
-        self._post(
-            "/goog/cdp/execute", {"cmd": "Emulation.setEmulatedMedia", "params": {"features": features}}
-        )
+        self._emulate("setEmulatedMedia", features=features)
+
+    def resize(self, width: int) -> None:
+        self._emulate("setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self._call("GET", f"{self._session}/screenshot")))
@@ -91,6 +92,9 @@ class Browser:
     def _find(self, css: str) -> str:
         found: str = self._post("/element", {"using": "css selector", "value": css})[_ELEMENT]
         return found
+
+    def _emulate(self, what: str, **params: Any) -> None:
+        self._post("/goog/cdp/execute", {"cmd": f"Emulation.{what}", "params": params})
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         return self._call("POST", self._session + path, body)

@@ -1,4 +1,4 @@
-"""`ezxmc predict`, `evaluate` and `report`: what needs no LLM."""
+"""`ezxmc predict` and `evaluate`: what needs no LLM."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from ezxmc.cli.console import bad_rows, emit, table, watching
 from ezxmc.config import Backend, Precision
-from ezxmc.errors import ConfigError, DataError
+from ezxmc.errors import ConfigError
 
 Runtime = Annotated[Backend, typer.Option(help="What runs the encoder.")]
 ComputedIn = Annotated[
@@ -21,7 +21,7 @@ ComputedIn = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (predict, evaluate, report):
+    for command in (predict, evaluate):
         app.command()(command)
 
 
@@ -108,30 +108,3 @@ def evaluate(
     else:
         table("", ["metric", "value"], [list(row) for row in found.rows()])
     bad_rows(rows.bad, gold_rows.bad)
-
-
-def report(
-    run_dir: Annotated[Path, typer.Argument(help="A run directory.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="HTML file; default: in the run.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the report's data instead.")] = False,
-) -> None:
-    """Write the page of a finished run again, or print what is on it.
-
-    Example: ezxmc report runs/default -o report.html
-    """
-    from pydantic import ValidationError
-
-    from ezxmc.report import RunReport, write_report
-
-    try:
-        data = RunReport.model_validate_json((run_dir / "report.json").read_bytes())
-    except FileNotFoundError:
-        raise DataError(f"{run_dir} holds no finished run", "finish it with `ezxmc run CONFIG`") from None
-    except ValidationError as error:
-        raise DataError(f"{run_dir / 'report.json'} is damaged: {error}", "run `ezxmc run` again") from None
-    if json:
-        emit(data.model_dump(mode="json"))
-        return
-    page = out or run_dir / "report.html"
-    write_report(data, page)
-    typer.echo(page)

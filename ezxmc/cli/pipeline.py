@@ -64,6 +64,7 @@ def run(
                             f"{value:.4f}",
                         ]
                         for metric, value in part.after.items()
+                        if metric in part.before or metric == "ECE@5"
                     ],
                 )
         for place in ("report.html", "predictions.jsonl", "bundle"):

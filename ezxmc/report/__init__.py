@@ -1,11 +1,13 @@
-"""The run report: one self-contained HTML page and its data."""
+"""The run report: one self-contained HTML page and its data; two runs compared."""
 
+from ezxmc.report.compare import compared, render_comparison, write_comparison
 from ezxmc.report.model import (
     BudgetSummary,
     CalibrationSummary,
     CostSummary,
     CycleSummary,
     DataSummary,
+    DisagreementEntry,
     EvaluationSummary,
     ExampleDocument,
     ExampleTag,
@@ -16,7 +18,9 @@ from ezxmc.report.model import (
     RunReport,
     ShortlistSummary,
     TeacherSummary,
+    ThresholdRow,
     TrainingSummary,
+    UnusedLabels,
 )
 from ezxmc.report.page import render_report, write_report
 
@@ -26,6 +30,7 @@ __all__ = [
     "CostSummary",
     "CycleSummary",
     "DataSummary",
+    "DisagreementEntry",
     "EvaluationSummary",
     "ExampleDocument",
     "ExampleTag",
@@ -36,7 +41,12 @@ __all__ = [
     "RunReport",
     "ShortlistSummary",
     "TeacherSummary",
+    "ThresholdRow",
     "TrainingSummary",
+    "UnusedLabels",
+    "compared",
+    "render_comparison",
     "render_report",
+    "write_comparison",
     "write_report",
 ]

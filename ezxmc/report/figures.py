@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ezxmc.report.model import EvaluationSummary, Histogram, ReliabilityBin, TrainingSummary
+from ezxmc.report.model import EvaluationSummary, Histogram, ReliabilityBin, ThresholdRow, TrainingSummary
 
 # matplotlib knows no CSS: it draws in these colours, which are then replaced.
 _INK, _MUTED, _FIRST, _SECOND = "#010203", "#010204", "#010205", "#010206"
@@ -120,16 +120,53 @@ def _filled(bins: list[ReliabilityBin]) -> list[tuple[float, float, int]]:
 
 def log_odds(histogram: Histogram) -> str:
     """Histogram of the teacher's log-odds, with the zero line."""
+    return _histogram(
+        histogram,
+        '← no     log-odds of "yes", nats     yes →',
+        "logodds",
+        "the teacher's log-odds",
+        zero=True,
+    )
+
+
+def label_mass(histogram: Histogram) -> str:
+    """Histogram of the probability the teacher put on the allowed answers."""
+    return _histogram(
+        histogram, "probability of the allowed answers", "labelmass", "the probability of the allowed answers"
+    )
+
+
+def _histogram(histogram: Histogram, axis: str, name: str, of: str, *, zero: bool = False) -> str:
     if not sum(histogram.counts):
         return ""
     with rc_context(_STYLE):
         figure, axes = _axes(6.4, 2.6)
         axes.stairs(histogram.counts, histogram.edges, fill=True, color=_FIRST)
-        axes.axvline(0, color=_INK, linewidth=1, linestyle="--")
-        axes.set_xlabel('← no     log-odds of "yes", nats     yes →')
+        if zero:
+            axes.axvline(0, color=_INK, linewidth=1, linestyle="--")
+        axes.set_xlabel(axis)
         axes.set_ylabel("pairs")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        return _svg(figure, "logodds", "Histogram of the teacher's log-odds")
+        return _svg(figure, name, f"Histogram of {of}")
+
+
+def thresholds(rows: list[ThresholdRow]) -> str:
+    """Precision and recall over the threshold; empty without gold."""
+    if not any(row.recall is not None for row in rows):
+        return ""
+    with rc_context(_STYLE):
+        figure, axes = _axes(6.4, 3.0)
+        for name, color, marker in (("precision", _SECOND, "o"), ("recall", _FIRST, "s")):
+            known = [(row.threshold, value) for row in rows if (value := getattr(row, name)) is not None]
+            places, values = zip(*known, strict=True)
+            axes.plot(
+                [100 * p for p in places], [100 * v for v in values], color=color, marker=marker, label=name
+            )
+        axes.set_xlabel("keep tags from this probability, %")
+        axes.set_ylabel("%")
+        axes.set_ylim(0, 102)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        return _svg(figure, "thresholds", "Precision and recall over the threshold, in percent")
 
 
 def training(rounds: list[tuple[int, TrainingSummary]]) -> str:

@@ -134,12 +134,16 @@ class Histogram(_Part):
 
 
 class ShortlistSummary(_Part):
-    """One cycle's candidates: `size` wanted per document, `candidates` in all."""
+    """One cycle's candidates: `size` wanted per document, `candidates` in all.
+
+    `recall` is the share of the documents' gold labels among their candidates.
+    """
 
     cycle: int
     documents: int
     candidates: int
     size: int
+    recall: float | None = None
 
 
 class TrainingSummary(_Part):
@@ -218,6 +222,8 @@ class EvaluationSummary(_Part):
         after: The same for the student.
         documents: Documents evaluated on.
         note: What the reader must know about this gold.
+        groups: R@10 before and after by how often people gave the labels: head, torso, tail,
+            a third of all gold tags each.
         reliability: Reliability diagrams of the student's top k probabilities
             against this gold, by k.
     """
@@ -226,6 +232,7 @@ class EvaluationSummary(_Part):
     after: dict[str, float]
     documents: int
     note: str = ""
+    groups: dict[str, tuple[float, float]] = Field(default_factory=dict)
     reliability: dict[int, list[ReliabilityBin]] = Field(default_factory=dict)
 
 
@@ -246,6 +253,54 @@ class ExampleDocument(_Part):
     gold: list[str] | None = None
 
 
+class ThresholdRow(_Part):
+    """What keeping the tags of at least this probability would mean.
+
+    Attributes:
+        threshold: The probability.
+        tags_per_document: Tags kept, on average.
+        answered: Share of documents with a tag at all.
+        stated: Mean probability of the tags kept.
+        precision: Share of them that people gave too.
+        recall: Share of the tags people gave that are kept.
+    """
+
+    threshold: float
+    tags_per_document: float
+    answered: float
+    stated: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+
+
+class DisagreementEntry(_Part):
+    """A pair the student and the teacher see differently: their probabilities of "yes"."""
+
+    uid: str
+    title: str
+    label: str
+    student: float
+    teacher: float
+
+
+class UnusedLabels(_Part):
+    """Labels no document has among its first k.
+
+    Attributes:
+        k: Tags looked at per document.
+        count: Such labels.
+        labels: All labels.
+        with_gold: How many of them people gave to some document.
+        titles: The first of them.
+    """
+
+    k: int
+    count: int
+    labels: int
+    with_gold: int | None = None
+    titles: list[str] = Field(default_factory=list)
+
+
 class CostSummary(_Part):
     """Wall seconds per stage, and the peaks of memory and disk in bytes."""
 
@@ -264,6 +319,7 @@ class RunReport(_Part):
     teacher: TeacherSummary | None = None
     budget: BudgetSummary | None = None
     log_odds_histogram: Histogram | None = None
+    label_mass_histogram: Histogram | None = None
     shortlist: list[ShortlistSummary] = Field(default_factory=list)
     cycles: list[CycleSummary] = Field(default_factory=list)
     skipped_cycles: int = Field(0, description="cycles not done, because those before brought no gain")
@@ -272,6 +328,10 @@ class RunReport(_Part):
     held_out: EvaluationSummary | None = Field(
         default=None, description="the same on the documents the student was not trained on only"
     )
+    thresholds: list[ThresholdRow] = Field(default_factory=list)
+    decision: str = Field("", description="which tags the bundle keeps, and what is promised of them")
     examples: list[ExampleDocument] = Field(default_factory=list)
+    disagreements: list[DisagreementEntry] = Field(default_factory=list)
+    unused: UnusedLabels | None = None
     cost: CostSummary | None = None
     versions: dict[str, str] = Field(default_factory=dict)

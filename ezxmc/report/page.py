@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from ezxmc.report import figures
 from ezxmc.report.model import EvaluationSummary, RowSummary, RunReport
 
 # The page stays small and readable however large the run was.
-_MOST = {"examples": 25, "problems": 20, "problem_docs": 50, "config": 20_000}
+_DEEP = re.compile(r"(ECE|ACE|Brier|NLL)@(\d+)")
+_MOST = {"examples": 30, "problems": 20, "problem_docs": 50, "config": 20_000}
 
 
 def write_report(data: RunReport, path: Path) -> None:
@@ -23,38 +25,53 @@ def write_report(data: RunReport, path: Path) -> None:
         data: What to show; parts that are `None` or empty are left out.
         path: The file, replaced in one step; its folder is made if missing.
     """
+    replace_page(path, render_report(data))
+
+
+def replace_page(path: Path, html: str) -> None:
+    """Write a page in one step; its folder is made if missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(path.name + ".part")
     # A lone surrogate in a user's text must not cost the whole report.
-    draft.write_bytes(render_report(data).encode("utf-8", "replace"))
+    draft.write_bytes(html.encode("utf-8", "replace"))
     draft.replace(path)
 
 
 def render_report(data: RunReport) -> str:
     """The page as a string; every text of the user is escaped."""
-    environment = Environment(
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            report=data,
+            most=_MOST,
+            summary=summary(data),
+            quality=_quality_rows(data.evaluation),
+            quality_held_out=_quality_rows(data.held_out),
+            errors=_error_rows(data.evaluation),
+            inputs=_inputs(data),
+            figures=_figures(data),
+        )
+    )
+
+
+def environment() -> Environment:
+    """The templates, escaping everything they are given."""
+    made = Environment(
         loader=PackageLoader("ezxmc.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    made.filters |= {
         "percent": percent,
         "number": number,
         "duration": duration,
         "size": size,
         "yaml": _yaml,
     }
-    return environment.get_template("page.html.j2").render(
-        report=data,
-        most=_MOST,
-        summary=summary(data),
-        quality=_quality_rows(data.evaluation),
-        quality_held_out=_quality_rows(data.held_out),
-        inputs=_inputs(data),
-        figures=_figures(data),
-    )
+    return made
 
 
 def summary(data: RunReport) -> list[str]:
@@ -81,7 +98,7 @@ def summary(data: RunReport) -> list[str]:
         )
     if data.calibration and data.calibration.ece_cross_fitted is not None:
         judge = "the LLM teacher" if data.calibration.target == "teacher" else "people"
-        off = number(100 * data.calibration.ece_cross_fitted)
+        off = f"{100 * data.calibration.ece_cross_fitted:.1f}"
         sentences.append(f"Stated probabilities are off by {off} points on average, judged by {judge}.")
     if data.budget:
         sentences.append(data.budget.line)
@@ -121,6 +138,8 @@ def _quality_rows(evaluation: EvaluationSummary | None) -> list[dict[str, str]]:
         return []
     rows = []
     for metric in dict.fromkeys([*evaluation.before, *evaluation.after]):
+        if _DEEP.fullmatch(metric) and metric not in evaluation.before:
+            continue  # of probabilities, which the untrained encoder has none of: `_error_rows`
         before, after = evaluation.before.get(metric), evaluation.after.get(metric)
         nats = metric.upper().startswith("NLL")
         row = {
@@ -138,6 +157,16 @@ def _quality_rows(evaluation: EvaluationSummary | None) -> list[dict[str, str]]:
                 row["verdict"] = "good" if better else "bad"
         rows.append(row)
     return rows
+
+
+def _error_rows(evaluation: EvaluationSummary | None) -> tuple[list[str], list[list[str]]]:
+    """Errors of the student's probabilities: a column for each depth, a row for each metric."""
+    table: dict[str, dict[str, str]] = {}
+    for metric, value in (evaluation.after if evaluation else {}).items():
+        if found := _DEEP.fullmatch(metric):
+            table.setdefault(found[1], {})[found[2]] = _cell(value, found[1] == "NLL")
+    depths = list(dict.fromkeys(depth for cells in table.values() for depth in cells))
+    return depths, [[name, *(cells.get(depth, "–") for depth in depths)] for name, cells in table.items()]
 
 
 def _cell(value: float | None, nats: bool) -> str:
@@ -164,7 +193,9 @@ def _figures(data: RunReport) -> dict[str, Markup]:
         "reliability_gold": (
             figures.reliability(data.evaluation.reliability, "reliability-gold") if data.evaluation else ""
         ),
+        "thresholds": figures.thresholds(data.thresholds),
         "log_odds": figures.log_odds(data.log_odds_histogram) if data.log_odds_histogram else "",
+        "label_mass": figures.label_mass(data.label_mass_histogram) if data.label_mass_histogram else "",
         "training": figures.training(rounds),
     }
     return {name: Markup(svg) for name, svg in drawn.items()}
