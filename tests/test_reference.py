@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 import typer
 from reference import PLACE, reference
 
 from ezxmc.cli.app import app
+from ezxmc.data import read_documents, read_labels
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 
 
 def test_the_reference_is_what_the_commands_say() -> None:
@@ -27,10 +30,31 @@ def test_every_command_has_an_example_and_stands_in_the_readme() -> None:
             assert "Example: ezxmc" in (one.help or ""), f"{name} {one.name}"
 
 
-def test_the_readme_names_no_command_that_is_not_there() -> None:
+@pytest.mark.parametrize(
+    "page", [README, *sorted(ROOT.glob("examples/*/README.md"))], ids=lambda p: p.parent.name
+)
+def test_no_page_names_a_command_or_an_option_that_is_not_there(page: Path) -> None:
     reference()
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    for name, sub in re.findall(r"`ezxmc ([a-z]+)(?: ([a-z]+))?", README.read_text(encoding="utf-8")):
-        assert name in commands, name
-        group = getattr(commands[name], "commands", None)
-        assert group is None or not sub or sub in group, f"{name} {sub}"
+    text = page.read_text(encoding="utf-8")
+    fenced = "\n".join(re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.M | re.S))
+    lines = re.findall(r"(?:^|\| )ezxmc ([a-z][^#>|\n]*)", fenced, re.M)
+    for line in [*lines, *re.findall(r"`ezxmc ([a-z][^`]*)`", text)]:
+        name, *rest = line.split()
+        assert name in commands, line
+        command = commands[name]
+        if rest and rest[0] in (groups := getattr(command, "commands", {})):
+            command = groups[rest[0]]
+        known = {
+            option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)
+        }
+        for word in rest:
+            assert not word.startswith("-") or word in (*known, "--help", "-"), f"{line}: {word}"
+
+
+def test_the_tutorials_files_are_what_it_says() -> None:
+    folder = ROOT / "examples/tutorial"
+    documents, rows = read_documents(folder / "tickets.csv")
+    labels, label_rows = read_labels(folder / "tags.txt")
+    assert (len(documents), len(labels), rows.bad, label_rows.bad) == (48, 20, 0, 0)
+    assert len(read_documents(folder / "new.csv")[0]) == 3
