@@ -1,0 +1,208 @@
+"""Debian control files: stanzas of a package index, of its translations, and of the debtags vocabulary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from ezxmc.data import RowError, RowReport
+
+# How a package is built, not what it is about: no description tells whether a tag of these applies.
+_FACETS = frozenset(
+    {
+        "implemented-in",
+        "interface",
+        "junior",
+        "privacy",
+        "role",
+        "scope",
+        "secteam",
+        "special",
+        "system",
+        "uitoolkit",
+    }
+)
+_TAGS = re.compile(
+    r".*TODO|devel::(doc|ecma-cli|examples|library)|x11::(application|library)"
+    r"|made-of::(audio|html|icons|info|man|pdf|postscript|sgml|svg|vrml|xml)"
+)
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A tagged package of the index.
+
+    Attributes:
+        name: Its name; never shown to a model.
+        source: The source package it is built from.
+        title: The short description.
+        text: The long one; empty where the index keeps it elsewhere.
+        digest: Names the long description in the index's translations.
+        tags: All its debtags.
+    """
+
+    name: str
+    source: str
+    title: str
+    text: str
+    digest: str
+    tags: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """A tag of the vocabulary, its title with the facet's: "Purpose: Editing"."""
+
+    uid: str
+    title: str
+    text: str
+
+
+def read_stanzas(path: Path, parse: Callable[[dict[str, str]], _Item], report: RowReport) -> Iterator[_Item]:
+    """What `parse` makes of each stanza of a Debian control file, the bad ones reported.
+
+    Args:
+        path: Stanzas with blank lines between; a line that begins with a space continues a field.
+        parse: Gets the fields by lower-case name, continuation lines as they stand; raises `RowError`.
+        report: Receives stanzas that `parse` refuses, that are not UTF-8 (`bad_utf8`), or that have a
+            line outside any field or a field twice (`bad_stanza`).
+    """
+    for line, lines in _blocks(path):
+        try:
+            item = parse(_fields(lines))
+        except RowError as error:
+            report.add(path.name, line, error.kind, error.detail)
+        else:
+            report.kept += 1
+            yield item
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, list[bytes]]]:
+    block: list[bytes] = []
+    number = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                block.append(line)
+            elif block:
+                yield number - len(block), block
+                block = []
+    if block:
+        yield number + 1 - len(block), block
+
+
+def _fields(lines: list[bytes]) -> dict[str, str]:
+    fields: dict[str, list[str]] = {}
+    name = ""
+    for raw in lines:
+        try:
+            line = raw.decode().rstrip()
+        except UnicodeDecodeError as error:
+            raise RowError("bad_utf8", str(error)) from None
+        if line[0] in " \t":
+            if not name:
+                raise RowError("bad_stanza", f"continues no field: {line[:80]!r}")
+            fields[name].append(line)
+            continue
+        name, colon, value = line.partition(":")
+        name = name.lower()
+        if not colon or not name or name in fields:
+            raise RowError("bad_stanza", f"{'twice' if colon else 'no field'}: {line[:80]!r}")
+        fields[name] = [value.strip()]
+    return {name: "\n".join(values) for name, values in fields.items()}
+
+
+def description(value: str) -> tuple[str, str]:
+    """Short and long description of a control field: one space off each line, " ." is an empty one."""
+    title, _, rest = value.partition("\n")
+    lines = ("" if line.strip() == "." else line[1:] for line in rest.split("\n"))
+    return title, "\n".join(lines).strip("\n")
+
+
+def parse_package(fields: dict[str, str]) -> Package | None:
+    """A stanza of a Packages file; None if it has no tags.
+
+    Raises:
+        RowError: It has no package name.
+    """
+    name = fields.get("package", "")
+    if not name:
+        raise RowError("no_uid", "a package without a name")
+    tags = frozenset(re.findall(r"[^\s,]+", fields.get("tag", "")))
+    if not tags:
+        return None
+    source = fields.get("source", "").split()  # perhaps with a version in parentheses
+    title, text = description(fields.get("description", ""))
+    return Package(name, source[0] if source else name, title, text, fields.get("description-md5", ""), tags)
+
+
+def parse_translation(fields: dict[str, str]) -> tuple[str, str, str]:
+    """A stanza of a Translation-en file: digest, title, text.
+
+    Raises:
+        RowError: One of them is missing.
+    """
+    digest, value = fields.get("description-md5"), fields.get("description-en")
+    if not digest or not value:
+        raise RowError("bad_stanza", f"no English description of {fields.get('package', 'a package')!r}")
+    return digest, *description(value)
+
+
+def parse_term(fields: dict[str, str]) -> tuple[str, str, str]:
+    """A stanza of the vocabulary: name of a facet or tag, title, text.
+
+    Raises:
+        RowError: It is neither, or has no title.
+    """
+    name = fields.get("tag") or fields.get("facet")
+    title, text = description(fields.get("description", ""))
+    if not name:
+        raise RowError("no_uid", "neither a facet nor a tag")
+    if not title:
+        raise RowError("no_title", name)
+    return name, title, text
+
+
+def read_packages(indexes: Sequence[Path], translations: Sequence[Path], report: RowReport) -> list[Package]:
+    """The tagged packages, each name once, with their long descriptions.
+
+    Args:
+        indexes: Packages files; of several entries of a name the first that has tags counts.
+        translations: Translation-en files.
+        report: Receives bad stanzas.
+    """
+    found: dict[str, Package] = {}
+    for path in indexes:
+        for package in read_stanzas(path, parse_package, report):
+            if package:
+                found.setdefault(package.name, package)
+    wanted = {package.digest for package in found.values()}
+    english: dict[str, tuple[str, str]] = {}
+    for path in translations:
+        for digest, title, text in read_stanzas(path, parse_translation, report):
+            if digest in wanted:
+                english[digest] = title, text
+    packages = []
+    for package in found.values():
+        title, text = english.get(package.digest, (package.title, package.text))
+        packages.append(replace(package, title=title, text=text))
+    return packages
+
+
+def read_vocabulary(path: Path, report: RowReport) -> list[Tag]:
+    """The tags of the vocabulary that a description can tell, in its order."""
+    terms = {name: (title, text) for name, title, text in read_stanzas(path, parse_term, report)}
+    tags = []
+    for name, (title, text) in terms.items():
+        facet, _, rest = name.partition("::")
+        if not rest or facet in _FACETS or _TAGS.fullmatch(name):
+            continue
+        facet_title, facet_text = terms.get(facet, (facet, ""))
+        told = re.sub(r"\s*^Link:.*$", "", text, flags=re.M)
+        tags.append(Tag(name, f"{facet_title}: {title}", f"{told}\n{facet_text}".strip()))
+    return tags
