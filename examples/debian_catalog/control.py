@@ -101,7 +101,7 @@ def _fields(lines: list[bytes]) -> dict[str, str]:
     name = ""
     for raw in lines:
         try:
-            line = raw.decode().rstrip()
+            line = raw.decode().rstrip(" \t\r\n\v\f")
         except UnicodeDecodeError as error:
             raise RowError("bad_utf8", str(error)) from None
         if line[0] in " \t":
@@ -128,11 +128,11 @@ def parse_package(fields: dict[str, str]) -> Package | None:
     """A stanza of a Packages file; None if it has no tags.
 
     Raises:
-        RowError: It has no package name.
+        RowError: It has no package name, or one with a space in it.
     """
     name = fields.get("package", "")
-    if not name:
-        raise RowError("no_uid", "a package without a name")
+    if not re.fullmatch(r"\S+", name):
+        raise RowError("no_uid", f"no name of a package: {name[:80]!r}")
     tags = frozenset(re.findall(r"[^\s,]+", fields.get("tag", "")))
     if not tags:
         return None
@@ -194,13 +194,18 @@ def read_packages(indexes: Sequence[Path], translations: Sequence[Path], report:
     return packages
 
 
+def decidable(tag: str) -> bool:
+    """Whether a description can tell that this tag applies."""
+    return tag.partition("::")[0] not in _FACETS and not _TAGS.fullmatch(tag)
+
+
 def read_vocabulary(path: Path, report: RowReport) -> list[Tag]:
-    """The tags of the vocabulary that a description can tell, in its order."""
+    """The decidable tags of the vocabulary, in its order."""
     terms = {name: (title, text) for name, title, text in read_stanzas(path, parse_term, report)}
     tags = []
     for name, (title, text) in terms.items():
-        facet, _, rest = name.partition("::")
-        if not rest or facet in _FACETS or _TAGS.fullmatch(name):
+        facet, colons, _ = name.partition("::")
+        if not colons or not decidable(name):
             continue
         facet_title, facet_text = terms.get(facet, (facet, ""))
         told = re.sub(r"\s*^Link:.*$", "", text, flags=re.M)

@@ -11,7 +11,8 @@ from pathlib import Path
 from ezxmc.errors import EzxmcError
 
 _TOOLS = ("apt-get", "apt-config", "dpkg-deb")
-# What the system's configuration may add to an update: hooks that write to the system's caches.
+# Without the system's update hooks, which write to its caches. An index that is fetched in part is an error:
+# the catalog would be another one each time.
 _SETTINGS = """\
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
@@ -19,7 +20,6 @@ _SETTINGS = """\
 #clear Acquire::Languages;
 Acquire::Languages { "en"; };
 Acquire::GzipIndexes "false";
-Acquire::Retries "3";
 APT::Update::Error-Mode "any";
 """
 _FETCHED = {"deb::Packages", "deb::Translations"}
