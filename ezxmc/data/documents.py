@@ -48,7 +48,7 @@ def iter_documents(source: str | Path, report: RowReport) -> Iterator[Document]:
         DataError: The source cannot be read, or a row is bad and `report` is
             strict.
     """
-    for _, _, document in _records(source, report, _document):
+    for *_, document in iter_records(source, report, document_of):
         yield document
 
 
@@ -76,7 +76,7 @@ def read_labels(source: str | Path, *, strict: bool = False) -> tuple[list[Label
     report = RowReport(strict=strict)
     labels: list[Label] = []
     by_title: dict[str, str] = {}
-    for file, line, label in _records(source, report, _label):
+    for file, line, _, label in iter_records(source, report, label_of):
         labels.append(label)
         first = by_title.setdefault(" ".join(label.title.casefold().split()), label.uid)
         if first != label.uid:
@@ -101,9 +101,22 @@ def row_uid(value: Any, column: str) -> str:
     return _string(value, column).strip()
 
 
-def _records(
+def iter_records(
     source: str | Path, report: RowReport, make: Callable[[dict[str, Any]], _Record]
-) -> Iterator[tuple[str, int, _Record]]:
+) -> Iterator[tuple[str, int, dict[str, Any], _Record]]:
+    """Stream records beside the rows they were made of.
+
+    Args:
+        source: Anything `iter_rows` reads.
+        report: Receives rows that make no record, and those with a uid seen before.
+        make: `document_of` or `label_of`.
+
+    Yields:
+        `(file, line, columns, record)`.
+
+    Raises:
+        DataError: As for `iter_documents`.
+    """
     seen: set[bytes] = set()
     for file, line, row in iter_rows(source, report):
         try:
@@ -116,10 +129,15 @@ def _records(
             continue
         seen.add(digest)
         report.kept += 1
-        yield file, line, record
+        yield file, line, row, record
 
 
-def _document(row: dict[str, Any]) -> Document:
+def document_of(row: dict[str, Any]) -> Document:
+    """The document in a row's columns.
+
+    Raises:
+        RowError: `no_uid`, `empty_text`, `bad_type` or `bad_unicode`.
+    """
     uid = row_uid(_column(row, "uid"), "uid")
     title = _string(_column(row, "title"), "title").strip()
     text = _string(_column(row, "text"), "text")
@@ -130,7 +148,12 @@ def _document(row: dict[str, Any]) -> Document:
     return Document(uid, title, text)
 
 
-def _label(row: dict[str, Any]) -> Label:
+def label_of(row: dict[str, Any]) -> Label:
+    """The label in a row's columns.
+
+    Raises:
+        RowError: `no_title`, `no_uid`, `bad_type` or `bad_unicode`.
+    """
     title = _string(_column(row, "title"), "title").strip()
     given = _column(row, "uid")
     uid = title if given is None else row_uid(given, "uid")

@@ -2,7 +2,8 @@
 
 Accepted: TSV or CSV with a document and a label per line, with or without a
 header line; JSON lines, Parquet or `datasets` rows with a document column and
-either `label` or a list `labels`.
+either `label` or a list `labels`. A benchmark's `trn.json.gz` or `tst.json.gz`
+serves as well: its `target_ind` number the lines of the `lbl.json.gz` beside it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from ezxmc.data.documents import row_uid
 from ezxmc.data.readers import iter_fields, iter_rows, source_kind
 from ezxmc.data.validate import RowError, RowReport
+from ezxmc.data.xmc_text import targets, uids_by_number
 
 DOCUMENT_COLUMNS = ("uid", "doc", "document", "doc_id", "doc_uid", "id")
 LABEL_COLUMNS = ("label", "label_id", "label_uid", "labels")
@@ -80,7 +82,15 @@ def read_gold(
 
 def _rows(source: str | Path, report: RowReport) -> Iterator[tuple[str, int, dict[str, Any]]]:
     if source_kind(source) not in (".csv", ".tsv"):
-        yield from iter_rows(source, report)
+        uids: list[str | None] | None = None
+        for file, line, row in iter_rows(source, report):
+            if "target_ind" in row and _first(row, LABEL_COLUMNS) is None:
+                uids = uids_by_number(Path(file)) if uids is None else uids
+                bad_before = report.bad
+                row["labels"] = targets(row, uids, file, line, report)
+                if not row["labels"] and report.bad > bad_before:
+                    continue  # its labels cannot be read, which is not the same as none
+            yield file, line, row
         return
     header = ["doc", "label"]
     for number, (file, line, fields) in enumerate(iter_fields(source, report)):

@@ -159,8 +159,22 @@ def _lines(source: str | Path) -> Iterator[tuple[int, bytes]]:
         ) from None
 
 
-def _text_lines(source: str | Path, report: RowReport) -> Iterator[tuple[str, int, str]]:
-    """Decoded lines that are not blank."""
+def iter_lines(
+    source: str | Path, report: RowReport, *, blank: bool = False
+) -> Iterator[tuple[str, int, str]]:
+    """Stream the lines of a text file, without outer spaces.
+
+    Args:
+        source: A path, gzip if it ends in `.gz`, or "-".
+        report: Receives lines that are not UTF-8 (`bad_utf8`).
+        blank: Whether blank lines are yielded, too.
+
+    Yields:
+        `(file, line, text)`, the line counted from 1, blank and bad ones included.
+
+    Raises:
+        DataError: The file cannot be read to its end.
+    """
     file = "<stdin>" if str(source) == "-" else str(source)
     for line, raw in _lines(source):
         try:
@@ -168,12 +182,12 @@ def _text_lines(source: str | Path, report: RowReport) -> Iterator[tuple[str, in
         except UnicodeDecodeError as error:
             report.add(file, line, "bad_utf8", f"byte {error.start + 1} of the line: {error.reason}")
             continue
-        if text:
+        if text or blank:
             yield file, line, text
 
 
 def _json_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
-    for file, line, text in _text_lines(source, report):
+    for file, line, text in iter_lines(source, report):
         if line == 1 and _ARRAY.match(text):
             raise DataError(
                 f"{file} holds one JSON array, not one object per line", f"jq -c '.[]' {file} > rows.jsonl"
@@ -206,7 +220,7 @@ def _field_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
 
 
 def _title_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
-    for file, line, title in _text_lines(source, report):
+    for file, line, title in iter_lines(source, report):
         yield file, line, {"uid": title, "title": title}
 
 

@@ -5,7 +5,8 @@ Kinds of a dropped row (`bad`): `bad_utf8`, `bad_json`, `not_an_object`,
 `no_title`, `empty_text`, `bad_type`, `bad_unicode`, `duplicate_uid` (a document
 or a label); `no_document`, `no_label` (gold); `unknown_document`,
 `unknown_label` (gold, shortlists); `bad_shortlist`; `bad_prediction`,
-`prediction_error` (predictions). Kinds of a kept row (`WARNINGS`): `equal_title`.
+`prediction_error` (predictions); `bad_entry`, `bad_pair`, `row_count`, `bad_uid` (files
+of the XMC repository). Kinds of a kept row (`WARNINGS`): `equal_title`.
 """
 
 from __future__ import annotations
