@@ -37,6 +37,7 @@ def _register() -> None:
     from ezxmc.cli import (
         bench,
         calibrate,
+        data,
         decide,
         export,
         inference,
@@ -63,6 +64,7 @@ def _register() -> None:
         teacher,
         prompts,
         judgments,
+        data,
         bench,
     )
     for module in told:
