@@ -125,7 +125,8 @@ def test_all_commands_are_there() -> None:
     judgments = {f"judgments {name}" for name in ("stats", "failures", "export", "import")}
     prompts = {"prompts list", "prompts show", "prompts check"}
     benches = {f"bench {name}" for name in ("teacher", "methods", "index", "encoding", "serving")}
-    groups = models | judgments | prompts | labels | benches
+    data = {f"data {name}" for name in ("list", "show", "stats", "check", "convert")}
+    groups = models | judgments | prompts | labels | data | benches
     assert {" ".join(names) for names in COMMANDS} == alone | steps | groups
 
 

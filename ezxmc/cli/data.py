@@ -119,23 +119,25 @@ def check(
     """
     known = _card(folder, card)
     found, rows = _statistics(folder)
-    differing = known.differences(found)
+    compared = known.compare(found)
+    differing = [one for one in compared if not one.fits]
     if json:
         emit(
             {
                 "card": known.name,
+                "compared": len(compared),
                 "differences": [asdict(one) for one in differing],
                 "rows": _accounts(rows),
             }
         )
     elif differing:
         table(
-            f"{folder} is not as the card {known.name} says",
+            f"{folder}: {len(differing)} of {len(compared)} figures differ from the card {known.name}",
             ["", "card", "here"],
             [[one.figure, _count(one.card), _count(one.here)] for one in differing],
         )
     else:
-        typer.echo(f"{folder} is as the card {known.name} says")
+        typer.echo(f"{folder}: all {len(compared)} figures are as the card {known.name} says")
     if differing:
         _tell(rows)
         raise typer.Exit(1)

@@ -130,14 +130,11 @@ class DataCard(_Part):
             detail = str(error)
         raise ConfigError(f"{path}: {detail}", "`ezxmc data show debtags` shows a card that is right")
 
-    def differences(self, found: Statistics) -> list[Difference]:
-        """What a data set has otherwise than the card says; figures the card leaves out do not count.
+    def compare(self, found: Statistics) -> list[Comparison]:
+        """Each figure the card gives, beside the data set's; counts must be equal, means within 0.5 %."""
+        return list(self._compared(found))
 
-        Counts must be equal, means within 0.5 %.
-        """
-        return [one for one in self._compared(found) if not one.fits]
-
-    def _compared(self, found: Statistics) -> Iterator[Difference]:
+    def _compared(self, found: Statistics) -> Iterator[Comparison]:
         splits = found.splits
         basis = splits.get("train") or next(iter(splits.values()))
         counts: dict[str, tuple[int | None, int | None]] = {
@@ -149,18 +146,18 @@ class DataCard(_Part):
         }
         for figure, (card, here) in counts.items():
             if card is not None:
-                yield Difference(figure, card, here)
+                yield Comparison(figure, card, here)
         means = {
             "labels per document": (self.labels_per_document, basis.labels_per_document),
             "documents per label": (self.documents_per_label, basis.documents_per_label),
         }
         for figure, (mean, spread) in means.items():
             if mean is not None:
-                yield Difference(figure, mean, spread.mean if spread else None)
+                yield Comparison(figure, mean, spread.mean if spread else None)
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class Comparison:
     """A figure as the card has it, and as the data has it; `None`: the data has no such part."""
 
     figure: str

@@ -220,10 +220,9 @@ class XmcRepo:
         for row, document in texts:
             while ahead and ahead[0] < row:
                 ahead = next(gold, None)
-            here = ahead and ahead[0] == row
             gold_end = ahead[0] if ahead else gold_end
             if document:
-                yield row, document, ahead[1] if ahead and here else None
+                yield row, document, ahead[1] if ahead and ahead[0] == row else None
         gold_end = max([gold_end, *(number for number, _ in gold)])
         if gold_end != row:
             detail = f"labels of {gold_end + 1:,} rows where {part.texts.name} has {row + 1:,} documents"
