@@ -5,7 +5,7 @@
 | `trn.json.gz` `tst.json.gz`     | `lbl.json.gz`      | in the texts              | pyxclib, DEXA; unzipped |
 |                                 |                    |                           | MACLR, LMTX             |
 | `trn.raw.txt` `tst.raw.txt`     | `lbl.raw.txt`      | `trn_X_Y.txt`             | pyxclib, NGAME          |
-| `raw/trn_X.txt` `raw/tst_X.txt` | `raw/Y.txt`        | `trn_X_Y.txt` `Y.trn.npz` | ELIAS, DEXML            |
+| `raw/trn_X.txt` `raw/tst_X.txt` | `raw/Y.txt`        | `trn_X_Y.txt` `Y.trn.npz` | ELIAS, IRENE            |
 | `X.trn.txt` `X.tst.txt`         | `output-items.txt` | `Y.trn.txt` `Y.trn.npz`   | PECOS                   |
 | `train_raw_texts.txt`           | `label_map.txt`    | `Y.trn.txt` `Y.trn.npz`   | X-Transformer,          |
 |                                 |                    |                           | CascadeXML              |
