@@ -154,11 +154,14 @@ def shipped(cwd: Path, place: Path) -> tuple[Path, dict[str, tuple[Path, str]]]:
     return Path(package), {name: (Path(path), prompt) for name, path, prompt in map(str.split, rows)}
 
 
-def test_the_wheel_ships_every_module_prompt_and_page(wheel: Path) -> None:
-    prompts = {path.name: path.read_bytes() for path in (ROOT / "prompts").iterdir()}
-    assert prompts
-    assert {path.name: path.read_bytes() for path in (wheel / "ezxmc" / "_prompts").iterdir()} == prompts
-    for page in ("report/page.html.j2", "serve/page.html", "serve/docs.html.j2"):
+def test_the_wheel_ships_every_module_prompt_card_and_page(wheel: Path) -> None:
+    for folder in ("prompts", "data_cards"):
+        shown = {path.name: path.read_bytes() for path in (ROOT / folder).iterdir()}
+        assert shown
+        assert {path.name: path.read_bytes() for path in (wheel / f"ezxmc/_{folder}").iterdir()} == shown
+    pages = [str(page.relative_to(ROOT / "ezxmc")) for page in (ROOT / "ezxmc").rglob("*.html*")]
+    assert {"report/page.html.j2", "serve/page.html"} <= set(pages)
+    for page in pages:
         assert (wheel / "ezxmc" / page).read_bytes() == (ROOT / "ezxmc" / page).read_bytes()
     inside = {str(path.relative_to(wheel)) for path in (wheel / "ezxmc").rglob("*.py")}
     assert inside == {str(module.relative_to(ROOT)) for module in MODULES}

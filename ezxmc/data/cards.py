@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ezxmc.data.statistics import SplitStatistics, Statistics
 from ezxmc.errors import ConfigError
+from ezxmc.shipped import shipped_files
 
 _FENCE = "---\n"
 _TOLERANCE = 0.005
@@ -187,12 +187,10 @@ def card_path(name: str | Path) -> Path:
 
 
 def card_files() -> dict[str, Path]:
-    """Shipped cards by name; they lie in the wheel, or beside the package in a source checkout."""
-    package = Path(str(files("ezxmc")))
-    for folder in (package / "_data_cards", package.parent / "data_cards"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.md")) if _has_front_matter(path)}
-    return {}
+    """Shipped cards by name."""
+    return {
+        name: path for name, path in shipped_files("data_cards", "*.md").items() if _has_front_matter(path)
+    }
 
 
 def _has_front_matter(path: Path) -> bool:

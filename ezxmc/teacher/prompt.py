@@ -14,7 +14,6 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ezxmc.errors import ConfigError, TeacherError
 from ezxmc.hashing import json_hash
 from ezxmc.records import Pair
+from ezxmc.shipped import shipped_files
 from ezxmc.teacher.template import DOCUMENT, LABEL, render_template
 
 # Of a long document this many characters per token are tokenised, not all of it.
@@ -116,12 +116,8 @@ class Prompt(_Part):
 
 
 def prompt_files() -> dict[str, Path]:
-    """Shipped prompts by name; they lie in the wheel, or beside the package in a source checkout."""
-    package = Path(str(files("ezxmc")))
-    for folder in (package / "_prompts", package.parent / "prompts"):
-        if folder.is_dir():
-            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-    return {}
+    """Shipped prompts by name."""
+    return shipped_files("prompts", "*.toml")
 
 
 @dataclass(frozen=True, slots=True)
