@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ezxmc.data import RowError, RowReport, iter_rows
 from ezxmc.errors import DataError
 from ezxmc.metrics import (
+    Difference,
+    Frequencies,
+    RankingMetrics,
     ReliabilityBin,
+    Terms,
     ace_at_k,
     brier,
+    differences,
     ece_at_k,
-    ndcg_at_k,
+    encode,
+    intervals,
     nll,
-    precision_at_k,
-    recall_at_k,
     reliability_bins,
 )
 from ezxmc.records import Prediction
 
 _HUGE = sys.float_info.max
+_CHUNK = 4_096
+_NONE: Mapping[str, Collection[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,36 +42,55 @@ class Evaluation:
     """What `evaluate` found.
 
     Attributes:
-        values: Metric by name ("P@1", "R@10", "nDCG@5", "ECE@5", ...), in order
+        values: Metric by name ("P@1", "R@10", "nDCG@5", "PSP@5", "macro-F1",
+            "R@10 tail", "ECE@5", ...; defined at `RankingMetrics`), in order
             of display. Ranking metrics are in [0, 1], higher is better;
             calibration metrics are errors, NLL in nats.
+        intervals: By metric the ends of its 95% bootstrap interval over
+            documents. Coverage, macro F1 and calibration errors have none: they
+            are no sums over documents, and resamples, in which documents stand
+            twice, are biased for them.
         n_documents: Documents scored: all that have gold.
         missing: Of these, the ones without a prediction; each counts as zero
             in the ranking metrics.
         n_without_gold: Predicted documents left out because they have no gold.
+        n_filtered: Pairs left out on request, of predictions and gold together.
         reliability: By k the bins of the reliability diagram of the pooled top-k pairs,
             which the calibration metrics are of; empty where a prediction carries no
             probabilities, and then those metrics are absent.
+        terms: What the metrics with intervals are sums of, for `compare`.
     """
 
     values: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
     n_documents: int
     missing: tuple[str, ...]
     n_without_gold: int
-    reliability: dict[int, tuple[ReliabilityBin, ...]] = field(default_factory=dict)
+    n_filtered: int
+    reliability: dict[int, tuple[ReliabilityBin, ...]]
+    terms: Terms
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Name and value for a table: metrics to four digits, then the counts."""
+    def rows(self) -> list[tuple[str, str, str]]:
+        """Name, value and 95% interval for a table: metrics to four digits, then the counts."""
+        counts = {
+            "documents scored": self.n_documents,
+            "of these without a prediction (counted as zero)": len(self.missing),
+            "predictions without gold (left out)": self.n_without_gold,
+            "pairs filtered out": self.n_filtered,
+        }
         return [
-            *((name, f"{value:.4f}") for name, value in self.values.items()),
-            ("documents scored", f"{self.n_documents:,}"),
-            ("of these without a prediction (counted as zero)", f"{len(self.missing):,}"),
-            ("predictions without gold (left out)", f"{self.n_without_gold:,}"),
+            *((name, f"{value:.4f}", self._interval(name)) for name, value in self.values.items()),
+            *((name, f"{count:,}", "") for name, count in counts.items()),
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
+        """JSON-ready form, without `terms`."""
+        found = asdict(replace(self, terms=Terms((), np.empty((0, 0)), np.empty((0, 0)))))
+        del found["terms"]
+        return found
+
+    def _interval(self, name: str) -> str:
+        return "{:.4f} to {:.4f}".format(*self.intervals[name]) if name in self.intervals else ""
 
 
 def evaluate(
@@ -70,78 +100,199 @@ def evaluate(
     precision_ks: Sequence[int] = (1, 3, 5),
     recall_ks: Sequence[int] = (5, 10, 50),
     ndcg_ks: Sequence[int] = (5,),
+    coverage_ks: Sequence[int] = (5,),
     calibration_ks: Sequence[int] = (1, 3, 5, 10),
+    train_gold: Mapping[str, Collection[str]] | None = None,
+    propensity: tuple[float, float] = (0.55, 1.5),
+    threshold: float | None = None,
+    filtered: Mapping[str, Collection[str]] = _NONE,
 ) -> Evaluation:
     """Score predictions on every document that has gold labels.
+
+    Predictions are streamed: what is kept of one is a few numbers.
 
     Args:
         predictions: One per document, in any order.
         gold: Right label uids of each document uid; documents with none are
             left out.
-        precision_ks: Depths of P@k.
+        precision_ks: Depths of P@k and PSP@k.
         recall_ks: Depths of R@k; those deeper than the longest prediction are
             left out, since they would only repeat its depth's value.
-        ndcg_ks: Depths of nDCG@k.
+        ndcg_ks: Depths of nDCG@k and PSnDCG@k.
+        coverage_ks: Depths of coverage@k.
         calibration_ks: Depths of ECE, ACE, Brier and NLL, of which those deeper than
             the longest prediction are left out. They are computed if every scored
             prediction has probabilities.
+        train_gold: Gold of training documents, whose label counts give
+            propensities and head, torso and tail; without it there is no PSP,
+            no PSnDCG and no slice.
+        propensity: A and B of `inverse_propensity`.
+        threshold: Labels at least this probable are tags, for micro and macro F1.
+        filtered: Label uids of each document uid that count neither as predicted nor as gold,
+            as the `filter_labels` of the Extreme Classification Repository.
 
     Raises:
-        DataError: No document has gold, none of them was predicted, or a
-            document was predicted twice.
+        DataError: No document has gold, none of them was predicted, a
+            document was predicted twice, fewer than 3 training documents have
+            gold, or `threshold` is given and a prediction lacks probabilities.
     """
-    scored = {uid: labels for uid, labels in gold.items() if labels}
+    scored = {uid: left for uid, labels in gold.items() if (left := set(labels) - set(filtered.get(uid, ())))}
     if not scored:
         raise DataError("no document has a gold label", "check the gold file and its report")
-    predicted: dict[str, Prediction] = {}
-    without_gold: set[str] = set()
-    for prediction in predictions:
-        uid = prediction.uid
-        if uid in predicted or uid in without_gold:
-            raise DataError(f"document {uid!r} was predicted twice", "keep one prediction of each document")
-        if uid in scored:
-            predicted[uid] = prediction
-        else:
-            without_gold.add(uid)
-    if not predicted:
+    known = None if train_gold is None else _frequencies(train_gold, scored, propensity)
+    metrics = RankingMetrics(
+        precision_ks=precision_ks,
+        recall_ks=recall_ks,
+        ndcg_ks=ndcg_ks,
+        coverage_ks=coverage_ks,
+        inverse=known.inverse if known else None,
+        group=known.group if known else None,
+    )
+    ids = dict(known.ids) if known else {}
+    place = {uid: number for number, uid in enumerate(scored)}
+    n_filtered = sum(len(labels) - len(scored.get(uid, ())) for uid, labels in gold.items())
+    pairs: _Pairs | None = _Pairs(max(calibration_ks, default=0))
+    seen: set[str] = set()
+    absent = (Prediction(uid, (), (), ()) for uid in scored if uid not in seen)
+    stream = chain(_to_score(predictions, place, seen), absent)
+    while chunk := list(islice(stream, _CHUNK)):
+        short = [_without(p, filtered[p.uid]) if p.uid in filtered else p for p in chunk]
+        n_filtered += sum(map(_length, chunk)) - sum(map(_length, short))
+        predicted, right = encode([p.labels for p in short], [scored[p.uid] for p in short], ids)
+        probabilities = _probabilities(short, predicted.shape, required=threshold is not None)
+        hits = metrics.update(
+            predicted,
+            right,
+            kept=None if threshold is None or probabilities is None else probabilities >= threshold,
+            documents=np.array([place[p.uid] for p in short]),
+        )
+        if probabilities is None:
+            pairs = None
+        elif pairs:
+            pairs.add(probabilities, hits)
+    missing = tuple(uid for uid in scored if uid not in seen)
+    if len(missing) == len(scored):
         raise DataError(
-            f"none of the {len(without_gold):,} predicted documents is among the {len(scored):,} with gold",
+            f"none of the {len(seen):,} predicted documents is among the {len(scored):,} with gold",
             "check that both use the same uids",
         )
-    ranked = [predicted[uid].labels if uid in predicted else () for uid in scored]
-    right = list(scored.values())
-    longest = max(len(labels) for labels in ranked)
-    values = {f"P@{k}": precision_at_k(ranked, right, k) for k in precision_ks}
-    values |= {f"R@{k}": recall_at_k(ranked, right, k) for k in recall_ks if k <= longest}
-    values |= {f"nDCG@{k}": ndcg_at_k(ranked, right, k) for k in ndcg_ks}
-
-    pairs = {k: _calibration_pairs(predicted, scored, k) for k in calibration_ks if k <= longest}
-    pairs = {k: (probabilities, hits) for k, (probabilities, hits) in pairs.items() if probabilities}
+    measured = metrics.result()
+    deep = {f"R@{k}" for k in recall_ks if k > measured.longest}
+    values = {name: value for name, value in measured.values.items() if name.partition(" ")[0] not in deep}
+    top = {k: pairs.top(k) for k in calibration_ks if k <= measured.longest} if pairs else {}
     for name, metric in (("ECE", ece_at_k), ("ACE", ace_at_k), ("Brier", brier), ("NLL", nll)):
-        values |= {f"{name}@{k}": metric(*found) for k, found in pairs.items()}
+        values |= {f"{name}@{k}": metric(*found) for k, found in top.items()}
     return Evaluation(
         values=values,
+        intervals={name: ends for name, ends in intervals(measured.terms).items() if name in values},
         n_documents=len(scored),
-        missing=tuple(uid for uid in scored if uid not in predicted),
-        n_without_gold=len(without_gold),
-        reliability={k: tuple(reliability_bins(*found)) for k, found in pairs.items()},
+        missing=missing,
+        n_without_gold=len(seen) - len(scored) + len(missing),
+        n_filtered=n_filtered,
+        reliability={k: tuple(reliability_bins(*found)) for k, found in top.items()},
+        terms=measured.terms,
     )
 
 
-def _calibration_pairs(
-    predicted: Mapping[str, Prediction], gold: Mapping[str, Collection[str]], k: int
-) -> tuple[list[float], list[bool]]:
-    """Probabilities and hits of the pooled top-k pairs; empty if any prediction has no probabilities."""
-    probabilities: list[float] = []
-    hits: list[bool] = []
-    for uid, prediction in predicted.items():
+def compare(first: Evaluation, second: Evaluation) -> dict[str, Difference]:
+    """`first` minus `second`, metric by metric, with paired bootstrap intervals (`differences`).
+
+    Args:
+        first: One run.
+        second: Another on the same gold.
+
+    Returns:
+        By metric, of those both have with an interval.
+
+    Raises:
+        DataError: They were scored on different documents.
+    """
+    if first.n_documents != second.n_documents:
+        raise DataError(
+            f"{first.n_documents:,} and {second.n_documents:,} documents were scored",
+            "compare runs on the same gold",
+        )
+    both = first.intervals.keys() & second.intervals.keys()
+    return {name: gap for name, gap in differences(first.terms, second.terms).items() if name in both}
+
+
+class _Pairs:
+    """Probability, hit and rank of the pooled pairs down to a depth."""
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._parts: list[tuple[NDArray[Any], ...]] = []
+
+    def add(self, probabilities: NDArray[np.float64], hits: NDArray[np.bool_]) -> None:
+        """Add documents; NaN is no pair."""
+        first = probabilities[:, : self._depth]
+        _, ranks = there = np.nonzero(~np.isnan(first))
+        self._parts.append((first[there], hits[there], ranks))
+
+    def top(self, k: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Probabilities and hits of the top-k pairs."""
+        probabilities, hits, ranks = map(np.concatenate, zip(*self._parts, strict=True))
+        return probabilities[ranks < k], hits[ranks < k]
+
+
+def _to_score(
+    predictions: Iterable[Prediction], scored: Collection[str], seen: set[str]
+) -> Iterator[Prediction]:
+    """The predictions of `scored` documents; all uids go into `seen`."""
+    for prediction in predictions:
+        if prediction.uid in seen:
+            raise DataError(
+                f"document {prediction.uid!r} was predicted twice", "keep one prediction of each document"
+            )
+        seen.add(prediction.uid)
+        if prediction.uid in scored:
+            yield prediction
+
+
+def _frequencies(
+    train_gold: Mapping[str, Collection[str]],
+    gold: Mapping[str, Collection[str]],
+    propensity: tuple[float, float],
+) -> Frequencies:
+    counts = Counter(label for labels in train_gold.values() for label in set(labels))
+    for labels in gold.values():
+        counts.update(dict.fromkeys(labels, 0))
+    try:
+        return Frequencies.of(counts, sum(map(bool, train_gold.values())), *propensity)
+    except ValueError as error:
+        raise DataError(str(error), "give the gold of the training documents") from None
+
+
+def _without(prediction: Prediction, labels: Collection[str]) -> Prediction:
+    left = [label not in labels for label in prediction.labels]
+    return Prediction(
+        prediction.uid,
+        tuple(compress(prediction.labels, left)),
+        tuple(compress(prediction.titles, left)),
+        tuple(compress(prediction.scores, left)),
+        tuple(compress(prediction.probabilities, left)),
+    )
+
+
+def _length(prediction: Prediction) -> int:
+    return len(prediction.labels)
+
+
+def _probabilities(
+    predictions: Sequence[Prediction], shape: tuple[int, int], *, required: bool
+) -> NDArray[np.float64] | None:
+    """(n, k), NaN where there is no label; `None` if a prediction lacks probabilities."""
+    found = np.full(shape, np.nan)
+    for row, prediction in zip(found, predictions, strict=True):
         if len(prediction.probabilities) != len(prediction.labels):
-            return [], []
-        top = prediction.labels[:k]
-        probabilities.extend(prediction.probabilities[:k])
-        right = frozenset(gold[uid])
-        hits.extend(label in right for label in top)
-    return probabilities, hits
+            if required:
+                raise DataError(
+                    f"the prediction of document {prediction.uid!r} has no probabilities for a threshold",
+                    "calibrate the bundle (`ezxmc calibrate`) and predict again",
+                )
+            return None
+        row[: len(prediction.labels)] = prediction.probabilities
+    return found
 
 
 def read_predictions(source: str | Path, report: RowReport) -> Iterator[Prediction]:

@@ -40,7 +40,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert (report.rows, report.kept) == (4, 3)
     assert (result.n_documents, result.missing, result.n_without_gold) == (3, ("3",), 1)
     assert list(result.values) == [
-        *("P@1", "P@3", "P@5", "R@1", "R@2", "nDCG@5"),
+        *("P@1", "P@3", "P@5", "R@1", "R@2", "nDCG@5", "coverage@5"),
         *("ECE@2", "ACE@2", "Brier@2", "NLL@2"),
     ]
     assert result.values["P@1"] == pytest.approx(2 / 3)
@@ -51,7 +51,8 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert result.values["Brier@2"] == pytest.approx((0.01 + 0.16) / 4)
     assert {k: sum(point.n for point in bins) for k, bins in result.reliability.items()} == {2: 4}
     assert json.loads(json.dumps(result.to_dict()))["values"] == result.values
-    assert result.rows()[0] == ("P@1", "0.6667") and result.rows()[-1][1] == "1"
+    assert result.rows()[0] == ("P@1", "0.6667", "0.0000 to 1.0000")
+    assert [row[1] for row in result.rows()[-4:]] == ["3", "1", "1", "0"]
 
 
 def test_without_probabilities_there_is_no_calibration() -> None:
@@ -59,7 +60,7 @@ def test_without_probabilities_there_is_no_calibration() -> None:
     for first in (predict("1", "ab"), predict("1", "ab", (0.5,))):
         result = evaluate([first, predict("2", "b", (0.7,))], gold)
         assert result.reliability == {}
-        assert set(result.values) == {"P@1", "P@3", "P@5", "nDCG@5"}
+        assert set(result.values) == {"P@1", "P@3", "P@5", "nDCG@5", "coverage@5"}
 
 
 def test_calibration_takes_the_top_k_only() -> None:

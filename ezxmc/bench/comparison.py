@@ -10,16 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ezxmc.metrics import (
-    frequency_groups,
-    inverse_propensities,
-    ndcg_at_k,
-    precision_at_k,
+    Frequencies,
+    RankingMetrics,
+    Terms,
+    differences,
+    encode,
     precision_by_document,
-    psp_at_k,
-    recall_at_k,
     recall_by_document,
 )
-from ezxmc.metrics.propensity import GROUPS
 
 PAIRED = {
     "P@1": (precision_by_document, 1),
@@ -28,7 +26,6 @@ PAIRED = {
 }
 """Metrics kept document by document, for intervals and for the human equivalent."""
 
-_RESAMPLES = 2_000
 _Floats = NDArray[np.float64]
 
 
@@ -38,13 +35,11 @@ class Judge:
 
     Attributes:
         gold: Right labels of each document to report on, none empty.
-        inverse: Inverse propensity of every label, counted outside the report part.
-        group: Head, torso or tail of every label, counted there too.
+        frequencies: Of every label, counted outside the report part.
     """
 
     gold: Sequence[set[str]]
-    inverse: dict[str, float]
-    group: dict[str, str]
+    frequencies: Frequencies
 
     @classmethod
     def of(
@@ -56,10 +51,10 @@ class Judge:
             gold: Right labels of each document to report on.
             counts: Gold documents of every label outside the report part.
             documents: Gold documents there.
-            a: See `inverse_propensities`.
-            b: See `inverse_propensities`.
+            a: See `inverse_propensity`.
+            b: See `inverse_propensity`.
         """
-        return cls(gold, inverse_propensities(counts, documents, a=a, b=b), frequency_groups(counts))
+        return cls(gold, Frequencies.of(counts, documents, a, b))
 
     def score(
         self, ranked: Sequence[Sequence[str] | None]
@@ -75,30 +70,20 @@ class Judge:
         kept = [i for i, labels in enumerate(ranked) if labels is not None]
         lists = [list(labels) for labels in ranked if labels is not None]
         gold = [self.gold[i] for i in kept]
-        values = {f"P@{k}": precision_at_k(lists, gold, k) for k in (1, 3, 5)}
-        values |= {f"R@{k}": recall_at_k(lists, gold, k) for k in (5, 10, 50)}
-        values |= {"nDCG@5": ndcg_at_k(lists, gold, 5), "PSP@5": psp_at_k(lists, gold, self.inverse, 5)}
-        for name in GROUPS:
-            parts = [{label for label in right if self.group[label] == name} for right in gold]
-            some = [i for i, right in enumerate(parts) if right]
-            if some:
-                ranks, right = [lists[i] for i in some], [parts[i] for i in some]
-                values[f"P@5 {name}"] = precision_at_k(ranks, right, 5)
-                values[f"R@10 {name}"] = recall_at_k(ranks, right, 10)
+        known = self.frequencies
+        metrics = RankingMetrics(coverage_ks=(), inverse=known.inverse, group=known.group)
+        metrics.update(*encode(lists, gold, dict(known.ids)))
         by_document = {}
         for name, (metric, k) in PAIRED.items():
             column: list[float | None] = [None] * len(ranked)
             for i, value in zip(kept, metric(lists, gold, k).tolist(), strict=True):
                 column[i] = round(value, 5)
             by_document[name] = column
-        return values, by_document
+        return metrics.result().values, by_document
 
 
 def difference(first: _Floats, second: _Floats) -> dict[str, Any]:
-    """Mean of `first − second` over the documents both have, and its 95% interval.
-
-    Percentile bootstrap over documents (Efron 1979): the spread from another
-    draw of documents, not from another seed.
+    """Mean of `first − second` over the documents both have, and its 95% interval (`differences`).
 
     Args:
         first: (N,) one value a document; NaN where it has none.
@@ -107,13 +92,13 @@ def difference(first: _Floats, second: _Floats) -> dict[str, Any]:
     Returns:
         `mean`, `low`, `high` and `documents`; without common documents only the last, 0.
     """
-    both = (first - second)[~np.isnan(first - second)]
-    if not len(both):
+    both = ~np.isnan(first - second)
+    count = int(both.sum())
+    if not count:
         return {"documents": 0}
-    rng = np.random.default_rng(0)
-    means = [float(both[rng.integers(len(both), size=len(both))].mean()) for _ in range(_RESAMPLES)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return {"mean": float(both.mean()), "low": float(low), "high": float(high), "documents": len(both)}
+    runs = [Terms(("mean",), run[both, None], np.ones((count, 1))) for run in (first, second)]
+    found = differences(*runs)["mean"]
+    return {"mean": found.value, "low": found.low, "high": found.high, "documents": count}
 
 
 def human_equivalent(quality: float, curve: Mapping[int, float]) -> tuple[str, float]:

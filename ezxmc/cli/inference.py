@@ -1,4 +1,4 @@
-"""`ezxmc predict` and `evaluate`: what needs no LLM."""
+"""`ezxmc predict`: tagging with a bundle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import bad_rows, emit, table, watching
+from ezxmc.cli.console import bad_rows, watching
 from ezxmc.config import Backend, Precision
 from ezxmc.errors import ConfigError
 
@@ -20,9 +20,8 @@ ComputedIn = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add these commands."""
-    for command in (predict, evaluate):
-        app.command()(command)
+    """Add the command."""
+    app.command()(predict)
 
 
 def predict(
@@ -85,26 +84,3 @@ def predict(
         )
         watch.say(f"documents: {rows.summary()}")
     bad_rows(rows.bad)
-
-
-def evaluate(
-    predictions: Annotated[str, typer.Argument(help="What `ezxmc predict` wrote.")],
-    gold: Annotated[str, typer.Argument(help="Gold: TSV or JSONL pairs.")],
-    json: Annotated[bool, typer.Option("--json", help="Answer as JSON.")] = False,
-) -> None:
-    """Compare predictions with gold tags: P@k, R@k, nDCG@k, ECE@k.
-
-    Example: ezxmc evaluate tags.jsonl gold.tsv
-    """
-    from ezxmc.data import RowReport, read_gold
-    from ezxmc.evaluation import evaluate as assess
-    from ezxmc.evaluation import read_predictions
-
-    tags, gold_rows = read_gold(gold)
-    rows = RowReport()
-    found = assess(read_predictions(predictions, rows), tags)
-    if json:
-        emit({**found.to_dict(), "rows": {"predictions": rows.to_dict(), "gold": gold_rows.to_dict()}})
-    else:
-        table("", ["metric", "value"], [list(row) for row in found.rows()])
-    bad_rows(rows.bad, gold_rows.bad)

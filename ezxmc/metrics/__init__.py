@@ -1,7 +1,15 @@
-"""Metrics in pure numpy; they know labels and probabilities, and no model."""
+"""Metrics in pure numpy and scipy; they know labels and probabilities, and no model."""
 
+from ezxmc.metrics.bootstrap import Difference, Terms, differences, intervals
 from ezxmc.metrics.calibration import ReliabilityBin, ace_at_k, brier, ece_at_k, nll, reliability_bins
-from ezxmc.metrics.propensity import frequency_groups, inverse_propensities, psp_at_k
+from ezxmc.metrics.propensity import (
+    GROUPS,
+    Frequencies,
+    frequency_groups,
+    inverse_propensities,
+    inverse_propensity,
+    psp_at_k,
+)
 from ezxmc.metrics.ranking import (
     hit_matrix,
     ndcg_at_k,
@@ -10,15 +18,27 @@ from ezxmc.metrics.ranking import (
     recall_at_k,
     recall_by_document,
 )
+from ezxmc.metrics.sparse import encode, top_labels
+from ezxmc.metrics.streaming import Measured, RankingMetrics
 
 __all__ = [
+    "GROUPS",
+    "Difference",
+    "Frequencies",
+    "Measured",
+    "RankingMetrics",
     "ReliabilityBin",
+    "Terms",
     "ace_at_k",
     "brier",
+    "differences",
     "ece_at_k",
+    "encode",
     "frequency_groups",
     "hit_matrix",
+    "intervals",
     "inverse_propensities",
+    "inverse_propensity",
     "ndcg_at_k",
     "nll",
     "precision_at_k",
@@ -27,4 +47,5 @@ __all__ = [
     "recall_at_k",
     "recall_by_document",
     "reliability_bins",
+    "top_labels",
 ]

@@ -11,44 +11,98 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
-from ezxmc.metrics.ranking import Gold, Ranked, hit_matrix
+from ezxmc.metrics.ranking import Gold, Ranked, Sizes, check_lists, gains, ideal_dcg
+from ezxmc.metrics.sparse import Floats, Hits, Ids, encode, heaviest, hits_of
 
 GROUPS = ("head", "torso", "tail")
 
 
-def inverse_propensities(
-    counts: Mapping[str, int], documents: int, *, a: float = 0.55, b: float = 1.5
-) -> dict[str, float]:
+def inverse_propensity(counts: NDArray[np.int64], documents: int, a: float = 0.55, b: float = 1.5) -> Floats:
     """1 / p_l = 1 + C·(N_l + b)^−a with C = (ln N − 1)·(b + 1)^a (Jain et al. 2016, section 4).
 
     Args:
-        counts: N_l, the training documents that have label l; 0 for the others.
-            Give every label, else `psp_at_k` does not know it.
+        counts: `(L,)` N_l, the training documents that have label l.
         documents: N, the training documents with gold labels.
         a: 0.55 in general; 0.5 for Wikipedia, 0.6 for Amazon.
         b: 1.5 in general; 0.4 for Wikipedia, 2.6 for Amazon.
 
     Returns:
-        At least 1 each; the rarer the label, the larger.
+        `(L,)`, at least 1 each; the rarer the label, the larger.
 
     Raises:
         ValueError: N < 3, for which C would be negative.
     """
     if documents < 3:
         raise ValueError(f"propensities need 3 training documents with gold labels, not {documents}")
-    c = (math.log(documents) - 1) * (b + 1) ** a
-    return {label: 1 + c * (count + b) ** -a for label, count in counts.items()}
+    values: Floats = 1 + (math.log(documents) - 1) * (b + 1) ** a * (np.asarray(counts) + b) ** -a
+    return values
 
 
-def psp_at_k(ranked: Ranked, gold: Gold, inverse: Mapping[str, float], k: int) -> float:
+def inverse_propensities(
+    counts: Mapping[str, int], documents: int, *, a: float = 0.55, b: float = 1.5
+) -> dict[str, float]:
+    """`inverse_propensity` by label uid; arguments and errors as there.
+
+    Give every label, with 0 for those of no training document, else `psp_at_k` does not know it.
+    """
+    values = inverse_propensity(np.fromiter(counts.values(), np.int64, len(counts)), documents, a, b)
+    return dict(zip(counts, values.tolist(), strict=True))
+
+
+def psp_terms(weighted: Floats, best: Floats, k: int) -> tuple[Floats, Floats]:
     """PSP@k: hits weighted by inverse propensity, over the best that k labels allow.
 
     Σ_i Σ_{l ∈ top-k(i) ∩ gold(i)} 1/p_l, divided by the same sum of the best
     rankings: each document's k gold labels of lowest propensity. A ratio of
-    sums over documents, as pyxclib and napkinXC compute it.
+    sums over documents, as pyxclib and napkinXC compute it. The unnormalised
+    PSP@k, which can exceed 1, is the mean of the numerators.
+
+    Args:
+        weighted: `(N, any)`, see `weigh`.
+        best: `(N, ≥ k)`, see `ezxmc.metrics.sparse.heaviest`.
+        k: Depth.
+
+    Returns:
+        Numerators and denominators `(N,)`; the metric is the ratio of their sums.
+    """
+    return weighted[:, :k].sum(axis=1) / k, best[:, :k].sum(axis=1) / k
+
+
+def psndcg_terms(weighted: Floats, best: Floats, sizes: Sizes, k: int) -> tuple[Floats, Floats]:
+    """PSnDCG@k: DCG of hits weighted by inverse propensity, over the best attainable.
+
+    Both are divided by the document's ideal DCG without weights before they
+    are summed, and the sums by each other, as pyxclib and napkinXC do. The
+    unnormalised PSnDCG@k is the mean of the numerators.
+
+    Args:
+        weighted: `(N, any)`, see `weigh`.
+        best: `(N, ≥ k)`, see `ezxmc.metrics.sparse.heaviest`.
+        sizes: `(N,)` gold labels of each document.
+        k: Depth.
+
+    Returns:
+        Numerators and denominators `(N,)`; the metric is the ratio of their sums.
+    """
+    ideal, first = ideal_dcg(sizes, k), weighted[:, :k]
+    return first @ gains(first.shape[1]) / ideal, best[:, :k] @ gains(k) / ideal
+
+
+def weigh(predicted: Ids, hits: Hits, inverse: Floats) -> Floats:
+    """(N, k) the inverse propensity of each predicted label that is right, 0 elsewhere."""
+    weighted = np.zeros(hits.shape)
+    weighted[hits] = inverse[predicted[hits]]
+    return weighted
+
+
+def psp_at_k(ranked: Ranked, gold: Gold, inverse: Mapping[str, float], k: int) -> float:
+    """PSP@k of lists, see `psp_terms`.
 
     Args:
         ranked: N ranked lists.
@@ -62,22 +116,15 @@ def psp_at_k(ranked: Ranked, gold: Gold, inverse: Mapping[str, float], k: int) -
     Raises:
         ValueError: As for `hit_matrix`, or a gold label is not in `inverse`.
     """
-    hits = hit_matrix(ranked, gold, k)
+    check_lists(ranked, gold, k)
     if missing := next((label for right in gold for label in right if label not in inverse), None):
         raise ValueError(f"no propensity of gold label {missing!r}")
-    # fsum: the same weights in another order must give the same sum, so that a perfect ranking has 1.
-    reached = math.fsum(
-        inverse[label]
-        for row, labels in zip(hits, ranked, strict=True)
-        for hit, label in zip(row, labels, strict=False)
-        if hit
-    )
-    best = math.fsum(
-        weight
-        for right in gold
-        for weight in sorted((inverse[label] for label in frozenset(right)), reverse=True)[:k]
-    )
-    return reached / best
+    predicted, right = encode(ranked, gold, {label: row for row, label in enumerate(inverse)})
+    weights = np.fromiter(inverse.values(), np.float64, len(inverse))
+    weighted = weigh(predicted, hits_of(predicted, right), weights)
+    reached, best = psp_terms(weighted, heaviest(right, weights, k), k)
+    # Rounding may carry a perfect ranking beyond 1.
+    return min(1.0, float(reached.sum() / best.sum()))
 
 
 def frequency_groups(counts: Mapping[str, int]) -> dict[str, str]:
@@ -98,3 +145,35 @@ def frequency_groups(counts: Mapping[str, int]) -> dict[str, str]:
     before = np.cumsum(sizes) - sizes
     third = np.where(sizes > 0, 3 * before // max(1, int(sizes.sum())), len(GROUPS) - 1)
     return {label: GROUPS[i] for label, i in zip(order, third, strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class Frequencies:
+    """How often labels were used, in the form `RankingMetrics` takes.
+
+    Attributes:
+        ids: A number for every label, from 0.
+        inverse: `(L,)` inverse propensities.
+        group: `(L,)` places in `GROUPS`.
+    """
+
+    ids: dict[str, int]
+    inverse: Floats
+    group: NDArray[np.int8]
+
+    @classmethod
+    def of(cls, counts: Mapping[str, int], documents: int, a: float = 0.55, b: float = 1.5) -> Frequencies:
+        """From the training documents of every label; arguments and errors as for `inverse_propensities`."""
+        group = frequency_groups(counts)
+        return cls(
+            {label: number for number, label in enumerate(counts)},
+            inverse_propensity(np.fromiter(counts.values(), np.int64, len(counts)), documents, a, b),
+            np.array([GROUPS.index(group[label]) for label in counts], dtype=np.int8),
+        )
+
+
+def group_sizes(gold: csr_array, group: NDArray[np.int8]) -> list[Sizes]:
+    """For each of `GROUPS` the (N,) gold labels of each document that belong to it."""
+    rows = np.repeat(np.arange(gold.shape[0]), np.diff(gold.indptr))
+    of = group[gold.indices]
+    return [np.bincount(rows[of == number], minlength=gold.shape[0]) for number in range(len(GROUPS))]

@@ -1,11 +1,15 @@
 """Ranking metrics of extreme multi-label classification, binary relevance.
 
-Shapes: `ranked` holds N lists of distinct label uids, best first, each of any
-length; `gold` holds the N collections of right labels, none of them empty
-(a document without gold has no recall; the caller leaves it out and says so).
-Values are means over the N documents, in [0, 1].
+Definitions as in the Extreme Classification Repository (Bhatia et al., 2016),
+and as napkinXC and pyxclib compute them. Each exists in two forms:
 
-Definitions as in the Extreme Classification Repository (Bhatia et al., 2016).
+- `*_terms` on `hits`, boolean `(N, k)`, and `sizes`, `(N,)` gold labels a
+  document (see `ezxmc.metrics.sparse`): `(N,)` values whose mean is the metric.
+  A document without gold has 0.
+- On lists of label uids, for small data: `ranked` holds N lists of distinct
+  uids, best first, each of any length; `gold` the N collections of right
+  labels, none of them empty (a document without gold has no recall; the caller
+  leaves it out and says so). Values are means over the N documents, in [0, 1].
 """
 
 from __future__ import annotations
@@ -15,37 +19,59 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ezxmc.metrics.sparse import Floats, Hits, encode, hits_of
+
 Ranked = Sequence[Sequence[str]]
 Gold = Sequence[Collection[str]]
+Sizes = NDArray[np.int64]
 
 
-def hit_matrix(ranked: Ranked, gold: Gold, k: int) -> NDArray[np.bool_]:
+def precision_terms(hits: Hits, k: int) -> Floats:
+    """P@k: gold labels among the first k, divided by k even where fewer are ranked."""
+    values: Floats = hits[:, :k].sum(axis=1) / k
+    return values
+
+
+def recall_terms(hits: Hits, sizes: Sizes, k: int) -> Floats:
+    """R@k: share of a document's gold labels among its first k."""
+    values: Floats = hits[:, :k].sum(axis=1) / np.maximum(sizes, 1)
+    return values
+
+
+def ndcg_terms(hits: Hits, sizes: Sizes, k: int) -> Floats:
+    """nDCG@k: DCG with gain 1 / log2(rank + 1), over the best DCG k labels allow."""
+    first = hits[:, :k]
+    values: Floats = (first @ gains(first.shape[1])) / ideal_dcg(sizes, k)
+    return values
+
+
+def gains(k: int) -> Floats:
+    """(k,) what a hit adds to DCG by its rank: 1 / log2(rank + 1)."""
+    values: Floats = 1.0 / np.log2(np.arange(2, k + 2))
+    return values
+
+
+def ideal_dcg(sizes: Sizes, k: int) -> Floats:
+    """(N,) the best DCG@k: min(k, |gold|) gold labels first; 1 for a document without gold."""
+    values: Floats = np.cumsum(gains(k))[np.clip(sizes, 1, k) - 1]
+    return values
+
+
+def hit_matrix(ranked: Ranked, gold: Gold, k: int) -> Hits:
     """Which of the first `k` labels of each document are gold.
 
     Returns:
         Boolean `(N, k)`; ranks a short list lacks are misses.
 
     Raises:
-        ValueError: `k` < 1, N = 0, `ranked` and `gold` differ in length, or a
-            document has no gold.
+        ValueError: `k` < 1, N = 0, `ranked` and `gold` differ in length, a
+            document has no gold, or a label is ranked twice.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
-    if not ranked or len(ranked) != len(gold):
-        raise ValueError(
-            f"{len(ranked)} ranked lists and {len(gold)} gold sets: need as many, and one at least"
-        )
-    hits = np.zeros((len(ranked), k), dtype=np.bool_)
-    for row, (labels, right) in enumerate(zip(ranked, gold, strict=True)):
-        if not right:
-            raise ValueError(f"document {row} has no gold labels; leave such documents out")
-        members = frozenset(right)
-        hits[row, : len(labels)] = [label in members for label in labels[:k]]
-    return hits
+    return _hits(ranked, gold, k)[0]
 
 
 def precision_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
-    """P@k: gold labels among the first k, divided by k even where fewer are ranked.
+    """P@k of lists, see `precision_terms`.
 
     Args:
         ranked: N ranked lists.
@@ -58,14 +84,13 @@ def precision_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
     return float(precision_by_document(ranked, gold, k).mean())
 
 
-def precision_by_document(ranked: Ranked, gold: Gold, k: int) -> NDArray[np.float64]:
+def precision_by_document(ranked: Ranked, gold: Gold, k: int) -> Floats:
     """The (N,) terms whose mean is `precision_at_k`; arguments and errors as there."""
-    values: NDArray[np.float64] = hit_matrix(ranked, gold, k).mean(axis=1)
-    return values
+    return precision_terms(_hits(ranked, gold, k)[0], k)
 
 
 def recall_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
-    """R@k: share of a document's gold labels among its first k.
+    """R@k of lists, see `recall_terms`.
 
     Args:
         ranked: N ranked lists.
@@ -78,16 +103,13 @@ def recall_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
     return float(recall_by_document(ranked, gold, k).mean())
 
 
-def recall_by_document(ranked: Ranked, gold: Gold, k: int) -> NDArray[np.float64]:
+def recall_by_document(ranked: Ranked, gold: Gold, k: int) -> Floats:
     """The (N,) terms whose mean is `recall_at_k`; arguments and errors as there."""
-    values: NDArray[np.float64] = hit_matrix(ranked, gold, k).sum(axis=1) / gold_sizes(gold)
-    return values
+    return recall_terms(*_hits(ranked, gold, k), k)
 
 
 def ndcg_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
-    """nDCG@k: DCG with gain 1 / log2(rank + 1), over the best DCG k labels allow.
-
-    The best DCG puts min(k, |gold|) gold labels first.
+    """nDCG@k of lists, see `ndcg_terms`.
 
     Args:
         ranked: N ranked lists.
@@ -97,12 +119,30 @@ def ndcg_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
     Raises:
         ValueError: As for `hit_matrix`.
     """
-    gains = 1.0 / np.log2(np.arange(2, k + 2))
-    dcg = hit_matrix(ranked, gold, k) @ gains
-    ideal = np.cumsum(gains)[np.minimum(gold_sizes(gold), k) - 1]
-    return float((dcg / ideal).mean())
+    return float(ndcg_terms(*_hits(ranked, gold, k), k).mean())
 
 
-def gold_sizes(gold: Gold) -> NDArray[np.int64]:
-    """(N,) how many distinct gold labels each document has."""
-    return np.array([len(frozenset(right)) for right in gold], dtype=np.int64)
+def check_lists(ranked: Ranked, gold: Gold, k: int) -> None:
+    """Refuse lists that have no value.
+
+    Raises:
+        ValueError: `k` < 1, N = 0, `ranked` and `gold` differ in length, or a
+            document has no gold.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    if not ranked or len(ranked) != len(gold):
+        raise ValueError(
+            f"{len(ranked)} ranked lists and {len(gold)} gold sets: need as many, and one at least"
+        )
+    for row, right in enumerate(gold):
+        if not right:
+            raise ValueError(f"document {row} has no gold labels; leave such documents out")
+
+
+def _hits(ranked: Ranked, gold: Gold, k: int) -> tuple[Hits, Sizes]:
+    check_lists(ranked, gold, k)
+    predicted, right = encode([labels[:k] for labels in ranked], gold, {})
+    hits = np.zeros((len(ranked), k), dtype=np.bool_)
+    hits[:, : predicted.shape[1]] = hits_of(predicted, right)
+    return hits, np.diff(right.indptr)

@@ -1,0 +1,96 @@
+"""`ezxmc evaluate`: predictions against gold, and one run against another."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from ezxmc.cli.console import Json, bad_rows, emit, table
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(evaluate)
+
+
+def evaluate(
+    predictions: Annotated[str, typer.Argument(help="What `ezxmc predict` wrote.")],
+    gold: Annotated[str, typer.Argument(help="Gold: TSV or JSONL pairs.")],
+    train_gold: Annotated[
+        str | None,
+        typer.Option(help="Gold of training documents: adds PSP, PSnDCG, and head, torso and tail."),
+    ] = None,
+    propensity: Annotated[
+        tuple[float, float], typer.Option(help="A and B of PSP; .5 .4 for Wikipedia, .6 2.6 for Amazon.")
+    ] = (0.55, 1.5),
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Adds F1 of the tags at least this probable.")
+    ] = None,
+    filter_pairs: Annotated[
+        str | None,
+        typer.Option("--filter", help="Pairs, as TSV or JSONL, that count neither as predicted nor as gold."),
+    ] = None,
+    compare: Annotated[
+        str | None, typer.Option(help="Predictions of another run, subtracted document by document.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare predictions with gold tags: P@k, R@k, nDCG@k, coverage, ECE@k, with 95% intervals.
+
+    Intervals and p values are of the bootstrap over documents, paired where
+    two runs are compared.
+
+    Example: ezxmc evaluate tags.jsonl gold.tsv --train-gold train.tsv --threshold 0.5 --compare old.jsonl
+    """
+    from ezxmc.data import RowReport, read_gold
+    from ezxmc.evaluation import Evaluation, read_predictions
+    from ezxmc.evaluation import compare as difference
+    from ezxmc.evaluation import evaluate as assess
+
+    reports: dict[str, RowReport] = {}
+    pairs = {}
+    for name, source in (("gold", gold), ("train_gold", train_gold), ("filter", filter_pairs)):
+        if source is not None:
+            pairs[name], reports[name] = read_gold(source)
+
+    def assessed(name: str, source: str) -> Evaluation:
+        reports[name] = RowReport()
+        return assess(
+            read_predictions(source, reports[name]),
+            pairs["gold"],
+            train_gold=pairs.get("train_gold"),
+            propensity=propensity,
+            threshold=threshold,
+            filtered=pairs.get("filter", {}),
+        )
+
+    found = assessed("predictions", predictions)
+    answer: dict[str, Any] = found.to_dict()
+    shown = [list(row) for row in found.rows()]
+    columns = ["metric", "value", "95% interval"]
+    if compare is not None:
+        other = assessed("compare", compare)
+        gaps = difference(found, other)
+        answer["compare"] = {
+            **other.to_dict(),
+            "differences": {name: asdict(gap) for name, gap in gaps.items()},
+        }
+        columns += ["other", "difference", "95% interval", "p"]
+        beside = {name: value for name, value, _ in other.rows()}
+        for row in shown:
+            gap = gaps.get(row[0])
+            row += [
+                beside.get(row[0], ""),
+                *(
+                    [f"{gap.value:+.4f}", f"{gap.low:+.4f} to {gap.high:+.4f}", f"{gap.p:.3f}"]
+                    if gap
+                    else [""] * 3
+                ),
+            ]
+    if json:
+        emit({**answer, "rows": {name: report.to_dict() for name, report in reports.items()}})
+    else:
+        table("", columns, shown)
+    bad_rows(*(report.bad for report in reports.values()))

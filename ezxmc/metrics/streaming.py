@@ -1,0 +1,183 @@
+"""All metrics of ranked labels at once, chunk by chunk: memory grows with the labels, not the documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from ezxmc.metrics.bootstrap import Terms
+from ezxmc.metrics.propensity import GROUPS, group_sizes, psndcg_terms, psp_terms, weigh
+from ezxmc.metrics.ranking import Sizes, ndcg_terms, precision_terms, recall_terms
+from ezxmc.metrics.sparse import Floats, Hits, Ids, gold_matrix, heaviest, hits_of
+from ezxmc.metrics.tally import LabelTally
+
+ROWS = 10_000
+"""Rows of `Terms`: up to so many documents have one each, more of them share."""
+
+_SLICE_P, _SLICE_R = 5, 10
+_Term = tuple[str, Floats, Floats]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What `RankingMetrics` found.
+
+    Attributes:
+        values: Metric by name, in [0, 1], higher is better.
+        terms: Those of them that are ratios of sums over documents, for `intervals` and `differences`.
+        documents: Documents counted.
+        longest: The most labels predicted for one document.
+    """
+
+    values: dict[str, float]
+    terms: Terms
+    documents: int
+    longest: int
+
+
+class RankingMetrics:
+    """P@k, R@k, nDCG@k, PSP@k, PSnDCG@k, coverage, F1 and slices of documents that come in chunks.
+
+    Every document given counts, one without gold as zero, as in napkinXC and
+    pyxclib; leave such documents out if they should not.
+
+    Names and definitions: "P@k", "R@k", "nDCG@k" (`ezxmc.metrics.ranking`);
+    with `inverse`, "PSP@k" at the depths of P and "PSnDCG@k" at those of nDCG
+    (`ezxmc.metrics.propensity`); "coverage@k" (`LabelTally.coverage`); with
+    `kept`, "micro-F1" and "macro-F1"; with `group`, "P@5 head", "R@10 tail"
+    and so on, which count the gold labels of that group only, in the ranking
+    over all labels, over the documents that have one.
+
+    Args:
+        precision_ks: Depths of P@k and PSP@k.
+        recall_ks: Depths of R@k.
+        ndcg_ks: Depths of nDCG@k and PSnDCG@k.
+        coverage_ks: Depths of coverage@k.
+        inverse: `(L,)` 1 / p_l of every label that can be gold (`inverse_propensity`).
+        group: `(L,)` the place in `GROUPS` of every label that can be gold.
+
+    Raises:
+        ValueError: A depth is below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        precision_ks: Sequence[int] = (1, 3, 5),
+        recall_ks: Sequence[int] = (5, 10, 50),
+        ndcg_ks: Sequence[int] = (5,),
+        coverage_ks: Sequence[int] = (5,),
+        inverse: Floats | None = None,
+        group: NDArray[np.int8] | None = None,
+    ) -> None:
+        if wrong := [k for k in (*precision_ks, *recall_ks, *ndcg_ks, *coverage_ks) if k < 1]:
+            raise ValueError(f"k must be at least 1, not {wrong[0]}")
+        self._precision_ks, self._recall_ks, self._ndcg_ks = precision_ks, recall_ks, ndcg_ks
+        self._coverage_ks = coverage_ks
+        self._inverse, self._group = inverse, group
+        self._tally = LabelTally()
+        self._names: tuple[str, ...] = ()
+        self._sums = np.zeros((ROWS, 0))
+        self._documents = self._longest = 0
+        self._seen = np.zeros(ROWS, dtype=np.bool_)
+        self._tagged: bool | None = None
+
+    def update(
+        self,
+        predicted: Ids,
+        gold: csr_array,
+        *,
+        kept: Hits | None = None,
+        documents: NDArray[np.int64] | None = None,
+    ) -> Hits:
+        """Count documents.
+
+        Args:
+            predicted: `(n, k)` label ids, best first, −1 where there are fewer.
+            gold: Sparse `(n, L)`; L may differ from chunk to chunk.
+            kept: `(n, k)` which of the predicted labels are tags, for F1; in every chunk or in none.
+            documents: `(n,)` their numbers, where they do not come in order: runs
+                are paired by them. Default: counted on.
+
+        Returns:
+            `(n, k)` which predicted labels are right.
+
+        Raises:
+            ValueError: As for `hits_of`; shapes differ; a gold label has no propensity or group; some
+                chunks with `kept` and some without.
+        """
+        gold = gold_matrix(gold)
+        if gold.nnz:
+            for known in (self._inverse, self._group):
+                if known is not None and len(known) <= gold.indices.max():
+                    raise ValueError(f"no propensity or group of gold label {gold.indices.max()}")
+        hits = hits_of(predicted, gold)
+        if self._tagged not in (None, kept is not None):
+            raise ValueError("give the tags (`kept`) of every chunk or of none")
+        self._tagged = kept is not None
+        if kept is not None:
+            kept = kept & (predicted >= 0)
+        self._tally.add(predicted, hits, gold, kept)
+        if documents is None:
+            documents = np.arange(self._documents, self._documents + len(predicted))
+        found = list(self._terms(predicted, gold, hits, kept))
+        if not self._names:
+            self._names = tuple(name for name, _, _ in found)
+            self._sums = np.zeros((ROWS, 2 * len(found)))
+        columns = np.column_stack([*(part for _, part, _ in found), *(whole for _, _, whole in found)])
+        rows = documents % ROWS
+        gather = csr_array((np.ones(len(rows)), (rows, np.arange(len(rows)))), (ROWS, len(rows)))
+        self._sums += gather @ columns
+        self._seen[rows] = True
+        self._documents += len(predicted)
+        self._longest = max(self._longest, int((predicted >= 0).sum(axis=1).max(initial=0)))
+        return hits
+
+    def result(self) -> Measured:
+        """The metrics of all documents so far.
+
+        Raises:
+            ValueError: There were none, or none with gold.
+        """
+        if not self._documents:
+            raise ValueError("no documents")
+        terms = Terms(self._names, *np.hsplit(self._sums[self._seen], 2))
+        # Rounding may carry a perfect ranking beyond 1.
+        values = {name: min(1.0, value) for name, value in terms.values().items()}
+        sliced = {name: values.pop(name) for name in list(values) if name.endswith(GROUPS)}
+        if self._tagged:
+            values["macro-F1"] = self._tally.macro_f1()
+        values |= {f"coverage@{k}": self._tally.coverage(k) for k in self._coverage_ks}
+        return Measured(values | sliced, terms, self._documents, self._longest)
+
+    def _terms(self, predicted: Ids, gold: csr_array, hits: Hits, kept: Hits | None) -> Iterator[_Term]:
+        sizes: Sizes = np.diff(gold.indptr)
+        ones = np.ones(len(hits))
+        for k in self._precision_ks:
+            yield f"P@{k}", precision_terms(hits, k), ones
+        for k in self._recall_ks:
+            yield f"R@{k}", recall_terms(hits, sizes, k), ones
+        for k in self._ndcg_ks:
+            yield f"nDCG@{k}", ndcg_terms(hits, sizes, k), ones
+        if self._inverse is not None:
+            weighted = weigh(predicted, hits, self._inverse)
+            best = heaviest(gold, self._inverse, max([0, *self._precision_ks, *self._ndcg_ks]))
+            for k in self._precision_ks:
+                yield f"PSP@{k}", *psp_terms(weighted, best, k)
+            for k in self._ndcg_ks:
+                yield f"PSnDCG@{k}", *psndcg_terms(weighted, best, sizes, k)
+        if kept is not None:
+            yield "micro-F1", 2.0 * (hits & kept).sum(axis=1), (sizes + kept.sum(axis=1)).astype(np.float64)
+        if self._group is not None:
+            of = np.full(hits.shape, -1, dtype=np.int8)
+            of[hits] = self._group[predicted[hits]]
+            held = group_sizes(gold, self._group)
+            some = [(count > 0).astype(np.float64) for count in held]
+            for place, name in enumerate(GROUPS):
+                yield f"P@{_SLICE_P} {name}", precision_terms(of == place, _SLICE_P), some[place]
+            for place, name in enumerate(GROUPS):
+                yield f"R@{_SLICE_R} {name}", recall_terms(of == place, held[place], _SLICE_R), some[place]
