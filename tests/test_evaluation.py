@@ -6,13 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from ezxmc import evaluation
+from ezxmc.cli import evaluate as command
 from ezxmc.data import RowReport
 from ezxmc.errors import DataError
-from ezxmc.evaluation import evaluate, read_predictions
+from ezxmc.evaluation import compare, evaluate, read_predictions
+from ezxmc.metrics import frequency_groups, inverse_propensities, psp_at_k
 from ezxmc.records import Prediction
 
 
@@ -86,6 +92,125 @@ def test_what_cannot_be_scored(
 ) -> None:
     with pytest.raises(DataError, match=message):
         evaluate(predictions, gold)
+
+
+def many(seed: int, documents: int = 50) -> tuple[list[Prediction], dict[str, set[str]]]:
+    rng = np.random.default_rng(seed)
+    letters = np.array(list("abcdefghij"))
+    found = [predict(f"d{n}", "".join(rng.permutation(letters)[:6])) for n in range(documents)]
+    rng = np.random.default_rng(7)  # the same gold for every seed
+    return found, {f"d{n}": set(rng.permutation(letters)[: rng.integers(1, 4)]) for n in range(documents)}
+
+
+def test_training_gold_gives_propensities_and_slices() -> None:
+    found, gold = many(0)
+    train = {f"t{n}": set("abcdefghij"[: 1 + n % 9]) for n in range(40)} | {"none": set[str]()}
+    counts = {label: sum(label in labels for labels in train.values()) for label in "abcdefghij"}
+    assert counts["j"] == 0, "a label of no training document"
+    result = evaluate(found, gold, train_gold=train, propensity=(0.6, 2.6))
+    inverse = inverse_propensities(counts, 40, a=0.6, b=2.6)
+    ranked = [p.labels for p in found]
+    for k in (1, 3, 5):
+        assert result.values[f"PSP@{k}"] == pytest.approx(psp_at_k(ranked, list(gold.values()), inverse, k))
+    group = frequency_groups(counts)
+    for name in ("head", "torso", "tail"):
+        parts = [{x for x in labels if group[x] == name} for labels in gold.values()]
+        hits = [len(set(top[:5]) & part) / 5 for top, part in zip(ranked, parts, strict=True) if part]
+        assert result.values[f"P@5 {name}"] == pytest.approx(np.mean(hits))
+    assert "R@10 tail" not in result.values, "deeper than any prediction"
+    assert set(result.values) - set(evaluate(found, gold).values) == {
+        *("PSP@1", "PSP@3", "PSP@5", "PSnDCG@5", "P@5 head", "P@5 torso", "P@5 tail")
+    }
+    with pytest.raises(DataError, match="3 training documents"):
+        evaluate(found, gold, train_gold={"t": {"a"}})
+
+
+def test_a_threshold_gives_f1() -> None:
+    found = [predict("1", "abc", (0.9, 0.5, 0.49)), predict("2", "ax", (0.5, 0.1)), predict("3", "")]
+    result = evaluate(found, {"1": "ac", "2": "b", "3": "a", "4": "d"}, threshold=0.5)
+    # Tags: 1 a b, 2 a. Right: 1 a. Gold: a c, b, a, d.
+    assert result.values["micro-F1"] == pytest.approx(2 * 1 / (3 + 5))
+    assert result.values["macro-F1"] == pytest.approx((2 * 1 / (2 + 2) + 0 + 0 + 0) / 4)
+    assert "micro-F1" in result.intervals and "macro-F1" not in result.intervals
+    with pytest.raises(DataError, match="'2' has no probabilities"):
+        evaluate([found[0], predict("2", "a")], {"1": "a", "2": "a"}, threshold=0.5)
+
+
+def test_filtered_pairs_count_nowhere() -> None:
+    found = [predict("1", "xab", (0.9, 0.8, 0.3)), predict("2", "xb", (0.7, 0.6))]
+    gold = {"1": ["x", "b"], "2": ["b"], "3": ["y"]}
+    out = {"1": ["x", "never"], "3": ["y"], "9": ["x"]}
+    result = evaluate(found, gold, filtered=out, recall_ks=(2,), calibration_ks=(1,))
+    without = [predict("1", "ab", (0.8, 0.3)), predict("2", "xb", (0.7, 0.6))]
+    plain = evaluate(without, {"1": ["b"], "2": ["b"]}, recall_ks=(2,), calibration_ks=(1,))
+    assert result.values == plain.values and result.reliability == plain.reliability
+    assert (result.n_filtered, plain.n_filtered) == (3, 0), "one predicted pair and two of gold"
+    assert result.n_documents == 2, "a document all of whose gold is filtered is left out"
+
+
+def test_order_and_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, gold = many(1)
+    second, _ = many(2)
+    whole, gaps = evaluate(first, gold), compare(evaluate(first, gold), evaluate(second, gold))
+    monkeypatch.setattr(evaluation, "_CHUNK", 7)
+    part = evaluate(reversed(first), gold)
+    assert part.values == pytest.approx(whole.values)
+    assert {n: ends[0] for n, ends in part.intervals.items()} == pytest.approx(
+        {n: ends[0] for n, ends in whole.intervals.items()}
+    )
+    again = compare(part, evaluate(second, gold))
+    assert {n: gap.low for n, gap in again.items()} == pytest.approx({n: gap.low for n, gap in gaps.items()})
+    assert gaps["P@5"].value == pytest.approx(whole.values["P@5"] - evaluate(second, gold).values["P@5"])
+    assert set(gaps) == set(whole.intervals) and "coverage@5" not in gaps
+    with pytest.raises(DataError, match="same gold"):
+        compare(whole, evaluate(first[:9], {uid: gold[uid] for uid in ("d1", "d2")}))
+
+
+def lines(predictions: list[Prediction]) -> str:
+    def row(p: Prediction) -> dict[str, Any]:
+        return {"uid": p.uid, "tags": [{"label": x, "score": 0.5, "probability": 0.5} for x in p.labels]}
+
+    return "\n".join(json.dumps(row(p)) for p in predictions)
+
+
+def test_command(tmp_path: Path) -> None:
+    first, gold = many(1)
+    second, _ = many(2)
+    (tmp_path / "p.jsonl").write_text(lines(first))
+    (tmp_path / "q.jsonl").write_text(lines(second))
+    pairs = [f"{uid}\t{label}" for uid, labels in gold.items() for label in sorted(labels)]
+    (tmp_path / "g.tsv").write_text("\n".join(pairs))
+    (tmp_path / "f.tsv").write_text("d0\ta\nbroken\n")
+    app = typer.Typer()
+    command.register(app)
+
+    def ezxmc(*options: object) -> Any:
+        given = [tmp_path / "p.jsonl", tmp_path / "g.tsv", *options]
+        return CliRunner().invoke(app, list(map(str, given)))
+
+    more = ("--train-gold", tmp_path / "g.tsv", "--threshold", 0.5, "--compare", tmp_path / "q.jsonl")
+    done = ezxmc(*more, "--propensity", 0.5, 0.4, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    expected = evaluate(
+        (Prediction(p.uid, p.labels, p.titles, p.scores, (0.5,) * 6) for p in first),
+        gold,
+        train_gold=gold,
+        propensity=(0.5, 0.4),
+        threshold=0.5,
+    )
+    assert found["values"] == pytest.approx(expected.values)
+    assert found["values"].keys() >= {"PSP@5", "PSnDCG@5", "P@5 tail", "micro-F1", "macro-F1", "coverage@5"}
+    gap = found["compare"]["differences"]["P@1"]
+    assert gap["value"] == pytest.approx(found["values"]["P@1"] - found["compare"]["values"]["P@1"])
+    assert gap["low"] <= gap["value"] <= gap["high"] and 0 < gap["p"] <= 1
+    assert set(found["rows"]) == {"gold", "train_gold", "predictions", "compare"}
+    shown = ezxmc(*more[-2:])
+    assert shown.exit_code == 0 and "difference" in shown.stdout and f"{gap['value']:+.4f}" in shown.stdout
+    filtered = ezxmc("--filter", tmp_path / "f.tsv", "--json")
+    assert filtered.exit_code == 3, "the broken row of the filter"
+    assert json.loads(filtered.stdout)["rows"]["filter"]["counts"] == {"field_count": 1}
+    assert ezxmc("--threshold", 2).exit_code == 2
 
 
 def test_bad_predictions_are_named(tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""Bootstrap intervals and paired differences: against theory, against a plain loop, at their ends."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+from scipy.stats import binomtest
+
+from ezxmc.metrics import RankingMetrics, Terms, differences, intervals
+from ezxmc.metrics.bootstrap import RESAMPLES
+
+
+def mean_of(values: np.ndarray) -> Terms:
+    return Terms(("mean",), values[:, None], np.ones((len(values), 1)))
+
+
+def test_an_interval_is_that_of_resampled_documents() -> None:
+    rng = np.random.default_rng(1)
+    numerators, denominators = rng.random((40, 1)), rng.random((40, 1)) + 0.1
+    draws = np.random.default_rng(0)
+    ratios = []
+    for _ in range(300):
+        chosen = draws.integers(40, size=40)
+        ratios.append(numerators[chosen].sum() / denominators[chosen].sum())
+    found = intervals(Terms(("ratio",), numerators, denominators), resamples=300)
+    assert found["ratio"] == pytest.approx(tuple(np.percentile(ratios, [2.5, 97.5])))
+
+
+def test_it_is_as_wide_as_theory_says() -> None:
+    rng = np.random.default_rng(0)
+    top = rng.random(3_000)
+    whole = 2 * top + rng.random(3_000)
+    ratio = top.sum() / whole.sum()
+    error = np.std(top - ratio * whole) / whole.mean() / math.sqrt(3_000)  # the delta method
+    low, high = intervals(Terms(("ratio",), top[:, None], whole[:, None]))["ratio"]
+    assert low == pytest.approx(ratio - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(ratio + 1.96 * error, abs=0.15 * error)
+
+
+def test_it_holds_the_truth_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(200):
+        low, high = intervals(mean_of(rng.random(150) < 0.3), resamples=400)["mean"]
+        inside += low <= 0.3 <= high
+    assert binomtest(inside, 200, 0.95).pvalue > 0.001, inside
+
+
+def test_many_documents_share_rows_and_the_interval_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    labels = 30
+    predicted = rng.permuted(np.tile(np.arange(labels), (6_000, 1)), axis=1)[:, :5]
+    # A trend over the documents must not matter: neighbours do not share a row.
+    right = rng.integers(labels, size=6_000) * (rng.random(6_000) < np.linspace(0, 1, 6_000))
+    gold = csr_array((np.ones(6_000), (np.arange(6_000), right)), (6_000, labels))
+    widths = []
+    for rows in (10_000, 500):
+        monkeypatch.setattr("ezxmc.metrics.streaming.ROWS", rows)
+        metrics = RankingMetrics()
+        for start in range(0, 6_000, 700):
+            metrics.update(predicted[start : start + 700], gold[start : start + 700])
+        found = metrics.result()
+        assert len(found.terms.numerators) == min(rows, 6_000)
+        low, high = intervals(found.terms)["P@5"]
+        assert low < found.values["P@5"] < high
+        widths.append(high - low)
+    assert widths[1] == pytest.approx(widths[0], rel=0.12)
+
+
+def test_runs_are_paired_by_document() -> None:
+    rng = np.random.default_rng(0)
+    hard = rng.random(500)  # what both runs share
+    first, second = hard + 0.02 + rng.normal(0, 0.05, 500), hard + rng.normal(0, 0.05, 500)
+    found = differences(mean_of(first), mean_of(second))["mean"]
+    error = (first - second).std() / math.sqrt(500)
+    assert found.value == pytest.approx((first - second).mean())
+    assert (found.low, found.high) == pytest.approx(
+        (found.value - 1.96 * error, found.value + 1.96 * error), abs=0.2 * error
+    )
+    assert found.p == pytest.approx(2 / (RESAMPLES + 1)), "as small as so many resamples can tell"
+    # Unpaired, nothing would be seen: the documents differ far more than the runs.
+    assert differences(mean_of(first), mean_of(rng.permutation(second)))["mean"].p > 0.05
+    turned = differences(mean_of(second), mean_of(first))["mean"]
+    assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low)) and turned.p == found.p
+
+
+def test_p_is_uniform_where_there_is_no_difference() -> None:
+    rng = np.random.default_rng(0)
+    low = sum(
+        differences(mean_of(rng.random(100)), mean_of(rng.random(100)), resamples=300)["mean"].p < 0.1
+        for _ in range(200)
+    )
+    assert binomtest(low, 200, 0.1).pvalue > 0.001, low
+
+
+def test_equal_runs_do_not_differ() -> None:
+    same = mean_of(np.array([0.0, 1.0, 0.5]))
+    found = differences(same, same)["mean"]
+    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_what_has_no_value_has_no_interval() -> None:
+    numbers = np.array([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
+    terms = Terms(("P@1", "P@5 tail"), numbers, np.array([[1.0, 0.0]] * 3))
+    assert terms.values() == {"P@1": pytest.approx(2 / 3)}
+    assert set(intervals(terms)) == {"P@1"} == set(differences(terms, terms))
+    # One document in three counts for this one: draws without it are left out.
+    rare = Terms(("tail",), np.array([[0.5], [0.0], [0.0]]), np.array([[1.0], [0.0], [0.0]]))
+    assert intervals(rare)["tail"] == (0.5, 0.5)
+    only = Terms(("P@1",), numbers[:, :1], np.ones((3, 1)))
+    assert set(differences(terms, only)) == {"P@1"}
+    with pytest.raises(ValueError, match="cannot be paired"):
+        differences(terms, mean_of(np.ones(4)))
