@@ -33,7 +33,7 @@ Values = dict[str, NDArray[np.float64]]
 
 
 def chunk(rng: np.random.Generator, documents: int, labels: int) -> tuple[csr_matrix, csr_matrix]:
-    """Scores of 50 labels a document and 1 to 9 gold labels, half of them predicted; few labels are frequent."""
+    """Scores of 50 labels a document, 1 to 9 gold labels, half of them predicted; few are frequent."""
     first = (labels * rng.power(0.3, documents)).astype(np.int64)
     predicted = (first[:, None] + np.arange(PREDICTED)) % labels
     scores = csr_matrix(
