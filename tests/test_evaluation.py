@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from ezxmc import evaluation
 from ezxmc.cli import evaluate as command
 from ezxmc.data import RowReport
+from ezxmc.data.predictions import read_predictions
 from ezxmc.errors import DataError
-from ezxmc.evaluation import compare, evaluate, read_predictions
+from ezxmc.evaluation import compare, evaluate
 from ezxmc.metrics import frequency_groups, inverse_propensities, psp_at_k
 from ezxmc.records import Prediction
 

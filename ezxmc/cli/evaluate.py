@@ -45,7 +45,8 @@ def evaluate(
     Example: ezxmc evaluate tags.jsonl gold.tsv --train-gold train.tsv --threshold 0.5 --compare old.jsonl
     """
     from ezxmc.data import RowReport, read_gold
-    from ezxmc.evaluation import Evaluation, read_predictions
+    from ezxmc.data.predictions import read_predictions
+    from ezxmc.evaluation import Evaluation
     from ezxmc.evaluation import compare as difference
     from ezxmc.evaluation import evaluate as assess
 
