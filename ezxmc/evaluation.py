@@ -19,12 +19,10 @@ from ezxmc.metrics import (
     ReliabilityBin,
     Terms,
     ace_at_k,
-    brier,
     differences,
     ece_at_k,
     encode,
     intervals,
-    nll,
     reliability_bins,
 )
 from ezxmc.records import Prediction
@@ -43,9 +41,9 @@ class Evaluation:
             of display. Ranking metrics are in [0, 1], higher is better;
             calibration metrics are errors, NLL in nats.
         intervals: By metric the ends of its 95% bootstrap interval over
-            documents. Coverage, macro F1 and calibration errors have none: they
-            are no sums over documents, and resamples, in which documents stand
-            twice, are biased for them.
+            documents. Coverage, macro F1, ECE and ACE have none: they are no
+            sums over documents, and resamples, in which documents stand twice,
+            are biased for them.
         n_documents: Documents scored: all that have gold.
         missing: Of these, the ones without a prediction; each counts as zero
             in the ranking metrics.
@@ -67,26 +65,30 @@ class Evaluation:
     terms: Terms
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """Name, value and 95% interval for a table: metrics to four digits, then the counts."""
-        counts = {
+        """Name, value and 95% interval of every metric, to four digits, for a table."""
+        return [
+            (
+                name,
+                f"{value:.4f}",
+                "{:.4f} to {:.4f}".format(*self.intervals[name]) if name in self.intervals else "",
+            )
+            for name, value in self.values.items()
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """What was counted, in words."""
+        return {
             "documents scored": self.n_documents,
             "of these without a prediction (counted as zero)": len(self.missing),
             "predictions without gold (left out)": self.n_without_gold,
             "pairs filtered out": self.n_filtered,
         }
-        return [
-            *((name, f"{value:.4f}", self._interval(name)) for name, value in self.values.items()),
-            *((name, f"{count:,}", "") for name, count in counts.items()),
-        ]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, without `terms`."""
         found = asdict(replace(self, terms=Terms((), np.empty((0, 0)), np.empty((0, 0)))))
         del found["terms"]
         return found
-
-    def _interval(self, name: str) -> str:
-        return "{:.4f} to {:.4f}".format(*self.intervals[name]) if name in self.intervals else ""
 
 
 def evaluate(
@@ -131,6 +133,7 @@ def evaluate(
         DataError: No document has gold, none of them was predicted, a
             document was predicted twice, fewer than 3 training documents have
             gold, or `threshold` is given and a prediction lacks probabilities.
+        ValueError: A depth is below 1, or `propensity` is not positive.
     """
     scored = {uid: left for uid, labels in gold.items() if (left := set(labels) - set(filtered.get(uid, ())))}
     if not scored:
@@ -156,16 +159,17 @@ def evaluate(
         n_filtered += sum(map(_length, chunk)) - sum(map(_length, short))
         predicted, right = encode([p.labels for p in short], [scored[p.uid] for p in short], ids)
         probabilities = _probabilities(short, predicted.shape, required=threshold is not None)
+        numbers = np.array([place[p.uid] for p in short])
         hits = metrics.update(
             predicted,
             right,
             kept=None if threshold is None or probabilities is None else probabilities >= threshold,
-            documents=np.array([place[p.uid] for p in short]),
+            documents=numbers,
         )
         if probabilities is None:
             pairs = None
         elif pairs:
-            pairs.add(probabilities, hits)
+            pairs.add(probabilities, hits, numbers)
     missing = tuple(uid for uid in scored if uid not in seen)
     if len(missing) == len(scored):
         raise DataError(
@@ -173,20 +177,26 @@ def evaluate(
             "check that both use the same uids",
         )
     measured = metrics.result()
+    terms = measured.terms
     deep = {f"R@{k}" for k in recall_ks if k > measured.longest}
     values = {name: value for name, value in measured.values.items() if name.partition(" ")[0] not in deep}
-    top = {k: pairs.top(k) for k in calibration_ks if k <= measured.longest} if pairs else {}
-    for name, metric in (("ECE", ece_at_k), ("ACE", ace_at_k), ("Brier", brier), ("NLL", nll)):
+    depths = [k for k in calibration_ks if k <= measured.longest]
+    top = {k: pairs.top(k) for k in depths} if pairs else {}
+    for name, metric in (("ECE", ece_at_k), ("ACE", ace_at_k)):
         values |= {f"{name}@{k}": metric(*found) for k, found in top.items()}
+    if pairs and depths:
+        losses = pairs.losses(depths, len(terms.numerators))
+        values |= losses.values()
+        terms = terms.beside(losses)
     return Evaluation(
         values=values,
-        intervals={name: ends for name, ends in intervals(measured.terms).items() if name in values},
+        intervals={name: ends for name, ends in intervals(terms).items() if name in values},
         n_documents=len(scored),
         missing=missing,
         n_without_gold=len(seen) - len(scored) + len(missing),
         n_filtered=n_filtered,
         reliability={k: tuple(reliability_bins(*found)) for k, found in top.items()},
-        terms=measured.terms,
+        terms=terms,
     )
 
 
@@ -213,22 +223,41 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Difference]:
 
 
 class _Pairs:
-    """Probability, hit and rank of the pooled pairs down to a depth."""
+    """Probability, hit, rank and document of the pooled pairs down to a depth."""
 
     def __init__(self, depth: int) -> None:
         self._depth = depth
         self._parts: list[tuple[NDArray[Any], ...]] = []
 
-    def add(self, probabilities: NDArray[np.float64], hits: NDArray[np.bool_]) -> None:
-        """Add documents; NaN is no pair."""
+    def add(
+        self, probabilities: NDArray[np.float64], hits: NDArray[np.bool_], documents: NDArray[np.int64]
+    ) -> None:
+        """Add documents by number; a probability of NaN is no pair."""
         first = probabilities[:, : self._depth]
-        _, ranks = there = np.nonzero(~np.isnan(first))
-        self._parts.append((first[there], hits[there], ranks))
+        rows, ranks = there = np.nonzero(~np.isnan(first))
+        self._parts.append((first[there], hits[there], ranks, documents[rows]))
 
     def top(self, k: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Probabilities and hits of the top-k pairs."""
-        probabilities, hits, ranks = map(np.concatenate, zip(*self._parts, strict=True))
+        probabilities, hits, ranks, _ = self._pooled()
         return probabilities[ranks < k], hits[ranks < k]
+
+    def losses(self, ks: Sequence[int], rows: int) -> Terms:
+        """Brier score and NLL of the top-k pairs, as `brier` and `nll` define them, in `rows` rows."""
+        probabilities, hits, ranks, documents = self._pooled()
+        right = np.where(hits, probabilities, 1 - probabilities)
+        parts = {"Brier": (1 - right) ** 2, "NLL": -np.log(np.maximum(right, 1e-12))}
+        found = []
+        for name, loss in parts.items():
+            for k in ks:
+                row, some = documents[ranks < k] % rows, loss[ranks < k]
+                sums = np.bincount(row, some, minlength=rows), np.bincount(row, minlength=rows)
+                found.append((f"{name}@{k}", *sums))
+        names, losses, counts = zip(*found, strict=True)
+        return Terms(names, np.column_stack(losses), np.column_stack(counts))
+
+    def _pooled(self) -> list[NDArray[Any]]:
+        return [np.concatenate(column) for column in zip(*self._parts, strict=True)]
 
 
 def _to_score(
@@ -253,10 +282,13 @@ def _frequencies(
     counts = Counter(label for labels in train_gold.values() for label in set(labels))
     for labels in gold.values():
         counts.update(dict.fromkeys(labels, 0))
-    try:
-        return Frequencies.of(counts, sum(map(bool, train_gold.values())), *propensity)
-    except ValueError as error:
-        raise DataError(str(error), "give the gold of the training documents") from None
+    documents = sum(map(bool, train_gold.values()))
+    if documents < 3:
+        raise DataError(
+            f"propensities need 3 training documents with gold, not {documents}",
+            "give the gold of all training documents, or leave it out",
+        )
+    return Frequencies.of(counts, documents, *propensity)
 
 
 def _without(prediction: Prediction, labels: Collection[str]) -> Prediction:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ezxmc.data import RowReport
 from ezxmc.data.predictions import read_predictions
 from ezxmc.errors import DataError
 from ezxmc.evaluation import compare, evaluate
-from ezxmc.metrics import frequency_groups, inverse_propensities, psp_at_k
+from ezxmc.metrics import brier, frequency_groups, inverse_propensities, nll, psp_at_k
 from ezxmc.records import Prediction
 
 
@@ -59,7 +60,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert {k: sum(point.n for point in bins) for k, bins in result.reliability.items()} == {2: 4}
     assert json.loads(json.dumps(result.to_dict()))["values"] == result.values
     assert result.rows()[0] == ("P@1", "0.6667", "0.0000 to 1.0000")
-    assert [row[1] for row in result.rows()[-4:]] == ["3", "1", "1", "0"]
+    assert list(result.counts().values()) == [3, 1, 1, 0]
 
 
 def test_without_probabilities_there_is_no_calibration() -> None:
@@ -77,6 +78,29 @@ def test_calibration_takes_the_top_k_only() -> None:
     assert found.values["Brier@2"] == pytest.approx((0.04 + 0.09) / 2)
     assert found.values["Brier@3"] == pytest.approx((0.04 + 0.09 + 0.81) / 3)
     assert "Brier@10" not in found.values
+
+
+def test_brier_and_nll_are_those_of_the_pooled_pairs_and_have_intervals() -> None:
+    rng = np.random.default_rng(0)
+    right = {f"d{n}": {"a"} for n in range(300)}
+    chances = np.sort(rng.random((300, 2)), axis=1)[:, ::-1]
+    some = [
+        predict(f"d{n}", "ab"[:: rng.choice([1, -1])], tuple(row)) for n, row in enumerate(chances.tolist())
+    ]
+    hits = np.array([[label == "a" for label in p.labels] for p in some])
+    found = evaluate(some, right, calibration_ks=(1, 2))
+    for k in (1, 2):
+        assert found.values[f"Brier@{k}"] == pytest.approx(brier(chances[:, :k], hits[:, :k]))
+        assert found.values[f"NLL@{k}"] == pytest.approx(nll(chances[:, :k], hits[:, :k]))
+    low, high = found.intervals["Brier@1"]
+    error = ((chances[:, 0] - hits[:, 0]) ** 2).std() / np.sqrt(300)
+    assert (low, high) == pytest.approx(
+        (found.values["Brier@1"] - 1.96 * error, found.values["Brier@1"] + 1.96 * error), abs=0.2 * error
+    )
+    sure = evaluate([predict("d0", "a", (1.0,)), predict("d1", "b", (1.0,))], {"d0": "a", "d1": "a"})
+    assert sure.values["NLL@1"] == pytest.approx(nll([1, 1], [1, 0]))
+    other = evaluate([replace(p, probabilities=(0.5, 0.5)) for p in some], right, calibration_ks=(1, 2))
+    assert compare(found, other)["Brier@2"].value == pytest.approx(found.values["Brier@2"] - 0.25)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +235,12 @@ def test_command(tmp_path: Path) -> None:
     filtered = ezxmc("--filter", tmp_path / "f.tsv", "--json")
     assert filtered.exit_code == 3, "the broken row of the filter"
     assert json.loads(filtered.stdout)["rows"]["filter"]["counts"] == {"field_count": 1}
-    assert ezxmc("--threshold", 2).exit_code == 2
+    for wrong in (
+        ("--threshold", 2),
+        ("--propensity", 0.5, 0.4),
+        ("--train-gold", tmp_path / "g.tsv", "--propensity", 0.5, 0),
+    ):
+        assert ezxmc(*wrong).exit_code == 2, wrong
 
 
 def test_bad_predictions_are_named(tmp_path: Path) -> None:

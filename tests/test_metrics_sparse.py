@@ -293,6 +293,9 @@ def test_what_cannot_be_measured_is_refused() -> None:
         top_labels(csr_array((1, 3)), 0)
     with pytest.raises(ValueError, match="twice"):
         precision_at_k([["a", "a"]], [{"a"}], 2)
+    for wrong in ((0.0, 1.5), (0.55, 0.0), (math.nan, 1.5)):
+        with pytest.raises(ValueError, match="positive"):
+            inverse_propensity(np.arange(3), 100, *wrong)
     with pytest.raises(ValueError, match="as many"):
         encode([["a"]], [], {})
 

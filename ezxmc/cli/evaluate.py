@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ezxmc.cli.console import Json, bad_rows, emit, table
+
+if TYPE_CHECKING:
+    from ezxmc.metrics import Difference
 
 
 def register(app: typer.Typer) -> None:
@@ -23,8 +26,9 @@ def evaluate(
         typer.Option(help="Gold of training documents: adds PSP, PSnDCG, and head, torso and tail."),
     ] = None,
     propensity: Annotated[
-        tuple[float, float], typer.Option(help="A and B of PSP; .5 .4 for Wikipedia, .6 2.6 for Amazon.")
-    ] = (0.55, 1.5),
+        tuple[float, float] | None,
+        typer.Option(help="A and B of PSP: .55 1.5 if not given; .5 .4 for Wikipedia, .6 2.6 for Amazon."),
+    ] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Adds F1 of the tags at least this probable.")
     ] = None,
@@ -50,6 +54,10 @@ def evaluate(
     from ezxmc.evaluation import compare as difference
     from ezxmc.evaluation import evaluate as assess
 
+    if propensity and train_gold is None:
+        raise typer.BadParameter("--propensity needs --train-gold")
+    if propensity and min(propensity) <= 0:
+        raise typer.BadParameter("--propensity takes two numbers above 0")
     reports: dict[str, RowReport] = {}
     pairs = {}
     for name, source in (("gold", gold), ("train_gold", train_gold), ("filter", filter_pairs)):
@@ -62,15 +70,15 @@ def evaluate(
             read_predictions(source, reports[name]),
             pairs["gold"],
             train_gold=pairs.get("train_gold"),
-            propensity=propensity,
+            propensity=propensity or (0.55, 1.5),
             threshold=threshold,
             filtered=pairs.get("filter", {}),
         )
 
     found = assessed("predictions", predictions)
     answer: dict[str, Any] = found.to_dict()
-    shown = [list(row) for row in found.rows()]
-    columns = ["metric", "value", "95% interval"]
+    metrics = [["metric", "value", "95% interval"], *map(list, found.rows())]
+    counts = [["", "count"], *([name, f"{count:,}"] for name, count in found.counts().items())]
     if compare is not None:
         other = assessed("compare", compare)
         gaps = difference(found, other)
@@ -78,20 +86,25 @@ def evaluate(
             **other.to_dict(),
             "differences": {name: asdict(gap) for name, gap in gaps.items()},
         }
-        columns += ["other", "difference", "95% interval", "p"]
         beside = {name: value for name, value, _ in other.rows()}
-        for row in shown:
-            gap = gaps.get(row[0])
-            row += [
-                beside.get(row[0], ""),
-                *(
-                    [f"{gap.value:+.4f}", f"{gap.low:+.4f} to {gap.high:+.4f}", f"{gap.p:.3f}"]
-                    if gap
-                    else [""] * 3
-                ),
-            ]
+        metrics = [
+            ["metric", "value", "other", "difference", "95% interval", "p"],
+            *(
+                [name, value, beside.get(name, ""), *_cells(gaps.get(name))]
+                for name, value, _ in found.rows()
+            ),
+        ]
+        for row, count in zip(counts, ["other", *(f"{n:,}" for n in other.counts().values())], strict=True):
+            row.append(count)
     if json:
         emit({**answer, "rows": {name: report.to_dict() for name, report in reports.items()}})
     else:
-        table("", columns, shown)
+        for columns, *rows in (metrics, counts):
+            table("", columns, rows)
     bad_rows(*(report.bad for report in reports.values()))
+
+
+def _cells(gap: Difference | None) -> list[str]:
+    if gap is None:
+        return ["", "", ""]
+    return [f"{gap.value:+.4f}", f"{gap.low:+.4f} to {gap.high:+.4f}", f"{gap.p:.3f}"]

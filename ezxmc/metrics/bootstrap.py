@@ -39,6 +39,14 @@ class Terms:
         ratios = _ratios(self.numerators.sum(axis=0), self.denominators.sum(axis=0))
         return {name: float(v) for name, v in zip(self.names, ratios, strict=True) if not np.isnan(v)}
 
+    def beside(self, other: Terms) -> Terms:
+        """The metrics of both; the rows must be of the same documents."""
+        return Terms(
+            self.names + other.names,
+            np.hstack([self.numerators, other.numerators]),
+            np.hstack([self.denominators, other.denominators]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Difference:

@@ -36,10 +36,12 @@ def inverse_propensity(counts: NDArray[np.int64], documents: int, a: float = 0.5
         `(L,)`, at least 1 each; the rarer the label, the larger.
 
     Raises:
-        ValueError: N < 3, for which C would be negative.
+        ValueError: N < 3, for which C would be negative, or A or B is not positive.
     """
     if documents < 3:
         raise ValueError(f"propensities need 3 training documents with gold labels, not {documents}")
+    if not (0 < a < math.inf and 0 < b < math.inf):
+        raise ValueError(f"A and B of propensities must be positive, not {a} and {b}")
     values: Floats = 1 + (math.log(documents) - 1) * (b + 1) ** a * (np.asarray(counts) + b) ** -a
     return values
 
