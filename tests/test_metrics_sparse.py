@@ -257,6 +257,12 @@ def test_gold_may_be_stored_in_any_way() -> None:
     assert measure(predicted, clean)["P@2"] == pytest.approx(0.5)
 
 
+def test_labels_beyond_the_gold_matrix_are_never_right() -> None:
+    # Label 4 of the first document must not be taken for label 0 of the second.
+    found = measure(np.array([[4, 5], [9, 0]]), csr_array(np.array([[0, 0, 0, 1], [1, 0, 0, 0]])))
+    assert (found["P@1"], found["R@2"]) == (0, 0.5)
+
+
 @pytest.mark.parametrize(
     ("predicted", "message"),
     [
