@@ -16,7 +16,7 @@ import numpy as np
 from ezxmc.calibration import Calibrator
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog, RowReport, read_shortlist
-from ezxmc.evaluation import evaluate
+from ezxmc.evaluation import compare, evaluate
 from ezxmc.feedback.annotate import AnnotateSummary
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import teacher_verdicts
@@ -258,6 +258,9 @@ def _evaluation(found: Findings, documents: Collection[str]) -> EvaluationSummar
         before=before.values,
         after=after.values,
         documents=after.n_documents,
+        before_intervals=before.intervals,
+        after_intervals=after.intervals,
+        change_intervals={name: (gap.low, gap.high) for name, gap in compare(after, before).items()},
         note=_GOLD_NOTE,
         groups=_groups(gold, untrained, student),
         reliability={k: _bins(bins) for k, bins in after.reliability.items()},

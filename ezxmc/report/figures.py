@@ -47,28 +47,31 @@ def lower_is_better(metric: str) -> bool:
 
 def quality(evaluation: EvaluationSummary) -> str:
     """Bars of the metrics where more is better, before and after; empty if there are none."""
-    names = [m for m in evaluation.after if m in evaluation.before and not lower_is_better(m)]
+    names = [
+        m
+        for m in evaluation.after
+        if m in evaluation.before and not lower_is_better(m) and not m.startswith("coverage")
+    ]
     if not names:
         return ""
     with rc_context(_STYLE):
-        figure, axes = _axes(6.4, 3.0)
+        figure, axes = _axes(6.8, 3.0)
         places = range(len(names))
-        before = axes.bar(
-            [p - 0.2 for p in places],
-            [100 * evaluation.before[m] for m in names],
-            0.38,
-            color=_FIRST,
-            label="untrained encoder",
+        sides = (
+            (-0.2, evaluation.before, evaluation.before_intervals, _FIRST, "untrained encoder"),
+            (0.2, evaluation.after, evaluation.after_intervals, _SECOND, "student"),
         )
-        after = axes.bar(
-            [p + 0.2 for p in places],
-            [100 * evaluation.after[m] for m in names],
-            0.38,
-            color=_SECOND,
-            label="student",
-        )
-        for bars in (before, after):
-            axes.bar_label(bars, fmt="%.0f", fontsize=8, color=_INK)
+        for shift, values, intervals, color, label in sides:
+            middle = [p + shift for p in places]
+            heights = [100 * values[m] for m in names]
+            bars = axes.bar(middle, heights, 0.38, color=color, label=label)
+            axes.bar_label(bars, fmt="%.0f", fontsize=8, color=_INK, label_type="center")
+            ends = [intervals.get(m, (values[m], values[m])) for m in names]
+            reach = [
+                [abs(100 * end[side] - top) for end, top in zip(ends, heights, strict=True)]
+                for side in (0, 1)
+            ]
+            axes.errorbar(middle, heights, yerr=reach, fmt="none", ecolor=_INK, elinewidth=1, capsize=2)
         axes.set_xticks(list(places), names)
         axes.set_ylabel("%")
         axes.grid(axis="x", visible=False)

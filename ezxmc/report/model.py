@@ -221,6 +221,9 @@ class EvaluationSummary(_Part):
         before: Metric name to value, such as `P@1`.
         after: The same for the student.
         documents: Documents evaluated on.
+        before_intervals: Ends of the 95 % bootstrap intervals of `before`, where there are any.
+        after_intervals: The same of `after`.
+        change_intervals: The same of after minus before, by document.
         note: What the reader must know about this gold.
         groups: R@10 before and after by how often people gave the labels: head, torso, tail,
             a third of all gold tags each.
@@ -231,6 +234,9 @@ class EvaluationSummary(_Part):
     before: dict[str, float]
     after: dict[str, float]
     documents: int
+    before_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    after_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    change_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     note: str = ""
     groups: dict[str, tuple[float, float]] = Field(default_factory=dict)
     reliability: dict[int, list[ReliabilityBin]] = Field(default_factory=dict)

@@ -146,7 +146,9 @@ def _quality_rows(evaluation: EvaluationSummary | None) -> list[dict[str, str]]:
             "metric": metric,
             "before": _cell(before, nats),
             "after": _cell(after, nats),
+            "interval": _range(evaluation.after_intervals.get(metric), nats, signed=False),
             "change": "",
+            "change_interval": _range(evaluation.change_intervals.get(metric), nats, signed=True),
             "verdict": "",
         }
         if before is not None and after is not None:
@@ -157,6 +159,13 @@ def _quality_rows(evaluation: EvaluationSummary | None) -> list[dict[str, str]]:
                 row["verdict"] = "good" if better else "bad"
         rows.append(row)
     return rows
+
+
+def _range(ends: tuple[float, float] | None, nats: bool, *, signed: bool) -> str:
+    if ends is None:
+        return ""
+    sign = "+" if signed else ""
+    return " to ".join(f"{end:{sign}.3f}" if nats else f"{100 * end:{sign}.1f}" for end in ends)
 
 
 def _error_rows(evaluation: EvaluationSummary | None) -> tuple[list[str], list[list[str]]]:
