@@ -18,6 +18,7 @@ from ezxmc.bundle import Refine
 from ezxmc.config import RunConfig
 from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.priors import context_documents, context_of
+from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.targets import Targets, build_targets
 from ezxmc.models import model_identity
 from ezxmc.records import Judgment
@@ -36,6 +37,7 @@ class Cycles:
         place: Where stages are kept.
         inquiry: Asks the teacher.
         untrained: The encoder the first shortlists come from.
+        decided: What people decided; on the calibration part it teaches nothing.
         watch: Sees stages and messages.
 
     Attributes:
@@ -45,11 +47,19 @@ class Cycles:
     """
 
     def __init__(
-        self, config: RunConfig, place: RunDir, inquiry: Inquiry, untrained: Path | str, watch: Watch
+        self,
+        config: RunConfig,
+        place: RunDir,
+        inquiry: Inquiry,
+        untrained: Path | str,
+        decided: Decided,
+        watch: Watch,
     ) -> None:
         self.config, self.place, self.inquiry, self.watch = config, place, inquiry, watch
         self.catalog, self.budget = inquiry.catalog, inquiry.budget
         self.untrained = untrained
+        apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
+        self._verdicts = {pair: yes for pair, yes in decided.verdicts.items() if pair[0] not in apart}
         self.catalog_hash = self.catalog.hash
         self.findings: list[CycleFindings] = []
         self.unasked_pairs = 0
@@ -117,7 +127,7 @@ class Cycles:
                 self.identity(former),
                 self.config.training.model_dump(),
                 self.config.seed,
-                _content(judgments, priors),
+                self._content(judgments, priors),
             ],
             [student],
             lambda: self._train(
@@ -204,7 +214,7 @@ class Cycles:
         config, proposals = self.config.training, None
         if former is not None and config.fusion:
             proposals = cosines_of(self.encoder(former), self.catalog.documents, self.catalog.labels)
-        return build_targets(judgments, config, priors, proposals)
+        return build_targets(judgments, config, priors, proposals, self._verdicts)
 
     def refinement(self, student: Path) -> tuple[list[Any], Refine]:
         """`refined_label_vectors` of one of the cycles' students, from all judgments.
@@ -226,7 +236,7 @@ class Cycles:
                 seed=self.config.seed,
             )
 
-        return _content(judgments, priors), refine
+        return self._content(judgments, priors), refine
 
     def _train(
         self,
@@ -255,7 +265,7 @@ class Cycles:
 
         def compare() -> dict[str, Any]:
             documents = self.inquiry.documents(self.catalog.to_select)
-            targets = build_targets(judgments, self.config.training, priors)
+            targets = build_targets(judgments, self.config.training, priors, verdicts=self._verdicts)
             return {
                 "agreement": [
                     held_out_agreement(self.encoder(student), documents, self.catalog.labels, targets)
@@ -270,7 +280,7 @@ class Cycles:
                 [self.identity(student) for student in students],
                 self.config.training.model_dump(),
                 self.config.seed,
-                _content(judgments, priors),
+                self._content(judgments, priors),
             ],
             [],
             compare,
@@ -280,9 +290,10 @@ class Cycles:
         # Without a held-out judgment there is nothing to choose or to stop by.
         return [float(number) if score is None else score for number, score in enumerate(compared)]
 
-
-def _content(*judgments: Sequence[Judgment]) -> list[list[Any]]:
-    return [[j.key, j.status, j.log_odds] for part in judgments for j in part]
+    def _content(self, *judgments: Sequence[Judgment]) -> list[list[Any]]:
+        """What targets are made of, for the stages that use them."""
+        said = [[*pair, yes] for pair, yes in sorted(self._verdicts.items())]
+        return [*([j.key, j.status, j.log_odds] for part in judgments for j in part), *said]
 
 
 def idle_cycles(scores: Sequence[float], min_gain: float) -> int:

@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from ezxmc.bundle import Refine, add_calibrator, save_bundle
-from ezxmc.calibration import fit_calibrator
+from ezxmc.calibration import fit_calibrator, fit_few_shot
 from ezxmc.config import RunConfig
 from ezxmc.cycles import Cycles
 from ezxmc.data import Catalog
 from ezxmc.errors import TrainingError
 from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.inquiry import Inquiry
+from ezxmc.feedback.reviews import FEWEST_REVIEWED, Decided, Reviews, tag_verdicts
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.feedback.teachers import unused_judgments
@@ -80,7 +81,11 @@ class _Run:
         untrained = resolve_model(config.training.encoder, kind="encoder", progress=pulling(watch, "encoder"))
         budget = Budget.of(config, self.catalog)
         self.inquiry = Inquiry(self.catalog, self.teacher, store, budget, watch)
-        self.cycles = Cycles(config, place, self.inquiry, untrained, watch)
+        with Reviews(store.path) as reviews:
+            self.decided = Decided.of(reviews.latest().values(), self.catalog.documents, self.catalog.labels)
+        if self.decided.answers or self.decided.elsewhere:
+            watch.say(self.decided.line)
+        self.cycles = Cycles(config, place, self.inquiry, untrained, self.decided, watch)
         self.found = Findings(self.catalog, self.cycles.findings)
 
     def go(self) -> RunReport:
@@ -144,7 +149,10 @@ class _Run:
         self.place.stage("bundle", inputs, [bundle / "manifest.json"], save)
 
     def calibrate(self) -> None:
-        """Ask the teacher about what the student itself answers on the part kept apart, and fit."""
+        """Ask the teacher about what the student itself answers on the part kept apart, and fit.
+
+        Where people have decided on enough of these documents, they correct it.
+        """
         depth = self.config.inference.calibration_depth
         part = self.catalog.to_calibrate
         predictions = Predictor(self.place.path / "bundle").predict(self.inquiry.documents(part), k=depth)
@@ -153,11 +161,14 @@ class _Run:
         # Where a budget ends, the calibrator is fitted on a random part of its documents.
         order = in_hash_order([found.uid for found in predictions], range(len(part)))
         self.inquiry.ask([part[i] for i in order], [rows[i] for i in order], "calibration: teacher judges")
-        judged = self.inquiry.answers(part, rows)
+        teacher = teacher_verdicts(self.inquiry.answers(part, rows))
+        reviewed = self.decided.complete(predictions, depth)
         try:
-            self.found.calibrator = fit_calibrator(
-                predictions, teacher_verdicts(judged), target="teacher", k=depth
-            )
+            if len(reviewed) >= FEWEST_REVIEWED:
+                human = tag_verdicts(reviewed)
+                self.found.calibrator = fit_few_shot(predictions, teacher, human, k=depth)
+            else:
+                self.found.calibrator = fit_calibrator(predictions, teacher, target="teacher", k=depth)
         except TrainingError as error:
             self.watch.say(f"the bundle gives scores, not probabilities: {error}")
         else:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ezxmc.cli.console import Json, answer, bad_rows, watching
+from ezxmc.cli.judgments import opened
 from ezxmc.cli.pipeline import Documents, Seed, newest_judgments
 
 
@@ -41,6 +42,10 @@ def calibrate(
     gold: Annotated[
         str | None, typer.Option(help="People's tags: all that are right among the top labels.")
     ] = None,
+    reviewed: Annotated[
+        Path | None,
+        typer.Option(help="A store with people's decisions, in place of --gold; whole top lists count."),
+    ] = None,
     target: Annotated[
         TargetName | None,
         typer.Option(help="Default: by what is given; `both` alone corrects the bundle's own calibrator."),
@@ -57,7 +62,8 @@ def calibrate(
 
     With --store they foretell the teacher, with --gold people. With both, or
     with --gold --target both on a bundle that foretells its teacher, the
-    teacher gives the shape and 50 to 200 reviewed documents correct it.
+    teacher gives the shape and 50 to 200 reviewed documents correct it. Instead
+    of --gold, --reviewed takes what `ezxmc review` put into a store.
 
     Use documents the student was not trained on: --held-out and --seed as in
     `ezxmc train` pick the part it kept apart, or give a file of their own.
@@ -67,22 +73,22 @@ def calibrate(
     from ezxmc.bundle import add_calibrator
     from ezxmc.calibration import KINDS, Calibrator, fit_calibrator, fit_few_shot, judged_rows
     from ezxmc.data import calibration_part, read_documents, read_gold
+    from ezxmc.feedback.reviews import Decided, Reviews, tag_verdicts
     from ezxmc.feedback.targets import teacher_verdicts
     from ezxmc.predict import Predictor
 
-    aim = target or _target(store, gold)
-    if (aim is not TargetName.TEACHER and gold is None) or (aim is TargetName.TEACHER and store is None):
-        raise typer.BadParameter(f"--target {aim} needs {'--store' if gold else '--gold'}")
+    if gold is not None and reviewed is not None:
+        raise typer.BadParameter("give --gold or --reviewed, not both")
+    people = gold is not None or reviewed is not None
+    aim = target or _target(store is not None, people)
+    if (aim is not TargetName.TEACHER and not people) or (aim is TargetName.TEACHER and store is None):
+        raise typer.BadParameter(f"--target {aim} needs {'--store' if people else '--gold or --reviewed'}")
     kinds = KINDS if kind is None else (kind.value,)
     docs, doc_rows = read_documents(documents)
     if held_out is not None:
         part = set(calibration_part([document.uid for document in docs], held_out, seed))
         docs = [document for document in docs if document.uid in part]
     tags, tag_rows = read_gold(gold) if gold is not None else ({}, None)
-
-    def human(uid: str, label: str) -> float | None:
-        return float(label in tags[uid]) if uid in tags else None
-
     with watching() as watch:
         predictor = Predictor(bundle)
         bar = watch.stage("scoring")
@@ -90,6 +96,12 @@ def calibrate(
         for done, prediction in enumerate(predictor.stream(docs, k=depth), start=1):
             predictions.append(prediction)
             bar(done, len(docs))
+        if reviewed is not None:
+            with opened(reviewed), Reviews(reviewed) as said:
+                decided = Decided.of(said.latest().values(), docs, predictor.bundle.labels)
+            tags = decided.complete(predictions, depth)
+            watch.say(f"{decided.line}; {len(tags):,} documents have their whole top {depth} decided")
+    human = tag_verdicts(tags)
     if aim is TargetName.HUMAN:
         calibrator = fit_calibrator(predictions, human, target="human", k=depth, kinds=kinds)
     elif store is None:
@@ -117,9 +129,9 @@ def calibrate(
     bad_rows(doc_rows.bad, *([tag_rows.bad] if tag_rows else []))
 
 
-def _target(store: Path | None, gold: str | None) -> TargetName:
-    if store is None and gold is None:
-        raise typer.BadParameter("give --store, --gold or both")
-    if store is not None and gold is not None:
+def _target(teacher: bool, people: bool) -> TargetName:
+    if teacher and people:
         return TargetName.BOTH
-    return TargetName.TEACHER if gold is None else TargetName.HUMAN
+    if not teacher and not people:
+        raise typer.BadParameter("give --store, --gold, --reviewed, or --store with one of the others")
+    return TargetName.HUMAN if people else TargetName.TEACHER

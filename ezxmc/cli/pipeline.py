@@ -139,7 +139,7 @@ def train(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Distil the judgments of a store into a bi-encoder.
+    """Distil the judgments of a store into a bi-encoder; people's decisions in it override the teacher's.
 
     Half of the held-out documents choose the epoch; the other half is left for
     `ezxmc calibrate` with the same --held-out and --seed.
@@ -149,6 +149,7 @@ def train(
     from ezxmc.config import DataConfig
     from ezxmc.data import Catalog
     from ezxmc.feedback.priors import context_of
+    from ezxmc.feedback.reviews import Decided, Reviews
     from ezxmc.feedback.targets import build_targets
     from ezxmc.training import train_bi_encoder
 
@@ -158,12 +159,17 @@ def train(
     catalog = Catalog.load(DataConfig(documents=documents, labels=labels), held_out, seed)
     apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
     judgments = [judgment for judgment in newest_judgments(store) if judgment.doc_uid not in apart]
+    with Reviews(store) as reviews:
+        decided = Decided.of(reviews.latest().values(), catalog.documents, catalog.labels)
+    verdicts = {pair: yes for pair, yes in decided.verdicts.items() if pair[0] not in apart}
     with watching() as watch:
         bar = watch.stage("training")
         summary = train_bi_encoder(
             [catalog.documents[i] for i in catalog.to_train],
             catalog.labels,
-            build_targets(judgments, config, context_of(judgments, len(catalog.labels))),
+            build_targets(
+                judgments, config, context_of(judgments, len(catalog.labels)), verdicts=verdicts
+            ),
             config,
             out,
             held_out=[catalog.documents[i] for i in catalog.to_select],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 
-VERSION = 2
+VERSION = 3
 
 # Uids are kept once: at 20 judgments a document, the text of a uid would be a
 # third of every row. `counts` makes the totals of millions of rows a look-up.
@@ -70,6 +70,25 @@ CREATE TRIGGER judgments_are_final BEFORE UPDATE ON judgments
 BEGIN SELECT RAISE(ABORT, 'judgments are append-only'); END;
 """
 
+# What people said, apart from all judgments: a person is no teacher. The row of
+# the latest time counts; no answer at all takes the one before back.
+_REVIEWS = """
+CREATE TABLE reviews (
+    id INTEGER PRIMARY KEY,
+    doc_hash BLOB NOT NULL,
+    label_hash BLOB NOT NULL,
+    doc INTEGER NOT NULL REFERENCES names(id),
+    label INTEGER NOT NULL REFERENCES names(id),
+    answer TEXT CHECK (answer IN ('yes', 'no', 'skip')),
+    reviewer TEXT,
+    at REAL NOT NULL
+);
+CREATE TRIGGER reviews_are_kept BEFORE DELETE ON reviews
+BEGIN SELECT RAISE(ABORT, 'reviews are append-only'); END;
+CREATE TRIGGER reviews_are_final BEFORE UPDATE ON reviews
+BEGIN SELECT RAISE(ABORT, 'reviews are append-only'); END;
+"""
+
 # Version 1 repeated uids in every row and logged each failed attempt without
 # its teacher; the session under way at that time tells it.
 _FROM_1 = """
@@ -110,7 +129,7 @@ DROP TABLE old_teachers;
 
 def create(db: sqlite3.Connection) -> None:
     """Make the tables in an empty file, within the caller's transaction."""
-    _run(db, _TABLES + _GUARDS)
+    _run(db, _TABLES + _GUARDS + _REVIEWS)
     db.execute(f"PRAGMA user_version={VERSION}")
 
 
@@ -125,7 +144,11 @@ def _from_1(db: sqlite3.Connection) -> None:
     _run(db, _FROM_1.format(tables=_TABLES, guards=_GUARDS))
 
 
-_STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1}
+def _from_2(db: sqlite3.Connection) -> None:
+    _run(db, _REVIEWS)
+
+
+_STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1, 2: _from_2}
 
 
 def _run(db: sqlite3.Connection, script: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +39,7 @@ class PriorCorrection:
 
 @dataclass(frozen=True, slots=True)
 class DocumentTargets:
-    """What the teacher said about one document; labels it did not judge are unknown.
+    """What is said about one document; labels that nobody judged are unknown.
 
     Attributes:
         doc_uid: The document's uid.
@@ -58,7 +60,7 @@ class DocumentTargets:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Targets of every document with a usable judgment, in the order of their uids.
+    """Targets of every document with a usable judgment or decision, in the order of their uids.
 
     Attributes:
         documents: One entry a document.
@@ -83,6 +85,7 @@ def build_targets(
     config: TrainingConfig,
     context: Sequence[Judgment] = (),
     proposals: Proposals | None = None,
+    verdicts: Mapping[tuple[str, str], bool] = MappingProxyType({}),
 ) -> Targets:
     """Correct the log-odds for each label's prior and set their zero point.
 
@@ -94,11 +97,16 @@ def build_targets(
     `config.positives` of the most probable labels are positives, those below
     `config.negative_below` negatives, the rest neither.
 
+    What a person decided has p = 1 or 0 whatever the teacher said, and each
+    of a person's "yes" is a positive. Zero point and priors are the teacher's
+    own and stay: people see pairs that were chosen for being doubtful.
+
     Args:
         judgments: Of one teacher; the last of several on the same pair counts.
         config: The names above, `prior_alpha`, and T, `target_temperature`.
         context: All labels judged on random documents, for the labels' priors.
         proposals: For the fusion; without it β is 0.
+        verdicts: People's decisions, by (document uid, label uid).
 
     Raises:
         TrainingError: No judgment has a score.
@@ -127,7 +135,9 @@ def build_targets(
         for (doc, label), cosine in zip(pairs, proposals(pairs), strict=True):
             corrected[doc][label] += config.fusion * float(cosine)
     zero = _zero_point(corrected, config)
-    documents = [_targets_of(doc, row, zero, config) for doc, row in corrected.items()]
+    for (doc, label), yes in sorted(verdicts.items()):
+        corrected.setdefault(doc, {})[label] = math.inf if yes else -math.inf
+    documents = [_targets_of(doc, row, zero, config) for doc, row in sorted(corrected.items())]
     return Targets(
         documents,
         PriorCorrection(shifts, zero),
@@ -156,11 +166,12 @@ def _targets_of(doc: str, row: dict[str, float], zero: float, config: TrainingCo
     labels = sorted(row, key=lambda label: -row[label])
     probabilities = expit((np.array([row[label] for label in labels]) - zero) / config.target_temperature)
     likely = int((probabilities >= config.negative_below).sum())
+    decided = sum(z == math.inf for z in row.values())
     return DocumentTargets(
         doc,
         tuple(labels),
         probabilities,
-        positives=tuple(labels[: min(likely, config.positives)]),
+        positives=tuple(labels[: min(likely, max(config.positives, decided))]),
         negatives=tuple(labels[likely:]),
         weight=float(np.mean(np.abs(2 * probabilities - 1))) if config.confidence else 1.0,
     )

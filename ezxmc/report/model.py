@@ -202,13 +202,13 @@ class CalibrationSummary(_Part):
 
     Attributes:
         target: `teacher`: the share of its answer the LLM gives to "yes". `human`: a hit is a
-            tag a person gave.
+            tag a person gave; `both`: the same, the curve being the teacher's, corrected by people.
         n: (document, tag) pairs the calibrator was fitted on.
         ece_cross_fitted: Expected calibration error on pairs not fitted on.
         bins: The reliability diagram.
     """
 
-    target: Literal["teacher", "human"]
+    target: Literal["teacher", "human", "both"]
     n: int
     ece_cross_fitted: float | None = None
     bins: list[ReliabilityBin] = Field(default_factory=list)

@@ -1,0 +1,237 @@
+"""What people decided, kept in the same file as the teacher's judgments and never mistaken for them.
+
+A decision is about a text and a label, so it is kept by the content of both: a
+renamed document keeps its decisions, an edited one needs new ones. Rows are
+only ever added; of several on one pair the latest counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import TypeVar
+
+from ezxmc.feedback.database import Database
+from ezxmc.hashing import text_hash
+from ezxmc.records import Document, Label, Prediction
+
+FEWEST_REVIEWED = 50
+"""Documents people must have decided on wholly before a run's probabilities foretell them."""
+_ID_DIGITS = 20
+_Item = TypeVar("_Item", Document, Label)
+
+
+class Answer(StrEnum):
+    """What a person says of a pair."""
+
+    YES = "yes"
+    NO = "no"
+    SKIP = "skip"
+    """Seen and left open; it teaches nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """One decision.
+
+    Attributes:
+        doc_uid: The document's uid at that time.
+        label_uid: The label's uid at that time.
+        doc_hash: `document_hash`.
+        label_hash: `label_hash`.
+        answer: `None` takes the decision before it back.
+        reviewer: Who decided, if told.
+        at: When, in seconds since 1970.
+    """
+
+    doc_uid: str
+    label_uid: str
+    doc_hash: str
+    label_hash: str
+    answer: Answer | None
+    reviewer: str | None
+    at: float
+
+    @classmethod
+    def of(
+        cls,
+        document: Document,
+        label: Label,
+        answer: Answer | None,
+        *,
+        reviewer: str | None = None,
+        at: float | None = None,
+    ) -> Review:
+        """A decision on a pair, made now where no time is given."""
+        hashes = document_hash(document), label_hash(label)
+        return cls(document.uid, label.uid, *hashes, answer, reviewer, time.time() if at is None else at)
+
+
+def document_hash(document: Document) -> str:
+    """Tells the text people see from any other."""
+    return text_hash(document.shown)
+
+
+def label_hash(label: Label) -> str:
+    """Tells title and description from any others."""
+    return text_hash(label.title, label.text)
+
+
+def pair_id(document: Document, label: Label) -> str:
+    """A short name of a pair's content; its first letter keeps spreadsheets from taking it for a number."""
+    return f"p{text_hash(document_hash(document), label_hash(label))[:_ID_DIGITS]}"
+
+
+class Reviews:
+    """People's decisions in a feedback store. Use as a context manager, from one thread.
+
+    Args:
+        path: The store; made if absent, brought to the present schema if older.
+
+    Raises:
+        StoreError: Not a store, written by a newer version, or not writable.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._db = Database(path)
+
+    def __enter__(self) -> Reviews:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was added is safe already."""
+        self._db.close()
+
+    def add(self, reviews: Sequence[Review]) -> None:
+        """Add decisions in one transaction; once it returns, not even a power cut loses them.
+
+        Raises:
+            StoreError: The file cannot be written; none was added.
+        """
+        with self._db.durable():
+            for review in reviews:
+                for uid in (review.doc_uid, review.label_uid):
+                    self._db.run("INSERT OR IGNORE INTO names (name) VALUES (?)", uid)
+                self._db.run(
+                    "INSERT INTO reviews (doc_hash, label_hash, doc, label, answer, reviewer, at) "
+                    "SELECT ?, ?, docs.id, labels.id, ?, ?, ? FROM names AS docs, names AS labels "
+                    "WHERE docs.name = ? AND labels.name = ?",
+                    bytes.fromhex(review.doc_hash),
+                    bytes.fromhex(review.label_hash),
+                    review.answer,
+                    review.reviewer,
+                    review.at,
+                    review.doc_uid,
+                    review.label_uid,
+                )
+
+    def history(self) -> Iterator[Review]:
+        """Every decision, those taken back included, by time and then in the order they were added."""
+        for rows in self._db.batches(
+            "SELECT docs.name, labels.name, doc_hash, label_hash, answer, reviewer, at FROM reviews "
+            "JOIN names AS docs ON docs.id = doc JOIN names AS labels ON labels.id = label "
+            "ORDER BY at, reviews.id"
+        ):
+            for doc, label, of_doc, of_label, answer, reviewer, at in rows:
+                decided = None if answer is None else Answer(answer)
+                yield Review(doc, label, of_doc.hex(), of_label.hex(), decided, reviewer, at)
+
+    def latest(self) -> dict[tuple[str, str], Review]:
+        """The last word on each pair, by (document hash, label hash); `answer` is `None` if it was taken back."""
+        found: dict[tuple[str, str], Review] = {}
+        for review in self.history():
+            pair = review.doc_hash, review.label_hash
+            # Taken out first: the pairs come in the order of their last words.
+            found.pop(pair, None)
+            found[pair] = review
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """People's decisions on the documents and labels of a catalog, by their present uids.
+
+    Attributes:
+        answers: By (document uid, label uid).
+        elsewhere: Decisions on texts that are not in the catalog, or not any more.
+    """
+
+    answers: dict[tuple[str, str], Answer]
+    elsewhere: int = 0
+
+    @classmethod
+    def of(
+        cls, reviews: Iterable[Review], documents: Iterable[Document], labels: Iterable[Label]
+    ) -> Decided:
+        """Find decisions in a catalog, by content; documents of equal text share theirs.
+
+        Args:
+            reviews: `Reviews.latest`.
+            documents: Of the catalog.
+            labels: Of the catalog.
+        """
+        wanted = [review for review in reviews if review.answer is not None]
+        if not wanted:
+            return cls({})
+        docs, tags = _by_hash(documents, document_hash), _by_hash(labels, label_hash)
+        answers: dict[tuple[str, str], Answer] = {}
+        elsewhere = 0
+        for review in wanted:
+            pairs = [
+                (doc.uid, label.uid)
+                for doc in docs.get(review.doc_hash, ())
+                for label in tags.get(review.label_hash, ())
+            ]
+            elsewhere += not pairs
+            for pair in pairs:
+                answers[pair] = review.answer
+        return cls(answers, elsewhere)
+
+    @property
+    def verdicts(self) -> dict[tuple[str, str], bool]:
+        """Those that say yes or no."""
+        return {pair: answer is Answer.YES for pair, answer in self.answers.items() if answer is not Answer.SKIP}
+
+    @property
+    def line(self) -> str:
+        """How many there are, for a person."""
+        elsewhere = f"; {self.elsewhere:,} more are on texts that are not in the catalog" if self.elsewhere else ""
+        return f"people decided on {len(self.answers):,} pairs{elsewhere}"
+
+    def complete(self, predictions: Iterable[Prediction], depth: int) -> dict[str, set[str]]:
+        """Of the documents whose every top label has a yes or no, the labels with a yes.
+
+        A document with a part of them decided is left out: which part a
+        person happened to see is no random sample of its labels.
+
+        Args:
+            predictions: Best label first.
+            depth: How many labels of each count.
+        """
+        verdicts = self.verdicts
+        return {
+            p.uid: {label for label in p.labels[:depth] if verdicts[p.uid, label]}
+            for p in predictions
+            if p.labels and all((p.uid, label) in verdicts for label in p.labels[:depth])
+        }
+
+
+def tag_verdicts(tags: Mapping[str, Collection[str]]) -> Callable[[str, str], float | None]:
+    """Verdicts, by (document uid, label uid), of people who named all right tags of some documents."""
+    return lambda doc_uid, label_uid: float(label_uid in tags[doc_uid]) if doc_uid in tags else None
+
+
+def _by_hash(items: Iterable[_Item], of: Callable[[_Item], str]) -> dict[str, list[_Item]]:
+    found: dict[str, list[_Item]] = {}
+    for item in items:
+        found.setdefault(of(item), []).append(item)
+    return found
