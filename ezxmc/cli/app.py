@@ -47,6 +47,7 @@ def _register() -> None:
         pipeline,
         prompts,
         report,
+        review,
         serve,
         setup,
         teacher,
@@ -67,6 +68,7 @@ def _register() -> None:
         prompts,
         judgments,
         data,
+        review,
         bench,
     )
     for module in told:

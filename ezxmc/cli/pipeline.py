@@ -167,9 +167,7 @@ def train(
         summary = train_bi_encoder(
             [catalog.documents[i] for i in catalog.to_train],
             catalog.labels,
-            build_targets(
-                judgments, config, context_of(judgments, len(catalog.labels)), verdicts=verdicts
-            ),
+            build_targets(judgments, config, context_of(judgments, len(catalog.labels)), verdicts=verdicts),
             config,
             out,
             held_out=[catalog.documents[i] for i in catalog.to_select],

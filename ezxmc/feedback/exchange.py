@@ -85,7 +85,7 @@ def export_judgments(
         teachers = {found[0]: teachers[found[0]]}
     total = sum(store.totals(fingerprint).judgments for fingerprint in teachers)
     done = 0
-    with _replacing(out) as fresh:
+    with replacing(out) as fresh:
         writer = _Parquet(fresh) if out.suffix == ".parquet" else _JsonLines(fresh)
         with writer:
             for fingerprint, description in teachers.items():
@@ -108,7 +108,12 @@ def export_judgments(
 
 
 @contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
+def replacing(out: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `out` in one step at the end.
+
+    Raises:
+        DataError: The file cannot be written.
+    """
     fresh = out.with_name(f".{out.name}.new")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

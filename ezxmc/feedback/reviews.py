@@ -146,7 +146,7 @@ class Reviews:
                 yield Review(doc, label, of_doc.hex(), of_label.hex(), decided, reviewer, at)
 
     def latest(self) -> dict[tuple[str, str], Review]:
-        """The last word on each pair, by (document hash, label hash); `answer` is `None` if it was taken back."""
+        """The last word on each pair, by (document hash, label hash); taken back, its answer is `None`."""
         found: dict[tuple[str, str], Review] = {}
         for review in self.history():
             pair = review.doc_hash, review.label_hash
@@ -169,9 +169,7 @@ class Decided:
     elsewhere: int = 0
 
     @classmethod
-    def of(
-        cls, reviews: Iterable[Review], documents: Iterable[Document], labels: Iterable[Label]
-    ) -> Decided:
+    def of(cls, reviews: Iterable[Review], documents: Iterable[Document], labels: Iterable[Label]) -> Decided:
         """Find decisions in a catalog, by content; documents of equal text share theirs.
 
         Args:
@@ -179,13 +177,13 @@ class Decided:
             documents: Of the catalog.
             labels: Of the catalog.
         """
-        wanted = [review for review in reviews if review.answer is not None]
+        wanted = [(review, review.answer) for review in reviews if review.answer is not None]
         if not wanted:
             return cls({})
         docs, tags = _by_hash(documents, document_hash), _by_hash(labels, label_hash)
         answers: dict[tuple[str, str], Answer] = {}
         elsewhere = 0
-        for review in wanted:
+        for review, answer in wanted:
             pairs = [
                 (doc.uid, label.uid)
                 for doc in docs.get(review.doc_hash, ())
@@ -193,18 +191,22 @@ class Decided:
             ]
             elsewhere += not pairs
             for pair in pairs:
-                answers[pair] = review.answer
+                answers[pair] = answer
         return cls(answers, elsewhere)
 
     @property
     def verdicts(self) -> dict[tuple[str, str], bool]:
         """Those that say yes or no."""
-        return {pair: answer is Answer.YES for pair, answer in self.answers.items() if answer is not Answer.SKIP}
+        return {
+            pair: answer is Answer.YES for pair, answer in self.answers.items() if answer is not Answer.SKIP
+        }
 
     @property
     def line(self) -> str:
         """How many there are, for a person."""
-        elsewhere = f"; {self.elsewhere:,} more are on texts that are not in the catalog" if self.elsewhere else ""
+        elsewhere = (
+            f"; {self.elsewhere:,} more are on texts that are not in the catalog" if self.elsewhere else ""
+        )
         return f"people decided on {len(self.answers):,} pairs{elsewhere}"
 
     def complete(self, predictions: Iterable[Prediction], depth: int) -> dict[str, set[str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from ezxmc.errors import ConfigError
 
 TOKEN_VARIABLE = "EZXMC_SERVE_TOKEN"
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _SHORTEST_TOKEN = 16
 _CLIENTS = 10_000
 

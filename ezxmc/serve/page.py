@@ -20,20 +20,25 @@ _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 def try_page() -> HTMLResponse:
     """A form that tags a text."""
-    return _response((_HERE / "page.html").read_text(encoding="utf-8"))
+    return html_response((_HERE / "page.html").read_text(encoding="utf-8"))
 
 
 def docs_page(schema: dict[str, Any]) -> HTMLResponse:
     """An OpenAPI schema as plain HTML."""
     environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, trim_blocks=True)
     environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
-    style = _INLINE.search((_HERE / "page.html").read_text(encoding="utf-8"))
-    return _response(
-        environment.get_template("docs.html.j2").render(schema=schema, style=style[2] if style else "")
-    )
+    return html_response(environment.get_template("docs.html.j2").render(schema=schema, style=style()))
 
 
-def _response(html: str) -> HTMLResponse:
+@cache
+def style() -> str:
+    """The style sheet all pages begin with."""
+    found = _INLINE.search((_HERE / "page.html").read_text(encoding="utf-8"))
+    return found[2] if found else ""
+
+
+def html_response(html: str) -> HTMLResponse:
+    """A page that may run its own inline script and style, and ask this server, and nothing else."""
     return HTMLResponse(html, headers={"Content-Security-Policy": _policy(html)})
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 
-import uvicorn
-
 from ezxmc.errors import ConfigError
 from ezxmc.serve.app import create_app
-from ezxmc.serve.limits import TOKEN_VARIABLE, is_loopback
-from ezxmc.serve.service import LOCAL_NAMES, Settings
-
-_CONNECTIONS = 512
-_LAST_ANSWERS = 30  # seconds
+from ezxmc.serve.limits import LOCAL_NAMES, TOKEN_VARIABLE, is_loopback
+from ezxmc.serve.listen import answer_requests, listener
+from ezxmc.serve.service import Settings
 
 
 def serve(settings: Settings, host: str, port: int, announce: Callable[[str], None]) -> None:
@@ -37,26 +31,6 @@ def serve(settings: Settings, host: str, port: int, announce: Callable[[str], No
             f"{host} can be reached from other machines, and there is no token",
             f"set {TOKEN_VARIABLE}, give --token-file, or listen on 127.0.0.1",
         )
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=_CONNECTIONS)
-    except OSError as error:
-        raise ConfigError(f"cannot listen on {host}, port {port}: {error}", "choose another --port") from None
-    with listener:
+    with listener(host, port) as listening:
         app = create_app(replace(settings, hosts=LOCAL_NAMES | {host} if local else None))
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            # A client must not choose the address its rate is counted under.
-            proxy_headers=False,
-            limit_concurrency=_CONNECTIONS,
-            timeout_graceful_shutdown=_LAST_ANSWERS,
-        )
-        name = f"[{host}]" if family == socket.AF_INET6 else host
-        announce(f"http://{name}:{listener.getsockname()[1]}")
-        # uvicorn ends in order and then raises the signal once more.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: None)
-        uvicorn.Server(config).run(sockets=[listener])
+        answer_requests(app, listening, host, announce)

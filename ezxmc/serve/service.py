@@ -15,12 +15,10 @@ from ezxmc.predict import Predictor
 from ezxmc.records import Document, Prediction
 from ezxmc.serve.batching import Batcher
 from ezxmc.serve.guard import RefusedError
-from ezxmc.serve.limits import Limits
+from ezxmc.serve.limits import LOCAL_NAMES, Limits
 from ezxmc.serve.metrics import Metrics
 from ezxmc.serve.reload import BundleHolder
 from ezxmc.serve.schemas import ChangeOut
-
-LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 @dataclass(frozen=True, slots=True)

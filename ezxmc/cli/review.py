@@ -1,0 +1,202 @@
+"""`ezxmc review`: pairs for people to decide on, and their decisions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ezxmc.cli.console import Json, answer, bad_rows, emit, watching
+from ezxmc.errors import ConfigError
+
+_PAIRS, _PER_LABEL, _PER_DOCUMENT, _DOCUMENTS = 200, 10, 3, 50
+RunDirectory = Annotated[Path, typer.Argument(help="The run_dir of an `ezxmc run`.")]
+Reviewer = Annotated[str | None, typer.Option(help="Who decides; kept with each decision.")]
+
+
+class Purpose(StrEnum):
+    """What decisions are for."""
+
+    TRAINING = "training"
+    CALIBRATION = "calibration"
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    review = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Have people decide on pairs.")
+    review.command()(export)
+    review.command("import")(import_)
+    review.command()(ui)
+    app.add_typer(review, name="review")
+
+
+def export(
+    run_dir: RunDirectory,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help=".csv, .jsonl or .json (Label Studio). Default: RUN_DIR/review.jsonl"
+        ),
+    ] = None,
+    purpose: Annotated[
+        Purpose,
+        typer.Option("--for", help="Doubtful pairs to train on, or whole random documents to calibrate on."),
+    ] = Purpose.TRAINING,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help=f"Pairs to train on ({_PAIRS}), or documents to calibrate on ({_DOCUMENTS})."
+        ),
+    ] = None,
+    per_label: Annotated[
+        int, typer.Option(min=1, help="Pairs of one label at most, for training.")
+    ] = _PER_LABEL,
+    per_document: Annotated[
+        int, typer.Option(min=1, help="Pairs of one document at most, for training.")
+    ] = _PER_DOCUMENT,
+    seed: Annotated[int, typer.Option(help="Of the documents drawn, and between equal pairs.")] = 0,
+    json: Json = False,
+) -> None:
+    """Write the pairs that are worth a person's minute; what is decided already is left out.
+
+    Decisions to train on are of doubtful pairs: where the teacher is unsure,
+    where student and teacher disagree, where like documents vote against the
+    teacher. Probabilities fitted to those would be wrong, so calibration takes
+    all top labels of random documents that no training sees.
+
+    Example: ezxmc review export runs/default -o review.csv --count 300
+    """
+    from collections import Counter
+
+    from ezxmc.review.exchange import check_format, write_picks
+    from ezxmc.review.material import PAIRS, Material
+
+    out = out or run_dir / PAIRS
+    check_format(out)
+    with watching() as watch:
+        material = Material.load(run_dir, watch.say)
+        if purpose is Purpose.CALIBRATION:
+            picks = material.for_calibration(count or _DOCUMENTS, seed=seed)
+        else:
+            picks = material.for_training(
+                count or _PAIRS,
+                per_label=per_label,
+                per_document=per_document,
+                seed=seed,
+                progress=watch.stage("student reads the documents"),
+            )
+    files = write_picks(out, picks)
+    reasons = Counter(pick.reason.value for pick in picks)
+    found = {
+        "pairs": len(picks),
+        "documents": len({pick.document.uid for pick in picks}),
+        "labels": len({pick.label.uid for pick in picks}),
+        **reasons,
+    }
+    if json:
+        emit({**found, "files": list(map(str, files))})
+    else:
+        answer(False, {**found, "files": ", ".join(map(str, files))})
+    bad_rows(material.catalog.document_rows.bad, material.catalog.label_rows.bad)
+
+
+def import_(
+    run_dir: RunDirectory,
+    source: Annotated[
+        Path, typer.Argument(help="An exported file with decisions, or Label Studio's JSON export.")
+    ],
+    reviewer: Reviewer = None,
+    json: Json = False,
+) -> None:
+    """Take decisions back: yes, no or skip in the column `decision`; rows without one are left open.
+
+    The next `ezxmc run` or `ezxmc train` learns from them. Several rows on one
+    pair must agree; a decision that is older than the last one is left out.
+
+    Example: ezxmc review import runs/default review.csv --reviewer ann
+    """
+    from ezxmc.data import RowReport
+    from ezxmc.data.readers import source_kind
+    from ezxmc.feedback.reviews import Reviews
+    from ezxmc.review.exchange import import_reviews
+    from ezxmc.review.material import STORE, Material
+
+    source_kind(source)
+    report = RowReport()
+    with watching() as watch:
+        material = Material.load(run_dir, watch.say)
+        with Reviews(run_dir / STORE) as reviews:
+            done = import_reviews(
+                reviews,
+                source,
+                report,
+                material.catalog.documents,
+                material.catalog.labels,
+                reviewer=reviewer,
+            )
+        watch.say(f"{source}: {report.summary()}")
+        for problem in report.problems:
+            watch.say(str(problem))
+    if json:
+        emit({**asdict(done), "rows": report.to_dict(), "store": str(run_dir / STORE)})
+    else:
+        typer.echo(
+            f"{done.new:,} new decisions in {run_dir / STORE}, {done.known:,} known before, "
+            f"{done.open:,} rows open"
+        )
+    bad_rows(report.bad)
+
+
+def ui(
+    source: Annotated[
+        Path,
+        typer.Argument(help="A run_dir (its review.jsonl, made if absent), or a .jsonl that `export` wrote."),
+    ],
+    store: Annotated[
+        Path | None, typer.Option(help="Where decisions go. Default: feedback.sqlite beside the file.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8001,
+    reviewer: Reviewer = None,
+) -> None:
+    """Decide on a page by keyboard: y yes, n no, s skip, u undo.
+
+    Only this machine reaches it, by the address that is printed. Each decision
+    is on disk before the next pair is shown; Ctrl-C ends it, and the same
+    command goes on where it was.
+
+    Example: ezxmc review ui runs/default --reviewer ann
+    """
+    try:
+        from ezxmc.review.ui import review
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the page needs {error.name}", "pip install 'ezxmc[serve]'") from None
+    from ezxmc.review.exchange import read_picks, write_picks
+    from ezxmc.review.material import PAIRS, STORE, Material
+
+    pairs = source
+    if source.is_dir():
+        pairs = source / PAIRS
+        if not pairs.exists():
+            with watching() as watch:
+                chosen = Material.load(source, watch.say).for_training(
+                    _PAIRS,
+                    per_label=_PER_LABEL,
+                    per_document=_PER_DOCUMENT,
+                    seed=0,
+                    progress=watch.stage("student reads the documents"),
+                )
+            write_picks(pairs, chosen)
+    store = store or pairs.parent / STORE
+    if not store.exists():
+        raise ConfigError(f"no feedback store at {store}", "name it with --store")
+    picks = read_picks(pairs)
+    review(
+        picks,
+        store,
+        port,
+        lambda url: typer.echo(f"{len(picks):,} pairs to review at {url}", err=True),
+        reviewer=reviewer,
+    )

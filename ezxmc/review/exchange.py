@@ -1,0 +1,290 @@
+"""Pairs out to people as CSV, JSON lines or Label Studio tasks, and decisions back.
+
+Columns: `decision` (empty), `label_title`, `label_text`, `title`, `text`,
+`reason`, `teacher`, `student` (see `Pick`), `doc` and `label` (uids), `id`
+(of the pair's content). JSON lines that come back may also tell `at` (ISO
+8601) and `reviewer`. Of all these, `doc`, `label` and `decision` are needed.
+
+In CSV a cell that a spreadsheet would run as a formula gets a ' in front,
+which is taken off again, and a long text is cut: it is there to be read.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ezxmc.data import RowReport, iter_rows
+from ezxmc.data.documents import row_uid
+from ezxmc.data.validate import RowError
+from ezxmc.errors import DataError
+from ezxmc.feedback.exchange import replacing
+from ezxmc.feedback.reviews import Answer, Review, Reviews, pair_id
+from ezxmc.records import Document, Label
+from ezxmc.review.label_studio import CONFIG, is_export, labelled_tasks, task
+from ezxmc.review.selection import Pick, Reason
+
+_SHOWN = 5_000  # characters of a text in a cell; spreadsheets take 32,767
+# Full-width forms too: some spreadsheets read them as the plain ones.
+_FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r\n])")
+_ESCAPED = re.compile(r"'+(\s*[=+\-@＝＋－＠]|[\t\r\n])")
+_ANSWERS = {
+    **dict.fromkeys(("yes", "y", "true", "1"), Answer.YES),
+    **dict.fromkeys(("no", "n", "false", "0"), Answer.NO),
+    **dict.fromkeys(("skip", "s"), Answer.SKIP),
+}
+
+
+def check_format(out: Path) -> None:
+    """Whether `write_picks` can write such a file.
+
+    Raises:
+        DataError: It cannot.
+    """
+    if out.suffix not in (".csv", ".jsonl", ".json"):
+        raise DataError(f"cannot write pairs to {out}", "name the file .csv, .jsonl or .json (Label Studio)")
+
+
+def write_picks(out: Path, picks: Sequence[Pick]) -> list[Path]:
+    """Write pairs for people, in one step.
+
+    Args:
+        out: `.csv` for a spreadsheet, `.jsonl` for `ezxmc review ui`, `.json`
+            for Label Studio, whose labeling configuration goes beside it as `.xml`.
+        picks: In the order they should be seen.
+
+    Returns:
+        The files written.
+
+    Raises:
+        DataError: Another format, or a file cannot be written.
+    """
+    check_format(out)
+    rows = [_row(pick) for pick in picks]
+    if out.suffix == ".csv":
+        with replacing(out) as fresh, fresh.open("w", encoding="utf-8-sig", newline="") as handle:
+            writer = csv.DictWriter(handle, _COLUMNS)
+            writer.writeheader()
+            writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
+    elif out.suffix == ".jsonl":
+        with replacing(out) as fresh, fresh.open("w", encoding="utf-8") as handle:
+            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    else:
+        config = out.with_suffix(".xml")
+        with replacing(config) as fresh:
+            fresh.write_text(CONFIG, encoding="utf-8")
+        with replacing(out) as fresh:
+            fresh.write_text(json.dumps([task(row) for row in rows], ensure_ascii=False, indent=1), "utf-8")
+        return [out, config]
+    return [out]
+
+
+_COLUMNS = (
+    *("decision", "label_title", "label_text", "title", "text", "reason", "teacher", "student"),
+    *("doc", "label", "id"),
+)
+
+
+def _row(pick: Pick) -> dict[str, Any]:
+    said = (None if p is None else round(p, 4) for p in (pick.teacher, pick.student))
+    values = (None, pick.label.title, pick.label.text, pick.document.title, pick.document.text)
+    uids = (pick.document.uid, pick.label.uid, pick.id)
+    return dict(zip(_COLUMNS, (*values, pick.reason.value, *said, *uids), strict=True))
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    shown = value if len(value) <= _SHOWN else f"{value[:_SHOWN]} …"
+    return f"'{shown}" if _FORMULA.match(shown) else shown
+
+
+def _uncell(value: Any) -> Any:
+    return value[1:] if isinstance(value, str) and _ESCAPED.match(value) else value
+
+
+def read_picks(source: Path) -> list[Pick]:
+    """The pairs of a `.jsonl` file that `write_picks` wrote.
+
+    Raises:
+        DataError: It cannot be read, or a row is no pair.
+    """
+    if source.suffix != ".jsonl":
+        raise DataError(
+            f"{source} is no .jsonl file", "the page shows what `ezxmc review export` wrote as .jsonl"
+        )
+    report = RowReport(strict=True)
+    picks: dict[str, Pick] = {}
+    for file, line, row in iter_rows(source, report):
+        try:
+            pick = Pick(
+                Document(_text(row, "doc"), _text(row, "title"), _text(row, "text")),
+                Label(_text(row, "label"), _text(row, "label_title"), _text(row, "label_text")),
+                Reason(_text(row, "reason")),
+            )
+            if pick.id != row.get("id"):
+                raise ValueError("the texts are not those the pair was exported with")
+        except ValueError as error:
+            report.add(file, line, "bad_pair", str(error))
+            continue
+        picks.setdefault(pick.id, pick)
+    return list(picks.values())
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    if not isinstance(value := row.get(name), str):
+        raise ValueError(f"{name} is no text")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedReviews:
+    """What `import_reviews` did.
+
+    Attributes:
+        new: Decisions added to the store.
+        known: Decisions it held already, or that are older than the last word on their pair.
+        open: Rows without a decision.
+    """
+
+    new: int
+    known: int
+    open: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    file: str
+    line: int
+    document: Document
+    label: Label
+    answer: Answer
+    reviewer: str | None
+    at: float
+
+
+def import_reviews(
+    reviews: Reviews,
+    source: Path,
+    report: RowReport,
+    documents: Sequence[Document],
+    labels: Sequence[Label],
+    *,
+    reviewer: str | None = None,
+) -> ImportedReviews:
+    """Take people's decisions into a store; the same file again changes nothing.
+
+    A row without a time of its own was decided when the file was last
+    written. What is older than the last word on its pair is left out.
+
+    Args:
+        reviews: Of the store.
+        source: What `write_picks` wrote, with decisions; or Label Studio's JSON export of it.
+        report: Receives rows with neither yes, no nor skip (`bad_decision`), no or no readable uid
+            or time (`bad_review`), a uid that is not in the catalog (`unknown_document`,
+            `unknown_label`), texts that are not the exported ones (`changed_text`), and all rows of a
+            pair that gets both yes and no (`contradiction`).
+        documents: The catalog's.
+        labels: The catalog's.
+        reviewer: Who decided, where a row does not tell.
+
+    Raises:
+        DataError: The file cannot be read.
+        StoreError: The store cannot be written; nothing was added.
+    """
+    docs, tags = {d.uid: d for d in documents}, {label.uid: label for label in labels}
+    written = source.stat().st_mtime
+    found: dict[str, list[_Decision]] = {}
+    undecided = 0
+    for file, line, row in _rows(source, report):
+        try:
+            document, label = _pair(row, docs, tags)
+            answer = _answer(row)
+            if answer is not None:
+                who = row_uid(row.get("reviewer"), "reviewer") or reviewer
+                decision = _Decision(file, line, document, label, answer, who, _time(row.get("at"), written))
+                found.setdefault(pair_id(document, label), []).append(decision)
+        except RowError as error:
+            report.add(file, line, error.kind, error.detail)
+            continue
+        undecided += answer is None
+        report.kept += answer is None
+    latest = reviews.latest()
+    fresh: list[Review] = []
+    known = 0
+    for decisions in found.values():
+        if {Answer.YES, Answer.NO} <= {one.answer for one in decisions}:
+            lines = ", ".join(str(one.line) for one in decisions)
+            for one in decisions:
+                report.add(one.file, one.line, "contradiction", f"yes and no for one pair in rows {lines}")
+            continue
+        report.kept += len(decisions)
+        # Who skips does not contradict who decides.
+        last = max(decisions, key=lambda one: (one.answer is not Answer.SKIP, one.at))
+        review = Review.of(last.document, last.label, last.answer, reviewer=last.reviewer, at=last.at)
+        before = latest.get((review.doc_hash, review.label_hash))
+        if before is None or (review.at > before.at and review.answer != before.answer):
+            fresh.append(review)
+        else:
+            known += 1
+    if fresh:
+        reviews.add(fresh)
+    return ImportedReviews(len(fresh), known, undecided)
+
+
+def _rows(source: Path, report: RowReport) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    if is_export(source):
+        yield from labelled_tasks(source, report)
+        return
+    cells = source.name.removesuffix(".gz").endswith((".csv", ".tsv"))
+    for file, line, row in iter_rows(source, report):
+        yield file, line, {name: _uncell(value) for name, value in row.items()} if cells else row
+
+
+def _pair(
+    row: Mapping[str, Any], documents: Mapping[str, Document], labels: Mapping[str, Label]
+) -> tuple[Document, Label]:
+    uid, label_uid = (row_uid(row.get(name), name) for name in ("doc", "label"))
+    if not uid or not label_uid:
+        raise RowError(
+            "bad_review", f"no {'label' if uid else 'doc'} in the columns {reprlib.repr(list(row))}"
+        )
+    if uid not in documents:
+        raise RowError("unknown_document", reprlib.repr(uid))
+    if label_uid not in labels:
+        raise RowError("unknown_label", reprlib.repr(label_uid))
+    document, label = documents[uid], labels[label_uid]
+    if (given := row.get("id")) and given != pair_id(document, label):
+        raise RowError(
+            "changed_text", f"{reprlib.repr(uid)} or {reprlib.repr(label_uid)} is not what was exported"
+        )
+    return document, label
+
+
+def _answer(row: Mapping[str, Any]) -> Answer | None:
+    if "decision" not in row:
+        raise RowError("bad_review", f"no decision in the columns {reprlib.repr(list(row))}")
+    value = row["decision"]
+    said = "" if value is None else str(value).strip().casefold()
+    if said and said not in _ANSWERS:
+        raise RowError("bad_decision", f"{reprlib.repr(value)} is neither yes, no nor skip")
+    return _ANSWERS.get(said)
+
+
+def _time(value: Any, otherwise: float) -> float:
+    if value in (None, ""):
+        return otherwise
+    try:
+        at = datetime.fromisoformat(str(value))
+        seconds = at.replace(tzinfo=at.tzinfo or UTC).timestamp()
+    except (ValueError, OverflowError) as error:
+        raise RowError("bad_review", f"at is no time: {error}") from None
+    # A clock that is ahead must not outvote every later decision.
+    return min(seconds, datetime.now(UTC).timestamp())

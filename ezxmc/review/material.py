@@ -1,0 +1,206 @@
+"""What a run directory offers to people: its catalog, its judgments, its student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ezxmc.calibration import JudgedRows, Platt
+from ezxmc.config import RunConfig
+from ezxmc.data import Catalog
+from ezxmc.errors import ConfigError
+from ezxmc.feedback.priors import context_of
+from ezxmc.feedback.reviews import Decided, Reviews
+from ezxmc.feedback.store import FeedbackStore
+from ezxmc.feedback.targets import DocumentTargets, build_targets
+from ezxmc.records import Document
+from ezxmc.review.quality import Floats, Ints, Suspects, neighbour_votes, suspects
+from ezxmc.review.selection import JudgedPairs, Pick, Reason, choose, random_order
+
+if TYPE_CHECKING:
+    from ezxmc.predict import Predictor
+
+STORE, PAIRS = "feedback.sqlite", "review.jsonl"
+"""In a run directory: the judgments and decisions, and the pairs to be decided on."""
+_LEAST_SUPPORT = 1.0
+"""Of likeness a vote must have; less says nothing."""
+_BLOCK = 65_536
+_WINDOW = 512  # documents encoded together
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """A run, as far as review needs it.
+
+    Attributes:
+        config: Its configuration.
+        catalog: Its documents and labels.
+        path: Its directory.
+        decided: What people decided so far.
+    """
+
+    config: RunConfig
+    catalog: Catalog
+    path: Path
+    decided: Decided
+
+    @classmethod
+    def load(cls, run_dir: Path, say: Callable[[str], None] = lambda text: None) -> Material:
+        """Read a run directory.
+
+        Args:
+            run_dir: Made by `ezxmc run`; nothing in it is changed, but an older store is migrated.
+            say: Told how reading each file went.
+
+        Raises:
+            ConfigError: It is no run directory.
+            DataError: Its inputs cannot be read.
+        """
+        store = run_dir / STORE
+        if not store.exists():
+            raise ConfigError(f"{run_dir} holds no {STORE}", "give the run_dir of an `ezxmc run`")
+        config = RunConfig.load(run_dir / "config.yaml")
+        catalog = Catalog.load(config.data, config.training.held_out, config.seed, say)
+        with Reviews(store) as reviews:
+            decided = Decided.of(reviews.latest().values(), catalog.documents, catalog.labels)
+        return cls(config, catalog, run_dir, decided)
+
+    def for_training(
+        self,
+        count: int,
+        *,
+        per_label: int,
+        per_document: int,
+        seed: int,
+        progress: Progress = lambda done, total: None,
+    ) -> list[Pick]:
+        """Pairs of the training part that a decision is likely to change something about; as `choose`.
+
+        Raises:
+            BundleError: The run has no bundle yet.
+            TrainingError: The teacher has judged too little.
+        """
+        predictor = self._predictor()
+        rows = predictor.bundle.rows()
+        documents = {document.uid: document for document in self._documents(self.catalog.to_train)}
+        labels = {label.uid: label for label in self.catalog.labels if label.uid in rows}
+        judged = [
+            (documents[target.doc_uid], labels[uid], float(p))
+            for target in self._targets()
+            if target.doc_uid in documents
+            for uid, p in zip(target.labels, target.probabilities, strict=True)
+            if uid in labels
+        ]
+        number = {uid: i for i, uid in enumerate(dict.fromkeys(document.uid for document, _, _ in judged))}
+        pairs = _scored(
+            predictor,
+            [documents[uid] for uid in number],
+            np.array([number[document.uid] for document, _, _ in judged], dtype=np.int64),
+            np.array([rows[label.uid] for _, label, _ in judged], dtype=np.int64),
+            np.array([p for _, _, p in judged], dtype=np.float64),
+            np.array(
+                [(document.uid, label.uid) not in self.decided.answers for document, label, _ in judged]
+            ),
+            seed,
+            progress,
+        )
+        found = choose(pairs, count, per_label=per_label, per_document=per_document, seed=seed)
+        return [
+            Pick(*judged[row][:2], reason, judged[row][2], float(pairs.student[row])) for row, reason in found
+        ]
+
+    def for_calibration(self, count: int, *, seed: int) -> list[Pick]:
+        """What is undecided of the student's top labels, over random documents of the calibration part.
+
+        Args:
+            count: Documents, those decided on before included: a greater number continues a smaller one.
+            seed: Of the order.
+
+        Raises:
+            BundleError: The run has no bundle yet.
+        """
+        documents = random_order(self._documents(self.catalog.to_calibrate), seed)[:count]
+        labels = {label.uid: label for label in self.catalog.labels}
+        found = self._predictor().predict(documents, k=self.config.inference.calibration_depth)
+        return [
+            Pick(document, labels[uid], Reason.RANDOM)
+            for document, prediction in zip(documents, found, strict=True)
+            for uid in prediction.labels
+            if uid in labels and (document.uid, uid) not in self.decided.answers
+        ]
+
+    def _predictor(self) -> Predictor:
+        # Only here is torch needed: who imports or shows pairs does not wait for it.
+        from ezxmc.predict import Predictor
+
+        return Predictor.load(self.path / "bundle")
+
+    def _documents(self, positions: list[int]) -> list[Document]:
+        return [self.catalog.documents[i] for i in positions]
+
+    def _targets(self) -> list[DocumentTargets]:
+        """What the newest teacher's judgments and people's decisions teach."""
+        with FeedbackStore(self.path / STORE) as store:
+            newest = store.newest_teacher()
+            judgments = list(store.judgments(newest)) if newest else []
+        apart = {document.uid for document in self._documents(self.catalog.to_calibrate)}
+        known = {document.uid for document in self.catalog.documents} - apart
+        judgments = [j for j in judgments if j.doc_uid in known]
+        context = context_of(judgments, len(self.catalog.labels))
+        verdicts = {pair: yes for pair, yes in self.decided.verdicts.items() if pair[0] in known}
+        return build_targets(judgments, self.config.training, context, verdicts=verdicts).documents
+
+
+def _scored(
+    predictor: Predictor,
+    documents: Sequence[Document],
+    numbers: Ints,
+    rows: Ints,
+    teacher: Floats,
+    undecided: NDArray[np.bool_],
+    seed: int,
+    progress: Progress,
+) -> JudgedPairs:
+    """What student and like documents say of P pairs.
+
+    The student's scores are put on the teacher's scale by a logistic curve
+    over all pairs: a bundle's own probabilities foretell the raw share of
+    "yes", whose zero point depends on the prompt's wording.
+
+    Args:
+        predictor: The student.
+        documents: N documents.
+        numbers: (P,) positions in `documents`.
+        rows: (P,) rows of the bundle's index.
+        teacher: (P,) probabilities.
+        undecided: (P,) bool.
+        seed: Of the voters drawn.
+        progress: Called with (documents encoded, N).
+    """
+    parts = []
+    for start in range(0, len(documents), _WINDOW):
+        parts.append(predictor.encode(documents[start : start + _WINDOW]))
+        progress(min(start + _WINDOW, len(documents)), len(documents))
+    vectors = np.concatenate(parts)
+    wanted, column = np.unique(rows, return_inverse=True)
+    titles = predictor.bundle.index.vectors(wanted)
+    scores = np.concatenate(
+        [
+            np.einsum(
+                "pd,pd->p", vectors[numbers[start : start + _BLOCK]], titles[column[start : start + _BLOCK]]
+            )
+            for start in range(0, len(rows), _BLOCK)
+        ]
+    ).astype(np.float64)
+    student = Platt.fit(JudgedRows.of(scores[:, None], teacher[:, None])).transform(scores)
+    votes = neighbour_votes(numbers, rows, teacher, vectors, seed)
+    wrong, margins = suspects(teacher >= 0.5, votes.shares)
+    found = Suspects(wrong & (votes.support >= _LEAST_SUPPORT), margins)
+    return JudgedPairs(numbers, rows, teacher, student, found, undecided)
