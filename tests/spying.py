@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -59,11 +60,13 @@ def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | No
     spy = Spy(settings, teacher or FakeTeacher(topical), RunReport(title="", created=""))
     build, train = cycles.build_targets, cycles.train_bi_encoder
 
-    def build_targets(judgments: Any, config: Any, context: Any, proposals: Any = None) -> Any:
+    def build_targets(
+        judgments: Any, config: Any, context: Any, proposals: Any = None, verdicts: Any = MappingProxyType({})
+    ) -> Any:
         spy.targets.append({(judgment.doc_uid, judgment.label_uid) for judgment in judgments})
         spy.context.append({(judgment.doc_uid, judgment.label_uid) for judgment in context})
         spy.fused.append(proposals is not None)
-        return build(judgments, config, context, proposals)
+        return build(judgments, config, context, proposals, verdicts)
 
     def train_bi_encoder(documents: Any, *args: Any, held_out: Any, **options: Any) -> Any:
         spy.trained.append({d.uid for d in documents})

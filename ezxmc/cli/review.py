@@ -119,12 +119,10 @@ def import_(
     Example: ezxmc review import runs/default review.csv --reviewer ann
     """
     from ezxmc.data import RowReport
-    from ezxmc.data.readers import source_kind
     from ezxmc.feedback.reviews import Reviews
     from ezxmc.review.exchange import import_reviews
     from ezxmc.review.material import STORE, Material
 
-    source_kind(source)
     report = RowReport()
     with watching() as watch:
         material = Material.load(run_dir, watch.say)

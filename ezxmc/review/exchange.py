@@ -200,6 +200,8 @@ def import_reviews(
         StoreError: The store cannot be written; nothing was added.
     """
     docs, tags = {d.uid: d for d in documents}, {label.uid: label for label in labels}
+    if not source.is_file():
+        raise DataError(f"no file at {source}", "check the path")
     written = source.stat().st_mtime
     found: dict[str, list[_Decision]] = {}
     undecided = 0

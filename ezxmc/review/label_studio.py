@@ -67,7 +67,7 @@ def labelled_tasks(source: Path, report: RowReport) -> Iterator[tuple[str, int, 
     for number, one in enumerate(tasks, start=1):
         try:
             yield from ((file, number, row) for row in _rows(one))
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             report.add(file, number, "bad_task", f"no task of Label Studio: {reprlib.repr(error)}")
 
 
