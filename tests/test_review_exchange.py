@@ -320,6 +320,23 @@ def test_label_studio_there_and_back(store: Reviews, tmp_path: Path) -> None:
     assert take(store, answer)[0] == ImportedReviews(0, 3, 1)
 
 
+@pytest.mark.parametrize("name", ["r.csv", "r.jsonl", "r.json"])
+def test_a_file_with_decisions_is_not_written_over(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    write_picks(path, PICKS)
+    write_picks(path, PICKS[:2])
+    if name == "r.csv":
+        save(path, [row | {"decision": "no"} for row in rows_of(path)])
+    elif name == "r.jsonl":
+        lines(path, [json.loads(line) | {"decision": "no"} for line in path.read_text().splitlines()])
+    else:
+        path.write_text(json.dumps(exported(path, [{"result": chosen("no")}])), encoding="utf-8")
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="holds decisions"):
+        write_picks(path, PICKS)
+    assert path.read_bytes() == before
+
+
 def test_other_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"\.csv, \.jsonl or \.json"):
         write_picks(tmp_path / "review.xlsx", PICKS)

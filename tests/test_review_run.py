@@ -165,16 +165,17 @@ def test_random_documents_calibrate_and_no_training_sees_them(
     decide(place / "review.jsonl", catalog)
     call("review", "import", place, place / "review.jsonl")
     # More documents continue the same random order: only what is undecided comes.
-    call("review", "export", place, "--for", "calibration", "--count", 15)
-    more = [json.loads(line) for line in (place / "review.jsonl").read_text().splitlines()]
+    later = folder / "later.jsonl"
+    call("review", "export", place, "--for", "calibration", "--count", 15, "--out", later)
+    more = [json.loads(line) for line in later.read_text().splitlines()]
     assert len(more) == 5 * depth and not {row["doc"] for row in more} & {row["doc"] for row in rows}
 
     manifest = json.loads((place / "bundle" / "manifest.json").read_text())
     run(config, teacher=FakeTeacher(mistaken))
     calibrator = load_bundle(place / "bundle").calibrator
     assert calibrator is not None and calibrator.target == "teacher", "ten of twelve are not enough"
-    decide(place / "review.jsonl", catalog)
-    call("review", "import", place, place / "review.jsonl")
+    decide(later, catalog)
+    call("review", "import", place, later)
     report = run(config, teacher=FakeTeacher(mistaken))
     calibrator = load_bundle(place / "bundle").calibrator
     assert calibrator is not None and (calibrator.target, calibrator.documents) == ("both", 15)

@@ -64,9 +64,11 @@ def write_picks(out: Path, picks: Sequence[Pick]) -> list[Path]:
         The files written.
 
     Raises:
-        DataError: Another format, or a file cannot be written.
+        DataError: Another format, the file is there and holds decisions, or it cannot be written.
     """
     check_format(out)
+    if out.exists() and any(row.get("decision") for _, _, row in _rows(out, RowReport())):
+        raise DataError(f"{out} holds decisions", "import them, then delete it or choose another --out")
     rows = [_row(pick) for pick in picks]
     if out.suffix == ".csv":
         with replacing(out) as fresh, fresh.open("w", encoding="utf-8-sig", newline="") as handle:

@@ -100,6 +100,6 @@ def suspects(given: NDArray[np.bool_], shares: Floats) -> Suspects:
         return Suspects(np.zeros(len(given), dtype=np.bool_), np.zeros(len(given)))
     yes, no = float(shares[given].mean()), float((1 - shares[~given]).mean())
     own, least = np.where(given, shares, 1 - shares), np.where(given, yes, no)
-    other, needed = 1 - own, np.where(given, no, yes)
+    other, needed = np.where(given, 1 - shares, shares), np.where(given, no, yes)
     wrong = (other >= needed) & ((own < least) | (own < other))
     return Suspects(wrong, (other - needed) - (own - least))
