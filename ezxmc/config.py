@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -342,4 +343,4 @@ def _commented(part: BaseModel, indent: str) -> Iterator[str]:
             continue
         if field.description:
             yield f"{indent}# {field.description}\n"
-        yield f"{indent}{yaml.safe_dump({name: value}, allow_unicode=True).strip()}\n"
+        yield textwrap.indent(yaml.safe_dump({name: value}, allow_unicode=True), indent)
