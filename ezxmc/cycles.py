@@ -59,7 +59,7 @@ class Cycles:
         self.catalog, self.budget = inquiry.catalog, inquiry.budget
         self.untrained = untrained
         apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
-        self._verdicts = {pair: yes for pair, yes in decided.verdicts.items() if pair[0] not in apart}
+        self._verdicts = decided.verdicts_outside(apart)
         self.catalog_hash = self.catalog.hash
         self.findings: list[CycleFindings] = []
         self.unasked_pairs = 0
@@ -104,8 +104,8 @@ class Cycles:
     def _cycle(self, number: int, former: Path | None) -> Path:
         folder, name = self.place.cycle(number), f"cycle {number}/{self.config.cycles}"
         student = folder / "student"
-        proposed, rows = self._shortlists(number, former, folder / "shortlist.jsonl", name)
-        part = self.budget.cut(number, rows)
+        proposed, listed = self._shortlists(number, former, folder / "shortlist.jsonl", name)
+        part = self.budget.cut(number, listed)
         rows = part.rows
         self.inquiry.ask(*self._context, f"{name}: teacher judges label priors")
         asked = self.inquiry.ask(part.order, [rows[i] for i in part.order], f"{name}: teacher judges", number)
@@ -142,7 +142,7 @@ class Cycles:
             f"{name}: {asked.asked:,} pairs judged now, {asked.known:,} known before; "
             f"trained at {trained['samples_per_second']:.0f} documents/s"
         )
-        self.findings.append(CycleFindings(proposed, asked, trained))
+        self.findings.append(CycleFindings(proposed, listed, asked, trained))
         return student
 
     def _shortlists(

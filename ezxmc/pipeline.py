@@ -28,7 +28,7 @@ from ezxmc.data import Catalog
 from ezxmc.errors import TrainingError
 from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.inquiry import Inquiry
-from ezxmc.feedback.reviews import FEWEST_REVIEWED, Decided, Reviews, tag_verdicts
+from ezxmc.feedback.reviews import FEWEST_REVIEWED, Decided, tag_verdicts
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.feedback.teachers import unused_judgments
@@ -81,8 +81,7 @@ class _Run:
         untrained = resolve_model(config.training.encoder, kind="encoder", progress=pulling(watch, "encoder"))
         budget = Budget.of(config, self.catalog)
         self.inquiry = Inquiry(self.catalog, self.teacher, store, budget, watch)
-        with Reviews(store.path) as reviews:
-            self.decided = Decided.of(reviews.latest().values(), self.catalog.documents, self.catalog.labels)
+        self.decided = Decided.load(store.path, self.catalog.documents, self.catalog.labels)
         if self.decided.answers or self.decided.elsewhere:
             watch.say(self.decided.line)
         self.cycles = Cycles(config, place, self.inquiry, untrained, self.decided, watch)

@@ -15,14 +15,20 @@ import numpy as np
 
 from ezxmc.calibration import Calibrator
 from ezxmc.config import RunConfig
-from ezxmc.data import Catalog, RowReport, read_shortlist
+from ezxmc.data import Catalog
 from ezxmc.evaluation import compare, evaluate
 from ezxmc.feedback.annotate import AnnotateSummary
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.feedback.totals import StoreTotals
-from ezxmc.metrics import ReliabilityBin, frequency_groups, recall_at_k, recall_by_document
-from ezxmc.metrics.propensity import GROUPS
+from ezxmc.metrics import (
+    GROUPS,
+    RankingMetrics,
+    ReliabilityBin,
+    encode,
+    frequency_groups,
+    recall_by_document,
+)
 from ezxmc.records import Prediction
 from ezxmc.report import (
     BudgetSummary,
@@ -52,9 +58,10 @@ _GOLD_NOTE = (
 
 @dataclass(slots=True)
 class CycleFindings:
-    """Results of one cycle's stages, and its student's agreement with the teacher if cycles were compared."""
+    """Results of one cycle's stages, every document's candidates, and agreement if cycles were compared."""
 
     proposed: dict[str, Any]
+    listed: list[list[int]]
     asked: AnnotateSummary
     trained: dict[str, Any]
     agreement: float | None = None
@@ -121,7 +128,7 @@ def assemble(
                 documents=cycle.proposed["documents"],
                 candidates=cycle.proposed["candidates"],
                 size=config.shortlist.size,
-                recall=_shortlist_recall(run_dir / "cycles" / str(number) / "shortlist.jsonl", catalog),
+                recall=_shortlist_recall(cycle.listed, catalog),
             )
             for number, cycle in enumerate(found.cycles, start=1)
         ],
@@ -189,12 +196,11 @@ def _histogram(values: Iterable[float | None], within: tuple[float, float] | Non
     return Histogram(edges=edges.tolist(), counts=counts.tolist())
 
 
-def _shortlist_recall(file: Path, catalog: Catalog) -> float | None:
+def _shortlist_recall(listed: Sequence[Sequence[int]], catalog: Catalog) -> float | None:
     """Share of each document's gold labels that the teacher was to be asked about, on average."""
-    rows = read_shortlist(file, catalog.documents, catalog.labels, RowReport())
     known = [
         ([catalog.labels[row].uid for row in found], right)
-        for document, found in zip(catalog.documents, rows, strict=True)
+        for document, found in zip(catalog.documents, listed, strict=True)
         if found and (right := catalog.gold.get(document.uid))
     ]
     if not known:
@@ -251,9 +257,8 @@ def _evaluation(found: Findings, documents: Collection[str]) -> EvaluationSummar
     gold = {uid: labels for uid, labels in found.catalog.gold.items() if labels and uid in documents}
     if not gold:
         return None
-    student = {p.uid: p for p in found.predictions if p.uid in gold}
-    untrained = {p.uid: p for p in found.untrained if p.uid in gold}
-    after, before = evaluate(student.values(), gold), evaluate(untrained.values(), gold)
+    student, untrained = ([p for p in part if p.uid in gold] for part in (found.predictions, found.untrained))
+    after, before = evaluate(student, gold), evaluate(untrained, gold)
     return EvaluationSummary(
         before=before.values,
         after=after.values,
@@ -268,21 +273,23 @@ def _evaluation(found: Findings, documents: Collection[str]) -> EvaluationSummar
 
 
 def _groups(
-    gold: Mapping[str, Collection[str]], before: Mapping[str, Prediction], after: Mapping[str, Prediction]
+    gold: Mapping[str, Collection[str]], before: Sequence[Prediction], after: Sequence[Prediction]
 ) -> dict[str, tuple[float, float]]:
     """R@10 of the labels of each frequency group; documents without one of the group are left out."""
     group = frequency_groups(Counter(label for right in gold.values() for label in right))
-    found = {}
-    for name in GROUPS:
-        parts = {uid: {label for label in right if group[label] == name} for uid, right in gold.items()}
-        uids = [uid for uid, part in parts.items() if part and uid in after and uid in before]
-        if uids:
-            right = [parts[uid] for uid in uids]
-            found[name] = (
-                recall_at_k([before[uid].labels for uid in uids], right, 10),
-                recall_at_k([after[uid].labels for uid in uids], right, 10),
-            )
-    return found
+    ids = {label: number for number, label in enumerate(group)}
+    places = np.array([GROUPS.index(name) for name in group.values()], dtype=np.int8)
+
+    def measured(predictions: Sequence[Prediction]) -> dict[str, float]:
+        metrics = RankingMetrics(precision_ks=(), recall_ks=(), ndcg_ks=(), coverage_ks=(), group=places)
+        metrics.update(
+            *encode([p.labels for p in predictions], [gold[p.uid] for p in predictions], dict(ids))
+        )
+        return metrics.result().values
+
+    sides = measured(before), measured(after)
+    names = [(name, f"R@10 {name}") for name in GROUPS]
+    return {name: (sides[0][slice_], sides[1][slice_]) for name, slice_ in names if slice_ in sides[0]}
 
 
 def _seconds(found: Findings, totals: StoreTotals, rest: float) -> dict[str, float]:

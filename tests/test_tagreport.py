@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from browser import CHROMIUM, DRIVER, Browser
+from serving import write_bundle
 from test_report import EVIL, Page, full
 from typer.testing import CliRunner
 
+from ezxmc.bundle import add_decision
 from ezxmc.calibration.decisions import Decision, Promise
 from ezxmc.cli.app import _register, app
 from ezxmc.data import Catalog, RowReport
@@ -140,16 +142,16 @@ def test_two_runs_side_by_side() -> None:
     assert not [tag for tag, _ in page.tags if tag == "script"]
 
 
-def test_the_command_compares_and_shows_the_decision(tmp_path: Path) -> None:
+def test_the_command_compares_and_shows_the_decision(tmp_path: Path, tiny_encoder: Path) -> None:
     _register()
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(tables().model_dump_json())
-    (tmp_path / "two/bundle").mkdir()
+    bundle = write_bundle(tmp_path / "two/bundle", tiny_encoder)
     promise = Promise(target=0.2, documents=300, confidence=0.9)
-    Decision("false_tag_rate", threshold=0.6, depth=50, promise=promise).save(
-        tmp_path / "two/bundle/decision.json"
-    )
+    add_decision(bundle, Decision.top_k(3))
+    # The second one lies under another name.
+    add_decision(bundle, Decision("false_tag_rate", threshold=0.6, depth=50, promise=promise))
     runner, out = CliRunner(), tmp_path / "c.html"
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     done = runner.invoke(app, ["report", "--compare", one, two, "-o", str(out)])

@@ -73,7 +73,7 @@ def calibrate(
     from ezxmc.bundle import add_calibrator
     from ezxmc.calibration import KINDS, Calibrator, fit_calibrator, fit_few_shot, judged_rows
     from ezxmc.data import calibration_part, read_documents, read_gold
-    from ezxmc.feedback.reviews import Decided, Reviews, tag_verdicts
+    from ezxmc.feedback.reviews import Decided, tag_verdicts
     from ezxmc.feedback.targets import teacher_verdicts
     from ezxmc.predict import Predictor
 
@@ -97,8 +97,8 @@ def calibrate(
             predictions.append(prediction)
             bar(done, len(docs))
         if reviewed is not None:
-            with opened(reviewed), Reviews(reviewed) as said:
-                decided = Decided.of(said.latest().values(), docs, predictor.bundle.labels)
+            with opened(reviewed):
+                decided = Decided.load(reviewed, docs, predictor.bundle.labels)
             tags = decided.complete(predictions, depth)
             watch.say(f"{decided.line}; {len(tags):,} documents have their whole top {depth} decided")
     human = tag_verdicts(tags)

@@ -149,7 +149,7 @@ def train(
     from ezxmc.config import DataConfig
     from ezxmc.data import Catalog
     from ezxmc.feedback.priors import context_of
-    from ezxmc.feedback.reviews import Decided, Reviews
+    from ezxmc.feedback.reviews import Decided
     from ezxmc.feedback.targets import build_targets
     from ezxmc.training import train_bi_encoder
 
@@ -159,9 +159,7 @@ def train(
     catalog = Catalog.load(DataConfig(documents=documents, labels=labels), held_out, seed)
     apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
     judgments = [judgment for judgment in newest_judgments(store) if judgment.doc_uid not in apart]
-    with Reviews(store) as reviews:
-        decided = Decided.of(reviews.latest().values(), catalog.documents, catalog.labels)
-    verdicts = {pair: yes for pair, yes in decided.verdicts.items() if pair[0] not in apart}
+    verdicts = Decided.load(store, catalog.documents, catalog.labels).verdicts_outside(apart)
     with watching() as watch:
         bar = watch.stage("training")
         summary = train_bi_encoder(

@@ -58,11 +58,12 @@ def finished(run_dir: Path) -> RunReport:
 
     Raises:
         DataError: The run is not finished, or its report is damaged.
+        BundleError: The bundle's manifest is damaged.
     """
     from pydantic import ValidationError
 
     from ezxmc.calibration.decisions import Decision
-    from ezxmc.manifest import DECISION
+    from ezxmc.manifest import DECISION, MANIFEST, read_manifest
     from ezxmc.report import RunReport
 
     try:
@@ -71,7 +72,7 @@ def finished(run_dir: Path) -> RunReport:
         raise DataError(f"{run_dir} holds no finished run", "finish it with `ezxmc run CONFIG`") from None
     except ValidationError as error:
         raise DataError(f"{run_dir / 'report.json'} is damaged: {error}", "run `ezxmc run` again") from None
-    decided = run_dir / "bundle" / DECISION
-    if decided.is_file():
-        data.decision = Decision.load(decided).guarantee
+    bundle = run_dir / "bundle"
+    if (bundle / MANIFEST).exists() and (decided := read_manifest(bundle).file(DECISION)):
+        data.decision = Decision.load(bundle / decided).guarantee
     return data

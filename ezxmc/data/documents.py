@@ -78,11 +78,16 @@ def read_labels(source: str | Path, *, strict: bool = False) -> tuple[list[Label
     by_title: dict[str, str] = {}
     for file, line, _, label in iter_records(source, report, label_of):
         labels.append(label)
-        first = by_title.setdefault(" ".join(label.title.casefold().split()), label.uid)
+        first = by_title.setdefault(plain(label.title), label.uid)
         if first != label.uid:
             detail = f"label {reprlib.repr(label.uid)} has the title of label {reprlib.repr(first)}"
             report.add(file, line, "equal_title", detail)
     return labels, report
+
+
+def plain(text: str) -> str:
+    """A text but for case and spacing: texts that differ in nothing else are taken for equal."""
+    return " ".join(text.casefold().split())
 
 
 def row_uid(value: Any, column: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ezxmc.data.documents import plain
 from ezxmc.data.folder import DataFolder
 
 
@@ -110,7 +111,7 @@ def compute_statistics(data: DataFolder) -> Statistics:
     for split in data.splits:
         splits[split], texts[split], here = _split(data, split, known)
         used |= here
-    titles = {_plain(label.title) for label in labels}
+    titles = {plain(label.title) for label in labels}
     shared = None
     if {"train", "test"} <= texts.keys():
         shared = int(np.isin(texts["test"], texts["train"]).sum())
@@ -129,7 +130,7 @@ def _split(
     for example in data.examples(split):
         shown = example.document.shown
         characters[len(shown)] += 1
-        hashes.append(int.from_bytes(blake2b(_plain(shown).encode(), digest_size=8).digest()))
+        hashes.append(int.from_bytes(blake2b(plain(shown).encode(), digest_size=8).digest()))
         per_document[len(example.labels or ())] += 1
         pairs += len(example.labels or ())
         filtered += len(example.filtered)
@@ -155,7 +156,3 @@ def _split(
         duplicates=documents - len(np.unique(texts)),
     )
     return found, texts, used
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())

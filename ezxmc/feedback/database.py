@@ -6,7 +6,8 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from ezxmc.errors import StoreError
 from ezxmc.feedback import schema
@@ -141,3 +142,30 @@ def _cure(error: sqlite3.DatabaseError) -> str:
     if name.startswith("SQLITE_BUSY"):
         return "another process has been writing for a minute: wait for it, or end it"
     return "is the disk full or failing? judgments already stored are safe"
+
+
+class InDatabase:
+    """What keeps its rows in a `Database`. Use as a context manager, from one thread.
+
+    Args:
+        path: As for `Database`.
+
+    Raises:
+        StoreError: As for `Database`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._db = Database(self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was committed is safe already."""
+        self._db.close()

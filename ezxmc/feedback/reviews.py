@@ -12,10 +12,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
 from typing import TypeVar
 
-from ezxmc.feedback.database import Database
+from ezxmc.feedback.database import InDatabase
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label, Prediction
 
@@ -86,7 +85,7 @@ def pair_id(document: Document, label: Label) -> str:
     return f"p{text_hash(document_hash(document), label_hash(label))[:_ID_DIGITS]}"
 
 
-class Reviews:
+class Reviews(InDatabase):
     """People's decisions in a feedback store. Use as a context manager, from one thread.
 
     Args:
@@ -95,21 +94,6 @@ class Reviews:
     Raises:
         StoreError: Not a store, written by a newer version, or not writable.
     """
-
-    def __init__(self, path: str | Path) -> None:
-        self._db = Database(path)
-
-    def __enter__(self) -> Reviews:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; what was added is safe already."""
-        self._db.close()
 
     def add(self, reviews: Sequence[Review]) -> None:
         """Add decisions in one transaction; once it returns, not even a power cut loses them.
@@ -194,12 +178,22 @@ class Decided:
                 answers[pair] = answer
         return cls(answers, elsewhere)
 
+    @classmethod
+    def load(cls, store: str | Path, documents: Iterable[Document], labels: Iterable[Label]) -> Decided:
+        """`of` the latest decisions in a store; errors as for `Reviews`."""
+        with Reviews(store) as reviews:
+            return cls.of(reviews.latest().values(), documents, labels)
+
     @property
     def verdicts(self) -> dict[tuple[str, str], bool]:
         """Those that say yes or no."""
         return {
             pair: answer is Answer.YES for pair, answer in self.answers.items() if answer is not Answer.SKIP
         }
+
+    def verdicts_outside(self, apart: Collection[str]) -> dict[tuple[str, str], bool]:
+        """Those on documents other than these: the calibration part, of which nothing is learnt."""
+        return {pair: yes for pair, yes in self.verdicts.items() if pair[0] not in apart}
 
     @property
     def line(self) -> str:

@@ -11,17 +11,16 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from ezxmc.feedback.database import Database
+from ezxmc.feedback.database import InDatabase
 from ezxmc.feedback.totals import Failure, StoreTotals
 from ezxmc.records import Judgment, Status
 
 _NAMES_KEPT = 200_000
 
 
-class FeedbackStore:
+class FeedbackStore(InDatabase):
     """Judgments on disk. Use as a context manager, from one thread.
 
     Args:
@@ -33,21 +32,8 @@ class FeedbackStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._db = Database(self.path)
+        super().__init__(path)
         self._ids: dict[str, int] = {}
-
-    def __enter__(self) -> FeedbackStore:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; committed judgments are already safe."""
-        self._db.close()
 
     @property
     def size(self) -> int:

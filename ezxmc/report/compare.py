@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ezxmc.report.model import EvaluationSummary, RunReport
-from ezxmc.report.page import environment, number, percent, replace_page
+from ezxmc.report.page import change_cell, environment, metric_cell, number, percent, replace_page
 
 Row = dict[str, Any]
 
@@ -54,12 +54,12 @@ def _worded(row: Row) -> Row:
     """A row of metrics for people, with the change from the first run to the second."""
     nats = row["name"].startswith("NLL")
     one, other = row["first"], row["second"]
-    shown = {
-        side: "–" if value is None else f"{value:.3f}" if nats else percent(value)
-        for side, value in (("first", one), ("second", other))
+    return {
+        "name": row["name"],
+        "first": metric_cell(one, nats),
+        "second": metric_cell(other, nats),
+        "change": "" if None in (one, other) else change_cell(other - one, nats),
     }
-    change = "" if None in (one, other) else f"{other - one:+.3f}" if nats else f"{100 * (other - one):+.1f}"
-    return {"name": row["name"], **shown, "change": change}
 
 
 def _metrics(evaluation: EvaluationSummary | None) -> dict[str, float]:

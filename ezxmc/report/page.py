@@ -144,8 +144,8 @@ def _quality_rows(evaluation: EvaluationSummary | None) -> list[dict[str, str]]:
         nats = metric.upper().startswith("NLL")
         row = {
             "metric": metric,
-            "before": _cell(before, nats),
-            "after": _cell(after, nats),
+            "before": metric_cell(before, nats),
+            "after": metric_cell(after, nats),
             "interval": _range(evaluation.after_intervals.get(metric), nats, signed=False),
             "change": "",
             "change_interval": _range(evaluation.change_intervals.get(metric), nats, signed=True),
@@ -153,7 +153,7 @@ def _quality_rows(evaluation: EvaluationSummary | None) -> list[dict[str, str]]:
         }
         if before is not None and after is not None:
             change = after - before
-            row["change"] = f"{change:+.3f}" if nats else f"{100 * change:+.1f}"
+            row["change"] = change_cell(change, nats)
             if change:
                 better = (change < 0) == figures.lower_is_better(metric)
                 row["verdict"] = "good" if better else "bad"
@@ -164,8 +164,7 @@ def _quality_rows(evaluation: EvaluationSummary | None) -> list[dict[str, str]]:
 def _range(ends: tuple[float, float] | None, nats: bool, *, signed: bool) -> str:
     if ends is None:
         return ""
-    sign = "+" if signed else ""
-    return " to ".join(f"{end:{sign}.3f}" if nats else f"{100 * end:{sign}.1f}" for end in ends)
+    return " to ".join(change_cell(end, nats, sign="+" if signed else "") for end in ends)
 
 
 def _error_rows(evaluation: EvaluationSummary | None) -> tuple[list[str], list[list[str]]]:
@@ -173,15 +172,21 @@ def _error_rows(evaluation: EvaluationSummary | None) -> tuple[list[str], list[l
     table: dict[str, dict[str, str]] = {}
     for metric, value in (evaluation.after if evaluation else {}).items():
         if found := _DEEP.fullmatch(metric):
-            table.setdefault(found[1], {})[found[2]] = _cell(value, found[1] == "NLL")
+            table.setdefault(found[1], {})[found[2]] = metric_cell(value, found[1] == "NLL")
     depths = list(dict.fromkeys(depth for cells in table.values() for depth in cells))
     return depths, [[name, *(cells.get(depth, "–") for depth in depths)] for name, cells in table.items()]
 
 
-def _cell(value: float | None, nats: bool) -> str:
+def metric_cell(value: float | None, nats: bool) -> str:
+    """A metric as a table shows it: in percent, or in nats."""
     if value is None:
         return "–"
     return f"{value:.3f}" if nats else percent(value)
+
+
+def change_cell(value: float, nats: bool, sign: str = "+") -> str:
+    """A change of a metric, or an end of an interval: in points, or in nats."""
+    return f"{value:{sign}.3f}" if nats else f"{100 * value:{sign}.1f}"
 
 
 def _inputs(data: RunReport) -> list[tuple[str, RowSummary]]:

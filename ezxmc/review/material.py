@@ -15,7 +15,7 @@ from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError
 from ezxmc.feedback.priors import context_of
-from ezxmc.feedback.reviews import Decided, Reviews
+from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import DocumentTargets, build_targets
 from ezxmc.records import Document
@@ -68,9 +68,7 @@ class Material:
             raise ConfigError(f"{run_dir} holds no {STORE}", "give the run_dir of an `ezxmc run`")
         config = RunConfig.load(run_dir / "config.yaml")
         catalog = Catalog.load(config.data, config.training.held_out, config.seed, say)
-        with Reviews(store) as reviews:
-            decided = Decided.of(reviews.latest().values(), catalog.documents, catalog.labels)
-        return cls(config, catalog, run_dir, decided)
+        return cls(config, catalog, run_dir, Decided.load(store, catalog.documents, catalog.labels))
 
     def for_training(
         self,
@@ -154,7 +152,7 @@ class Material:
         known = {document.uid for document in self.catalog.documents} - apart
         judgments = [j for j in judgments if j.doc_uid in known]
         context = context_of(judgments, len(self.catalog.labels))
-        verdicts = {pair: yes for pair, yes in self.decided.verdicts.items() if pair[0] in known}
+        verdicts = self.decided.verdicts_outside(apart)
         return build_targets(judgments, self.config.training, context, verdicts=verdicts).documents
 
 
