@@ -190,10 +190,11 @@ class _Run:
     def _rank_untrained(self) -> list[Prediction]:
         """Labels of every document by the encoder training started from."""
         encoder, labels = self.cycles.encoder(None), self.catalog.labels
-        index = LabelIndex(encoder.encode_labels([label.title for label in labels]))
+        vectors = encoder.encode_labels([label.title for label in labels])
         texts = [document.shown for document in self.catalog.documents]
         bar = self.watch.stage("evaluation: untrained encoder")
-        _, rows = index.search(encoder.encode_documents(texts, progress=bar), _EVALUATED)
+        queries = encoder.encode_documents(texts, progress=bar)
+        _, rows = LabelIndex.for_once(vectors, queries).search(queries, _EVALUATED)
         return [
             Prediction(document.uid, tuple(labels[row].uid for row in found), (), ())
             for document, found in zip(self.catalog.documents, rows, strict=True)

@@ -14,7 +14,7 @@ from ezxmc.bundle import load_bundle, save_bundle
 from ezxmc.feedback.targets import DocumentTargets, PriorCorrection, Targets
 from ezxmc.records import Document, Label
 from ezxmc.retrieval import BiEncoder
-from ezxmc.training import cosines_of, refined_label_vectors
+from ezxmc.training import cosines_of, label_vectors, refined_label_vectors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -75,6 +75,17 @@ def test_the_same_seed_gives_the_same_vectors() -> None:
     )
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 1e-6
+
+
+def test_blocks_of_labels_are_fitted_as_well_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, targets, titles, truth = world()
+    whole = refined_label_vectors(encoder, DOCUMENTS[:80], LABELS, targets, titles)
+    monkeypatch.setattr(label_vectors, "_LABELS_AT_ONCE", 2)
+    parts = refined_label_vectors(encoder, DOCUMENTS[:80], LABELS, targets, titles)
+    assert np.abs(parts - whole).max() > 1e-3, "they were fitted apart"
+    unseen = encoder.encode_documents([document.text for document in DOCUMENTS[80:]])
+    assert area(unseen @ parts[:6].T, truth[80:]) > 0.9, "scores of labels of different blocks compare"
+    np.testing.assert_array_equal(parts[6:], titles[6:])
 
 
 def test_without_judgments_the_titles_stay() -> None:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import bm25s
 import numpy as np
 import pytest
 from hypothesis import given
@@ -107,6 +108,35 @@ def test_lexical_finds_title_and_alias_only_where_words_meet() -> None:
     ]
     assert index.search(["video sound astronomy"], 2)[0].__len__() == 2
     assert LexicalIndex([Label("x", "the")]).search(["anything"], 3) == [[]]
+
+
+def test_lexical_scores_are_those_of_bm25s() -> None:
+    rng = np.random.default_rng(3)
+    vocabulary = [f"w{i}" for i in range(60)]
+    labels = [Label(str(i), " ".join(rng.choice(vocabulary, rng.integers(1, 5)))) for i in range(500)]
+    texts = [" ".join(rng.choice([*vocabulary, "unheard"], 8)) for _ in range(150)]
+    reference = bm25s.BM25()
+    reference.index([label.title.split() for label in labels], show_progress=False)
+    for text, found in zip(texts, LexicalIndex(labels).search(texts, 7), strict=True):
+        scores = reference.get_scores(list(set(text.split()) & set(reference.vocab_dict)))
+        expected = sorted(np.flatnonzero(scores > 0), key=lambda row: (-scores[row].round(4), row))
+        assert len(found) == min(7, len(expected))
+        np.testing.assert_allclose(scores[found], scores[expected[: len(found)]], atol=1e-4)
+
+
+def test_one_search_of_many_queries_is_exact_until_lists_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(4)
+    vectors = rng.normal(size=(3_000, 16)).astype(np.float32)
+    queries = vectors[:1_000] + rng.normal(scale=0.3, size=(1_000, 16)).astype(np.float32)
+    assert LabelIndex.for_once(vectors, queries).kind == "exact"
+    monkeypatch.setattr("ezxmc.retrieval.ann.EXACT_UP_TO", 1_000)
+    monkeypatch.setattr("ezxmc.retrieval.index._COMPARISONS", 1_000_000)
+    assert LabelIndex.for_once(vectors, queries[:100]).kind == "exact"
+    lists = LabelIndex.for_once(vectors, queries)
+    assert lists.kind == "ivf" and lists.recall > 0.9
+    best = LabelIndex(vectors).search(queries, 10)[1]
+    found = lists.search(queries, 10)[1]
+    assert np.mean([np.isin(a, b).mean() for a, b in zip(best, found, strict=True)]) > 0.9
 
 
 def test_fusion_is_reciprocal_rank() -> None:

@@ -22,6 +22,8 @@ _CURE = "build the index again with `ezxmc index`, or restore the bundle from a 
 # Shares of the built index beyond which what came or went since slows a search down.
 _LATE, _GONE = 0.1, 0.3
 _FEW = 2_000
+# Compared one by one in the time that lists over a million labels take to build.
+_COMPARISONS = 10**9
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,25 @@ class LabelIndex:
         if kind != "exact":
             recall = ann.tune(base, ann.document_like(vectors, _TUNED_ON) if queries is None else queries)
         return cls._of(base, _Card(kind, reason, recall, min(ann.DEPTH, len(vectors))))
+
+    @classmethod
+    def for_once(cls, vectors: NDArray[np.float32], queries: NDArray[np.float32]) -> LabelIndex:
+        """An index that is searched once, for these queries: built in less time than it saves.
+
+        Exact up to 20,000 labels and 10^9 comparisons. Beyond, inverted lists, tuned on the
+        queries: a graph would take longer to build than they take to answer.
+
+        Args:
+            vectors: (L, D) float32, one row a label.
+            queries: (N, D) float32.
+
+        Raises:
+            ModelError: `vectors` is no non-empty finite matrix.
+        """
+        few = len(vectors) <= ann.EXACT_UP_TO or len(vectors) * len(queries) <= _COMPARISONS
+        if few:
+            return cls(vectors)
+        return cls.build(vectors, queries=queries[:: len(queries) // _TUNED_ON or 1][:_TUNED_ON], kind="ivf")
 
     @classmethod
     def _of(cls, base: Any, card: _Card) -> LabelIndex:

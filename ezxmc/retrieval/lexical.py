@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import chain, pairwise
 
 import bm25s
+import numpy as np
 from bm25s.stopwords import STOPWORDS_EN
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from ezxmc.records import Label
 
 _WORD = re.compile(r"\w+")
 _STOPWORDS = frozenset(STOPWORDS_EN)
 _QUERY_CHARACTERS = 20_000
+_TEXTS_AT_ONCE = 64  # scores of so many texts are held at once
 
 
 class LexicalIndex:
@@ -27,25 +32,50 @@ class LexicalIndex:
 
     def __init__(self, labels: Sequence[Label]) -> None:
         corpus = [words(" ".join((label.title, *label.aliases))) for label in labels]
-        self._size = len(corpus)
-        self._bm25 = bm25s.BM25() if any(corpus) else None
-        if self._bm25:
-            self._bm25.index(corpus, show_progress=False)
+        self._column: dict[str, int] = {}
+        if not any(corpus):
+            return
+        bm25 = bm25s.BM25()
+        bm25.index(corpus, show_progress=False)
+        self._column = bm25.vocab_dict
+        parts = (bm25.scores[name] for name in ("data", "indices", "indptr"))
+        # (V, L): what a word adds to the score of each label that has it.
+        self._postings = csr_matrix(tuple(parts), shape=(len(bm25.scores["indptr"]) - 1, len(labels)))
 
     def search(self, texts: Sequence[str], k: int) -> list[list[int]]:
         """Rows of the labels that share words with each text, best first, at most k.
 
         A word of the text counts once, and only its first 20,000 characters
         are read: a long document is no longer a query than its vocabulary.
+        Only labels with a word of the text are looked at, never all of them.
         """
-        if self._bm25 is None or not texts:
-            return [[] for _ in texts]
-        queries = [list(dict.fromkeys(words(text[:_QUERY_CHARACTERS]))) for text in texts]
-        rows, scores = self._bm25.retrieve(queries, k=min(k, self._size), show_progress=False)
-        return [
-            [int(row) for row, score in zip(found, values, strict=True) if score > 0]
-            for found, values in zip(rows, scores, strict=True)
+        found = []
+        for start in range(0, len(texts) if self._column else 0, _TEXTS_AT_ONCE):
+            scores = self._queries(texts[start : start + _TEXTS_AT_ONCE]) @ self._postings
+            for low, high in pairwise(scores.indptr.tolist()):
+                found.append(_best(scores.indices[low:high], scores.data[low:high], k))
+        return found or [[] for _ in texts]
+
+    def _queries(self, texts: Sequence[str]) -> csr_matrix:
+        """(N, V): 1 where a text has a word of the labels."""
+        rows = [
+            [self._column[word] for word in set(words(text[:_QUERY_CHARACTERS])) if word in self._column]
+            for text in texts
         ]
+        ends = np.cumsum([0, *map(len, rows)])
+        columns = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=ends[-1])
+        ones = np.ones(len(columns), dtype=np.float32)
+        return csr_matrix((ones, columns, ends), shape=(len(texts), self._postings.shape[0]))
+
+
+def _best(rows: NDArray[np.int32], scores: NDArray[np.float32], k: int) -> list[int]:
+    """The k best rows, of equal ones the first."""
+    if len(rows) > k:
+        kept = scores >= np.partition(scores, len(scores) - k)[len(scores) - k]
+        rows, scores = rows[kept], scores[kept]
+    order = np.lexsort((rows, -scores))[:k]
+    best: list[int] = rows[order].tolist()
+    return best
 
 
 def words(text: str) -> list[str]:

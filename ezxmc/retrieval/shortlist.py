@@ -118,7 +118,7 @@ def shortlist(
     if config.descriptions:
         keys = label_vectors + config.descriptions * _described(labels, label_vectors, encoder)
     depth = _DEEPER * config.size + max(map(len, known))
-    _, dense = LabelIndex(keys).search(queries, depth)
+    _, dense = LabelIndex.for_once(keys, queries).search(queries, depth)
     lexical: list[list[int]] = [[] for _ in documents]
     if config.lexical:
         lexical = LexicalIndex(labels).search(texts, depth)

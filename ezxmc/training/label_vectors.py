@@ -17,8 +17,9 @@ from ezxmc.training.dataset import Example, examples
 
 _STEPS = 200
 _PAIRS_PER_STEP = 65_536
+_LABELS_AT_ONCE = 16_384
 _RATE, _SCALE_RATE = 0.01, 0.05
-_SHRINKAGE = 3e-4
+_SHRINKAGE = 3.0
 _UNJUDGED_WEIGHT = 0.3
 _SCALE, _ZERO = 10.0, -3.0
 
@@ -42,7 +43,10 @@ def refined_label_vectors(
         + 0.3 BCE(σ(a x·(t_l + δ_l) + c), 0) over as many random unjudged pairs of judged labels
         + 0.0003 Σ_l |δ_l|²
 
-    A label without judgments keeps its title's vector, as a new one does. The
+    A label without judgments keeps its title's vector, as a new one does. More
+    than 16,384 judged labels are fitted in random blocks, one after the other,
+    with the a and c of the first: shifts of two labels do not depend on each
+    other, and steps over all at once would cost their number squared. The
     idea is the classifier that NGAME (arXiv 2207.04452) and DEXA (KDD 2023)
     put on top of a label's text; here the teacher's probabilities stand in for
     clicks. Measured on debtags (9,464 judgments, 742 development documents,
@@ -71,17 +75,44 @@ def refined_label_vectors(
 
 def _fit(documents: Tensor, titles: Tensor, pool: Sequence[Example]) -> Tensor:
     rows = torch.from_numpy(np.repeat(np.arange(len(pool)), [len(example.labels) for example in pool]))
-    columns = torch.from_numpy(np.concatenate([example.labels for example in pool]))
+    judged = np.concatenate([example.labels for example in pool])
     wanted = torch.from_numpy(np.concatenate([example.probabilities for example in pool])).float()
-    judged = (rows * len(titles) + columns).sort().values
     # A label nobody was asked about is not thereby irrelevant: it keeps its title's vector.
-    known = torch.from_numpy(np.unique(columns.numpy()))
-    shifts = torch.zeros_like(titles, requires_grad=True)
+    known, columns = map(torch.from_numpy, np.unique(judged, return_inverse=True))
     scale = torch.tensor(_SCALE, requires_grad=True)
     zero = torch.tensor(_ZERO, requires_grad=True)
-    optimizer = torch.optim.Adam(
-        [{"params": [shifts], "lr": _RATE}, {"params": [scale, zero], "lr": _SCALE_RATE}]
-    )
+    parts = -(-len(known) // _LABELS_AT_ONCE)
+    # A sample of the labels each, so that what the first learns of scale and zero holds for all.
+    block_of = torch.randperm(len(known)) % parts if parts > 1 else torch.zeros(len(known), dtype=torch.long)
+    refined = titles.clone()
+    for part in range(parts):
+        members, here = (block_of == part).nonzero()[:, 0], block_of[columns] == part
+        places = torch.searchsorted(members, columns[here])
+        titled = titles[known[members]]
+        refined[known[members]] = titled + _shifts(
+            documents, titled, rows[here], places, wanted[here], [scale, zero], frozen=part > 0
+        )
+    return refined
+
+
+def _shifts(
+    documents: Tensor,
+    titles: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    wanted: Tensor,
+    scale_and_zero: list[Tensor],
+    *,
+    frozen: bool,
+) -> Tensor:
+    """The shifts of some labels, all of them judged; scale and zero are learned too unless frozen."""
+    judged = (rows * len(titles) + columns).sort().values
+    shifts = torch.zeros_like(titles, requires_grad=True)
+    scale, zero = (value.detach() for value in scale_and_zero) if frozen else scale_and_zero
+    groups = [{"params": [shifts], "lr": _RATE}]
+    if not frozen:
+        groups.append({"params": scale_and_zero, "lr": _SCALE_RATE})
+    optimizer = torch.optim.Adam(groups)
 
     def logits(some: Tensor, others: Tensor) -> Tensor:
         cosines: Tensor = (documents[some] * (titles[others] + shifts[others])).sum(dim=1)
@@ -91,14 +122,15 @@ def _fit(documents: Tensor, titles: Tensor, pool: Sequence[Example]) -> Tensor:
         drawn = torch.arange(len(rows))
         if len(rows) > _PAIRS_PER_STEP:
             drawn = torch.randint(len(rows), (_PAIRS_PER_STEP,))
-        here, others = rows[drawn], known[torch.randint(len(known), (len(drawn),))]
+        here, others = rows[drawn], torch.randint(len(titles), (len(drawn),))
         keys = here * len(titles) + others
         places = torch.searchsorted(judged, keys).clamp_max(len(judged) - 1)
         unknown = judged[places] != keys
         loss = binary_cross_entropy_with_logits(logits(here, columns[drawn]), wanted[drawn])
         refused = softplus(logits(here, others)) * unknown
-        loss = loss + _UNJUDGED_WEIGHT * refused.mean() + _SHRINKAGE * shifts.square().sum()
+        shrinkage = _SHRINKAGE / len(rows) * shifts.square().sum()
+        loss = loss + _UNJUDGED_WEIGHT * refused.mean() + shrinkage
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    return (titles + shifts).detach()
+    return shifts.detach()
