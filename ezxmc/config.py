@@ -186,6 +186,9 @@ class TrainingConfig(_Part):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of the student's passes; auto: bfloat16 where the machine is faster with it"
     )
+    processes: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1, description="processes that share each step, with a GPU each; auto: as many as there are GPUs"
+    )
     temperature: float = Field(0.05, gt=0, description="tau of the softmax over cosines")
     max_length: int = Field(256, ge=8, description="tokens of a document the student reads")
     prior: Literal["auto", "contextual", "estimated", "none"] = Field(
@@ -214,6 +217,10 @@ class TrainingConfig(_Part):
     held_out: float = Field(
         0.15, gt=0, lt=0.9, description="share of documents never trained on: selection and calibration"
     )
+
+    def decisive(self) -> dict[str, Any]:
+        """All that a student depends on: how many processes train it is no part of that."""
+        return self.model_dump(exclude={"processes"})
 
 
 class InferenceConfig(_Part):

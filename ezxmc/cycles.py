@@ -125,7 +125,7 @@ class Cycles:
                 self.catalog_hash,
                 self.identity(base),
                 self.identity(former),
-                self.config.training.model_dump(),
+                self.config.training.decisive(),
                 self.config.seed,
                 self._content(judgments, priors),
             ],
@@ -278,7 +278,7 @@ class Cycles:
             [
                 self.catalog_hash,
                 [self.identity(student) for student in students],
-                self.config.training.model_dump(),
+                self.config.training.decisive(),
                 self.config.seed,
                 self._content(judgments, priors),
             ],

@@ -25,13 +25,14 @@ from ezxmc.calibration import fit_calibrator, fit_few_shot
 from ezxmc.config import RunConfig
 from ezxmc.cycles import Cycles
 from ezxmc.data import Catalog
-from ezxmc.errors import TrainingError
+from ezxmc.errors import ConfigError, TrainingError
 from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.reviews import FEWEST_REVIEWED, Decided, tag_verdicts
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.feedback.teachers import unused_judgments
+from ezxmc.launcher import rank_and_size
 from ezxmc.models import resolve_model
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Prediction
@@ -57,12 +58,18 @@ def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Watch | Non
         What `report.html` shows.
 
     Raises:
-        ConfigError: The run directory cannot be used, or another process uses it.
+        ConfigError: The run directory cannot be used, another process uses it, or torchrun started
+            this one into a job of several.
         DataError: No usable document or label, or a bad row under `strict`.
         ModelError: A model cannot be fetched or loaded.
         TeacherError: The LLM engine failed; the judgments so far are kept.
         TrainingError: The judgments give nothing to learn from.
     """
+    if rank_and_size()[1] > 1:
+        raise ConfigError(
+            "a run is one process: under torchrun each would ask the teacher",
+            "set training.processes, and give the command without torchrun",
+        )
     place = RunDir(config.run_dir)
     with place.locked(), FeedbackStore(place.path / "feedback.sqlite") as store:
         place.write("config.yaml", config.dump())
@@ -140,7 +147,7 @@ class _Run:
             self.cycles.catalog_hash,
             self.cycles.identity(student),
             self.config.inference.model_dump(),
-            self.config.training.model_dump(),
+            self.config.training.decisive(),
             self.config.seed,
             origin,
             judged,

@@ -26,6 +26,9 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ezxmc.launcher import rank_and_size
+from ezxmc.watch import Unwatched
+
 stderr = Console(stderr=True)
 BAD_ROWS = 3  # exit code
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
@@ -57,8 +60,11 @@ class Watch:
 
 
 @contextmanager
-def watching() -> Iterator[Watch]:
-    """A `Watch` fitting where standard error goes."""
+def watching() -> Iterator[Watch | Unwatched]:
+    """A `Watch` fitting where standard error goes; of a job's processes only the first shows anything."""
+    if rank_and_size()[0] > 0:
+        yield Unwatched()
+        return
     if not stderr.is_terminal:
         yield Watch(None)
         return

@@ -12,6 +12,7 @@ from ezxmc.cli.console import Json, answer, bad_rows, emit, table, watching
 from ezxmc.cli.judgments import opened
 from ezxmc.config import BudgetConfig, RunConfig, ShortlistConfig, TrainingConfig
 from ezxmc.errors import DataError
+from ezxmc.launcher import rank_and_size
 
 Documents = Annotated[str, typer.Argument(help="Documents: JSONL, CSV, Parquet, `datasets` folder, hub id.")]
 Labels = Annotated[str, typer.Argument(help="Labels: the same formats, or a .txt with a title per line.")]
@@ -144,6 +145,11 @@ def train(
     Half of the held-out documents choose the epoch; the other half is left for
     `ezxmc calibrate` with the same --held-out and --seed.
 
+    On many GPUs, of one machine or several: give torchrun the same command, as
+    in `torchrun --nproc-per-node 8 -m ezxmc train ...`. The first process
+    answers and writes. Bad rows are then told but leave the exit code 0, for
+    torchrun takes any other for a failure.
+
     Example: ezxmc train documents.jsonl labels.jsonl feedback.sqlite -o student
     """
     from ezxmc.config import DataConfig
@@ -156,11 +162,11 @@ def train(
     config = TrainingConfig(
         encoder=encoder, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, held_out=held_out
     )
-    catalog = Catalog.load(DataConfig(documents=documents, labels=labels), held_out, seed)
-    apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
-    judgments = [judgment for judgment in newest_judgments(store) if judgment.doc_uid not in apart]
-    verdicts = Decided.load(store, catalog.documents, catalog.labels).verdicts_outside(apart)
     with watching() as watch:
+        catalog = Catalog.load(DataConfig(documents=documents, labels=labels), held_out, seed, watch.say)
+        apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
+        judgments = [judgment for judgment in newest_judgments(store) if judgment.doc_uid not in apart]
+        verdicts = Decided.load(store, catalog.documents, catalog.labels).verdicts_outside(apart)
         bar = watch.stage("training")
         summary = train_bi_encoder(
             [catalog.documents[i] for i in catalog.to_train],
@@ -172,8 +178,11 @@ def train(
             seed=seed,
             progress=lambda done, total, loss: bar(done, total),
         )
-    answer(json, {**summary.to_dict(), "out": str(out)})
-    bad_rows(catalog.document_rows.bad, catalog.label_rows.bad)
+    rank, size = rank_and_size()
+    if rank == 0:
+        answer(json, {**summary.to_dict(), "out": str(out)})
+    if size == 1:
+        bad_rows(catalog.document_rows.bad, catalog.label_rows.bad)
 
 
 def index(

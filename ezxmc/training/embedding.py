@@ -39,6 +39,8 @@ class Embedder:
         # step takes two thirds of the time and half the memory.
         model = self.encoder.model.eval()
         device = model.device
+        if not texts:
+            return torch.zeros(0, self.encoder.dimension, device=device, requires_grad=True)
         rows = passes([self.length(text) for text in texts], tokens_per_pass(device))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
             parts = [

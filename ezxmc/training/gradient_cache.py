@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ezxmc.retrieval.tokens import passes
+from ezxmc.training.ranks import ALONE, Ranks
 
 
 def all_label_step(
@@ -18,6 +20,7 @@ def all_label_step(
     loss_of: Callable[[Tensor], Tensor],
     *,
     chunk: int,
+    ranks: Ranks = ALONE,
 ) -> float:
     """Forward and backward over all pairs of documents and labels.
 
@@ -41,6 +44,8 @@ def all_label_step(
         loss_of: (B, L) cosines → scalar; its own parameters get gradients too.
         chunk: Labels of mean length encoded at once; of longer texts as many
             as have no more characters, padding included, but at least one.
+        ranks: Processes that share the texts; the gradients left here are those
+            of this one's part.
 
     Returns:
         The loss.
@@ -48,12 +53,16 @@ def all_label_step(
     texts = [*documents, *labels]
     lengths = [len(text) for text in texts]
     budget = round(chunk * float(np.mean(lengths[len(documents) :])))
-    # In order of length, so that the texts of a chunk pad each other little.
-    chunks = passes(lengths, budget)
+    mine = ranks.part(lengths)
+
+    def chunks(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        # In order of length, so that the texts of a chunk pad each other little.
+        return [rows[part] for part in passes([lengths[row] for row in rows], budget)]
+
     with torch.no_grad():
-        encoded = torch.cat([encode([texts[row] for row in rows]) for rows in chunks])
-        vectors = torch.empty_like(encoded)
-        vectors[torch.from_numpy(np.concatenate(chunks))] = encoded
+        order = chunks(mine) or [mine]
+        encoded = torch.cat([encode([texts[row] for row in rows]) for rows in order])
+        vectors = ranks.gathered(encoded, np.concatenate(order), len(texts))
         del encoded
     left = vectors[: len(documents)].requires_grad_()
     right = vectors[len(documents) :].requires_grad_()
@@ -62,8 +71,7 @@ def all_label_step(
     assert left.grad is not None and right.grad is not None
     gradients = torch.cat([left.grad, right.grad])
     del vectors, left, right
-    touched = gradients.any(dim=1).nonzero().flatten().tolist()
-    for part in passes([lengths[row] for row in touched], budget):
-        rows = [touched[i] for i in part]
-        encode([texts[row] for row in rows]).backward(gradients[rows])  # type: ignore[no-untyped-call]
+    for rows in chunks(mine[gradients.any(dim=1).cpu().numpy()[mine]]):
+        part = gradients[torch.from_numpy(rows)]
+        encode([texts[row] for row in rows]).backward(part)  # type: ignore[no-untyped-call]
     return loss.item()

@@ -12,6 +12,7 @@ from ezxmc.feedback.targets import Proposals, Targets
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder
 from ezxmc.training.dataset import Example, examples
+from ezxmc.training.ranks import ALONE, Ranks
 
 _DEPTH = 5
 
@@ -45,7 +46,11 @@ def agreement(
 
 
 def student_agreement(
-    encoder: BiEncoder, texts: Sequence[str], titles: Sequence[str], pool: Sequence[Example]
+    encoder: BiEncoder,
+    texts: Sequence[str],
+    titles: Sequence[str],
+    pool: Sequence[Example],
+    ranks: Ranks = ALONE,
 ) -> float | None:
     """`agreement` of a student, encoding no label but the judged ones.
 
@@ -56,6 +61,7 @@ def student_agreement(
         texts: Of the documents `pool` refers to.
         titles: Of all labels.
         pool: Judged documents.
+        ranks: Processes that share the texts.
 
     Returns:
         Mean nDCG@5 in [0, 1], or `None` without a usable judgment.
@@ -65,7 +71,9 @@ def student_agreement(
     judged = np.unique(np.concatenate([example.labels for example in pool]))
     near = [replace(example, labels=np.searchsorted(judged, example.labels)) for example in pool]
     return agreement(
-        encoder.encode_documents(texts), encoder.encode_labels([titles[row] for row in judged]), near
+        ranks.encoded(encoder.encode_documents, texts),
+        ranks.encoded(encoder.encode_labels, [titles[row] for row in judged]),
+        near,
     )
 
 

@@ -16,6 +16,7 @@ from ezxmc.training.embedding import Embedder
 from ezxmc.training.gradient_cache import all_label_step
 from ezxmc.training.losses import combined
 from ezxmc.training.objective import matryoshka_loss, prefix, scored, without_likely_positives
+from ezxmc.training.ranks import ALONE, Ranks
 from ezxmc.training.schedule import configured_schedule
 
 _SAMPLED_POSITIVES = 2
@@ -35,7 +36,8 @@ class Stepper:
         titles: Of all labels.
         pool: Documents with at least one positive each.
         config: Losses, negatives, sizes and rates.
-        rng: Source of the order and of the positives drawn.
+        rng: Source of the order and of the positives drawn, the same on every rank.
+        ranks: Processes that share each step.
 
     Raises:
         ConfigError: A loss is unknown, or a Matryoshka prefix is no shorter than the vectors.
@@ -49,6 +51,7 @@ class Stepper:
         pool: Sequence[Example],
         config: TrainingConfig,
         rng: np.random.Generator,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.dimensions = [*config.matryoshka, encoder.dimension]
         if max(config.matryoshka, default=0) >= encoder.dimension:
@@ -58,6 +61,7 @@ class Stepper:
                 "name shorter prefixes only; the whole vector is always trained",
             )
         self.documents, self.titles, self.pool, self.rng = documents, titles, pool, rng
+        self.ranks = ranks
         self.every_label = config.negatives == "all"
         self.plan = configured_schedule(config, len(pool))
         used = range(len(titles)) if self.every_label else np.unique(np.concatenate([e.labels for e in pool]))
@@ -84,6 +88,7 @@ class Stepper:
         Raises:
             TrainingError: The loss is not finite.
         """
+        self.ranks.align(self.model, self.loss)
         for rows in length_grouped(self.lengths, self.plan.batch_size, self.rng):
             members = [self.pool[row] for row in rows]
             if self.every_label:
@@ -104,6 +109,7 @@ class Stepper:
                 f"the loss became {value}: training diverged",
                 "lower training.learning_rate or raise training.temperature",
             )
+        self.ranks.sum_gradients(self.model, self.loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), _GRADIENT_NORM)
         self.optimizer.step()
         self.rate.step()
@@ -116,9 +122,12 @@ class Stepper:
             return sum(
                 self._every_label_gradients(texts, titles, batch, dimension) for dimension in self.dimensions
             )
-        loss = matryoshka_loss(self.loss, self.embed(texts), self.embed(titles), batch, self.dimensions)
+        loss = matryoshka_loss(self.loss, self._shared(texts), self._shared(titles), batch, self.dimensions)
         loss.backward()  # type: ignore[no-untyped-call]
         return float(loss.detach())
+
+    def _shared(self, texts: Sequence[str]) -> Tensor:
+        return self.ranks.embedded(self.embed, texts, [self.embed.length(text) for text in texts])
 
     def _every_label_gradients(
         self, texts: Sequence[str], titles: Sequence[str], batch: Batch, dimension: int
@@ -130,4 +139,4 @@ class Stepper:
             value: Tensor = self.loss(without_likely_positives(scored(scores, batch)))
             return value
 
-        return all_label_step(encode, texts, titles, loss_of, chunk=_LABELS_AT_ONCE)
+        return all_label_step(encode, texts, titles, loss_of, chunk=_LABELS_AT_ONCE, ranks=self.ranks)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import resource
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,47 +15,16 @@ from torch import Tensor
 from ezxmc.config import TrainingConfig
 from ezxmc.errors import ModelError, TrainingError
 from ezxmc.feedback.targets import Targets
+from ezxmc.launcher import rank_and_size
 from ezxmc.models import resolve_model
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder
 from ezxmc.training.dataset import examples
+from ezxmc.training.job import Job, TrainSummary, compact
+from ezxmc.training.processes import Progress, launched, processes_of
+from ezxmc.training.ranks import Ranks, joined
 from ezxmc.training.selection import student_agreement
 from ezxmc.training.step import Stepper
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSummary:
-    """What a training round did.
-
-    Attributes:
-        documents: Documents trained on.
-        labels_seen: Distinct labels that occur in their judgments.
-        held_out: Documents the epochs were compared on.
-        steps: Optimiser steps.
-        seconds: Wall time of the training steps, selection excluded.
-        samples_per_second: Documents through a training step per second.
-        losses: Mean loss of each epoch.
-        selection: Agreement with the teacher (nDCG@5) on held-out documents,
-            first of the untrained student, then after each epoch; empty
-            without held-out documents.
-        best_epoch: The epoch kept; 0 is the untrained student.
-        peak_memory_bytes: Of the device on CUDA, else of the process so far.
-    """
-
-    documents: int
-    labels_seen: int
-    held_out: int
-    steps: int
-    seconds: float
-    samples_per_second: float
-    losses: tuple[float, ...]
-    selection: tuple[float, ...]
-    best_epoch: int
-    peak_memory_bytes: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
 
 
 def train_bi_encoder(
@@ -71,7 +38,7 @@ def train_bi_encoder(
     former: str | Path | None = None,
     held_out: Sequence[Document] = (),
     seed: int = 0,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> TrainSummary:
     """Distil the teacher's judgments into a bi-encoder and save its best epoch.
 
@@ -79,6 +46,10 @@ def train_bi_encoder(
     epoch the held-out documents' judged labels are ranked and compared with
     the teacher's probabilities; no human label is used. The same seed gives
     the same weights on the same machine and thread count.
+
+    Processes share each step as in `ezxmc.training.ranks`: those of the job that
+    torchrun started this process into (each must call this with the same
+    arguments; the first writes `out`), else `config.processes` started here.
 
     Args:
         documents: Documents to train on; those without positives are skipped.
@@ -92,11 +63,13 @@ def train_bi_encoder(
         held_out: Documents for selection, disjoint from `documents`; without
             any judged ones the last epoch is kept.
         seed: Of the order and of the positives drawn.
-        progress: Called with (step, steps, loss).
+        progress: Called with (step, steps, loss), in the first process alone.
 
     Raises:
-        TrainingError: No document has a positive, the sets overlap, or the loss is not finite.
-        ConfigError: A loss is unknown, or a Matryoshka prefix is no shorter than the vectors.
+        TrainingError: No document has a positive, the sets overlap, the loss is not finite,
+            or a process of the job failed.
+        ConfigError: A loss is unknown, a Matryoshka prefix is no shorter than the vectors,
+            or there are more processes than GPUs.
         ModelError: The base or the former student cannot be loaded, or they are of two architectures.
     """
     if shared := {d.uid for d in documents} & {d.uid for d in held_out}:
@@ -111,39 +84,58 @@ def train_bi_encoder(
             f"none of {len(documents)} documents has a label the teacher calls probable",
             "annotate more documents, or look at a few judgments: the prompt may not fit",
         )
-    encoder = BiEncoder(base or resolve_model(config.encoder, kind="encoder"), max_length=config.max_length)
+    shown, pool = compact([document.shown for document in documents], pool)
+    apart, judged = compact([document.shown for document in held_out], judged)
+    job = Job(
+        documents=shown,
+        titles=[label.title for label in labels],
+        pool=pool,
+        held_out=apart,
+        judged=judged,
+        config=config,
+        base=str(base or resolve_model(config.encoder, kind="encoder")),
+        former=str(former) if former and config.average else None,
+        seed=seed,
+        out=out,
+    )
+    if rank_and_size()[1] == 1 and (processes := processes_of(config)) > 1:
+        return launched(job, processes, progress)
+    with joined() as ranks:
+        return trained(job, ranks, progress)
+
+
+def trained(job: Job, ranks: Ranks, progress: Progress | None = None) -> TrainSummary:
+    """Do a training round, as one of the processes that share it.
+
+    Args:
+        job: The same on every rank.
+        ranks: This process among them.
+        progress: As for `train_bi_encoder`.
+
+    Raises:
+        TrainingError: The loss is not finite, or the ranks have different jobs.
+        ConfigError: As for `train_bi_encoder`.
+        ModelError: As for `train_bi_encoder`.
+    """
+    if ranks.size > 1:
+        ranks.compare(job.digest())
+    encoder = BiEncoder(job.base, max_length=job.config.max_length, device=ranks.device)
     cuda = encoder.model.device.type == "cuda"
     with torch.random.fork_rng(devices=[encoder.model.device] if cuda else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(job.seed)
         stepper = Stepper(
-            encoder,
-            [document.shown for document in documents],
-            [label.title for label in labels],
-            pool,
-            config,
-            np.random.default_rng(seed),
+            encoder, job.documents, job.titles, job.pool, job.config, np.random.default_rng(job.seed), ranks
         )
-        shown = [document.shown for document in held_out]
-        return _train(
-            stepper,
-            lambda: student_agreement(encoder, shown, stepper.titles, judged),
-            len(judged),
-            out,
-            former if config.average else None,
-            progress,
-        )
+        return _train(stepper, job, progress if ranks.rank == 0 else None)
 
 
-def _train(
-    stepper: Stepper,
-    select: Callable[[], float | None],
-    held_out: int,
-    out: Path,
-    former: str | Path | None,
-    progress: Callable[[int, int, float], None] | None,
-) -> TrainSummary:
-    """Run all epochs and save the one that `select` likes best, the last if it says nothing."""
-    pool, plan = stepper.pool, stepper.plan
+def _train(stepper: Stepper, job: Job, progress: Progress | None) -> TrainSummary:
+    """Run all epochs and save the one that the held-out documents like best, the last if they say nothing."""
+    pool, plan, ranks, encoder = stepper.pool, stepper.plan, stepper.ranks, stepper.encoder
+
+    def select() -> float | None:
+        return student_agreement(encoder, job.held_out, job.titles, job.judged, ranks)
+
     steps, done, seconds = plan.steps(len(pool)), 0, 0.0
     losses: list[float] = []
     selection = select()
@@ -163,12 +155,14 @@ def _train(
             best, best_epoch = stepper.weights(), epoch
         if selection is not None:
             scores.append(selection)
-    stepper.encoder.model.load_state_dict(averaged(best, former) if former else best)
-    _save(stepper.encoder, out)
+    if ranks.rank == 0:
+        encoder.model.load_state_dict(averaged(best, job.former) if job.former else best)
+        _save(encoder, job.out)
+    ranks.wait()
     return TrainSummary(
         documents=len(pool),
         labels_seen=len(set(np.concatenate([example.labels for example in pool]).tolist())),
-        held_out=held_out,
+        held_out=len(job.judged),
         steps=done,
         seconds=seconds,
         samples_per_second=plan.epochs * len(pool) / seconds,
@@ -176,6 +170,7 @@ def _train(
         selection=tuple(scores),
         best_epoch=best_epoch,
         peak_memory_bytes=_peak_memory(),
+        processes=ranks.size,
     )
 
 
