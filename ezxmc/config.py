@@ -218,10 +218,6 @@ class TrainingConfig(_Part):
         0.15, gt=0, lt=0.9, description="share of documents never trained on: selection and calibration"
     )
 
-    def decisive(self) -> dict[str, Any]:
-        """All that a student depends on: how many processes train it is no part of that."""
-        return self.model_dump(exclude={"processes"})
-
 
 class InferenceConfig(_Part):
     """What the bundle answers by default."""

@@ -42,6 +42,7 @@ class Cycles:
 
     Attributes:
         findings: One entry a cycle done.
+        training: What of the settings a student depends on; how many processes train it does not count.
         unasked_pairs: Candidates the budget cut off.
         asked: Label rows the cycles so far asked about, by document.
     """
@@ -58,6 +59,7 @@ class Cycles:
         self.config, self.place, self.inquiry, self.watch = config, place, inquiry, watch
         self.catalog, self.budget = inquiry.catalog, inquiry.budget
         self.untrained = untrained
+        self.training = config.training.model_dump(exclude={"processes"})
         apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
         self._verdicts = decided.verdicts_outside(apart)
         self.catalog_hash = self.catalog.hash
@@ -125,7 +127,7 @@ class Cycles:
                 self.catalog_hash,
                 self.identity(base),
                 self.identity(former),
-                self.config.training.decisive(),
+                self.training,
                 self.config.seed,
                 self._content(judgments, priors),
             ],
@@ -278,7 +280,7 @@ class Cycles:
             [
                 self.catalog_hash,
                 [self.identity(student) for student in students],
-                self.config.training.decisive(),
+                self.training,
                 self.config.seed,
                 self._content(judgments, priors),
             ],

@@ -147,7 +147,7 @@ class _Run:
             self.cycles.catalog_hash,
             self.cycles.identity(student),
             self.config.inference.model_dump(),
-            self.config.training.decisive(),
+            self.cycles.training,
             self.config.seed,
             origin,
             judged,

@@ -18,15 +18,16 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from rank_cases import CONFIGS, every_case
 from safetensors.torch import load_file
-from spying import spied
-from tinyworld import TOPIC_OF, document, topical, write_catalog
+from spying import Spy, spied
+from tinyworld import TOPIC_OF, document, write_catalog
 from torch import Tensor
 
+from ezxmc.cli import app as program
 from ezxmc.config import RunConfig, TrainingConfig
 from ezxmc.errors import ConfigError, ModelError, TrainingError
-from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import DocumentTargets, PriorCorrection, Targets
 from ezxmc.launcher import _cause
 from ezxmc.models import resolve_model
@@ -176,11 +177,6 @@ def test_a_job_is_read_as_it_was_written(
     assert found.digest() == job.digest()
 
 
-def test_an_unjudged_run_dir_stays_valid_when_processes_change() -> None:
-    assert TrainingConfig(processes=2).decisive() == TrainingConfig().decisive()
-    assert TrainingConfig(epochs=2).decisive() != TrainingConfig().decisive()
-
-
 def test_processes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     auto = TrainingConfig(processes="auto")
     for gpus in (0, 1, 3):
@@ -192,28 +188,39 @@ def test_processes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         enough_gpus(4)
 
 
-def test_a_run_in_two_processes_gives_what_one_gives(tmp_path: Path, tiny_encoder: Path) -> None:
-    changes = {"training__learning_rate": 1e-3, "training__precision": "float32", "training__epochs": 2}
-    one = spied(write_catalog(tmp_path / "one", tiny_encoder, **changes))
-    config = write_catalog(tmp_path / "two", tiny_encoder, training__processes=2, **changes)
-    two = spied(config)
-    for cycle in (1, 2):
-        students = [BiEncoder(spy.place / f"cycles/{cycle}/student") for spy in (one, two)]
-        left, right = (student.encode_documents([d.shown for d in DOCUMENTS]) for student in students)
-        np.testing.assert_allclose(left, right, atol=1e-4)
-        assert [path.name for path in (two.place / f"cycles/{cycle}").iterdir()].count("student.job") == 0
-        stages = [
-            json.loads((spy.place / f"stages/cycle-{cycle}-train.json").read_text()) for spy in (one, two)
-        ]
-        left, right = (stage["result"] for stage in stages)
-        assert (left["processes"], right["processes"]) == (1, 2)
-        assert left["losses"] == pytest.approx(right["losses"], rel=1e-4)
-        for name in ("documents", "labels_seen", "held_out", "steps", "best_epoch"):
-            assert left[name] == right[name]
-        assert left["selection"] == pytest.approx(right["selection"], abs=1e-3)
-    assert one.report.cycles[0].pairs_new == two.report.cycles[0].pairs_new
+TRAINING = {"learning_rate": 1e-3, "precision": "float32", "epochs": 3}
+CHANGES = {"cycles": 1, **{f"training__{name}": value for name, value in TRAINING.items()}}
 
-    # Other processes: nothing is done again.
+
+@pytest.fixture(scope="module")
+def alone(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Spy:
+    """A run that trains in one process."""
+    return spied(write_catalog(tmp_path_factory.mktemp("alone"), tiny_encoder, **CHANGES))
+
+
+def vectors(student: Path | str) -> NDArray[np.float32]:
+    return BiEncoder(student).encode_documents([document.shown for document in DOCUMENTS])
+
+
+def test_a_run_in_two_processes_gives_what_one_gives(tmp_path: Path, tiny_encoder: Path, alone: Spy) -> None:
+    config = write_catalog(tmp_path, tiny_encoder, training__processes=2, **CHANGES)
+    two = spied(config)
+    students = [vectors(spy.place / "cycles/1/student") for spy in (alone, two)]
+    np.testing.assert_allclose(*students, atol=1e-4)
+    assert np.abs(students[0] - vectors(tiny_encoder)).max() > 1e-2
+    assert {path.name for path in (two.place / "cycles/1").iterdir()} == {"student", "shortlist.jsonl"}
+    found = [
+        json.loads((spy.place / "stages/cycle-1-train.json").read_text())["result"] for spy in (alone, two)
+    ]
+    assert [one["processes"] for one in found] == [1, 2]
+    for name in ("documents", "labels_seen", "held_out", "steps", "best_epoch"):
+        assert found[0][name] == found[1][name]
+    assert found[1]["losses"] == pytest.approx(found[0]["losses"], rel=1e-5)
+    assert found[1]["selection"] == pytest.approx(found[0]["selection"], abs=1e-4)
+    assert two.report.evaluation and alone.report.evaluation
+    assert two.report.evaluation.after == pytest.approx(alone.report.evaluation.after, abs=1e-3)
+
+    # As many processes as before or not: nothing is trained again.
     settings = yaml.safe_load(config.read_text())
     settings["training"]["processes"] = 1
     config.write_text(yaml.safe_dump(settings))
@@ -252,9 +259,7 @@ def test_a_process_that_is_killed_ends_the_training(tiny_encoder: Path, tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["s.log"] and "s.log" in caught.value.cure
 
 
-def test_an_error_of_one_process_is_the_error_of_the_training(
-    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_one_process_is_the_error_of_the_training(tiny_encoder: Path, tmp_path: Path) -> None:
     steps: list[int] = []
     former = tmp_path / "former"
     encoder = BiEncoder(tiny_encoder)
@@ -289,7 +294,8 @@ _TRAIN = """
 import sys
 from pathlib import Path
 from test_ranks import train
-train(Path(sys.argv[2]), Path(sys.argv[1]), changes={"epochs": 2000}, progress=lambda *step: print(step, flush=True))
+shown = lambda *step: print(step, flush=True)
+train(Path(sys.argv[2]), Path(sys.argv[1]), changes={"epochs": 2000}, progress=shown)
 """
 
 
@@ -304,35 +310,53 @@ def test_processes_end_with_the_one_that_started_them(tiny_encoder: Path, tmp_pa
     assert not alive
 
 
-def test_torchrun_trains_by_the_command(tmp_path: Path, tiny_encoder: Path) -> None:
-    write_catalog(tmp_path, tiny_encoder, documents=40)
-    with (tmp_path / "documents.jsonl").open("a") as file:
-        file.write("no document\n")
-    with FeedbackStore(tmp_path / "f.sqlite"):
-        pass
-    options = ["documents.jsonl", "labels.jsonl", "f.sqlite", "--encoder", str(tiny_encoder), "--json"]
-    options += ["--epochs", "2", "--batch-size", "7", "--learning-rate", "0.001", "-o"]
-    done = [
-        subprocess.run(
-            [*launcher, "-m", "ezxmc", "train", *options, name],
-            capture_output=True,
-            text=True,
-            env=ENVIRONMENT,
-            cwd=tmp_path,
-            timeout=200,
-        )
-        for launcher, name in (([sys.executable], "one"), (TORCHRUN, "two"))
+def test_torchrun_trains_by_the_command(
+    tmp_path: Path, alone: Spy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    catalog = alone.place.parent
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text((catalog / "documents.jsonl").read_text() + "no document\n")
+    encoder = str(alone.config.training.encoder)
+    command = ["train", str(documents), str(catalog / "labels.jsonl"), str(alone.place / "feedback.sqlite")]
+    command += [
+        "--encoder",
+        encoder,
+        "--epochs",
+        "2",
+        "--batch-size",
+        "7",
+        "--held-out",
+        "0.4",
+        "--json",
+        "-o",
     ]
-    assert [one.returncode for one in done] == [3, 0], done[1].stderr
-    ...
+
+    monkeypatch.setattr(sys, "argv", ["ezxmc", *command, str(tmp_path / "one")])
+    with pytest.raises(SystemExit) as left:
+        program.main()
+    one = json.loads(capsys.readouterr().out)
+    done = subprocess.run(
+        [*TORCHRUN, "-m", "ezxmc", *command, str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=200,
+    )
+    assert (left.value.code, done.returncode) == (3, 0), done.stderr
+    two = json.loads(done.stdout)  # of one process, and nothing else
+    assert (one["processes"], two["processes"]) == (1, 2) and two["steps"] == one["steps"] > 5
+    assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)  # perhaps in bfloat16
+    assert done.stderr.count("61 rows, 60 kept") == 1
+    np.testing.assert_allclose(vectors(tmp_path / "two"), vectors(tmp_path / "one"), atol=1e-2)
 
 
 @pytest.mark.encoder
 def test_two_processes_train_a_real_encoder(tmp_path: Path) -> None:
     encoder = resolve_model("all-MiniLM-L6-v2", kind="encoder")
-    one, two = (train(tmp_path / f"{n}", encoder, n, changes={"learning_rate": 1e-4}) for n in (1, 2))
+    options = {"former": encoder, "documents": DOCUMENTS[:11], "changes": {"learning_rate": 1e-4}}
+    one, two = (train(tmp_path / f"{n}", encoder, n, **dict(options)) for n in (1, 2))
     assert two.losses == pytest.approx(one.losses, rel=1e-5)
-    assert two.best_epoch == one.best_epoch > 0
-    left, right = (BiEncoder(tmp_path / n).encode_documents([d.shown for d in DOCUMENTS]) for n in ("1", "2"))
-    np.testing.assert_allclose(left, right, atol=1e-4)
-    assert np.abs(left - BiEncoder(encoder).encode_documents([d.shown for d in DOCUMENTS])).max() > 1e-2
+    assert two.selection == pytest.approx(one.selection, abs=1e-4)
+    assert (two.best_epoch, two.steps) == (one.best_epoch, one.steps) and one.best_epoch > 0
+    np.testing.assert_allclose(vectors(tmp_path / "2"), vectors(tmp_path / "1"), atol=1e-4)
+    assert np.abs(vectors(tmp_path / "1") - vectors(encoder)).max() > 1e-3

@@ -168,7 +168,10 @@ def joined() -> Iterator[Ranks]:
         enough_gpus(local + 1)
         device = f"cuda:{local}"
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if device != "cpu" else "gloo")
+    if device == "cpu":
+        dist.init_process_group("gloo")
+    else:
+        dist.init_process_group("nccl", device_id=torch.device(device))
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:
