@@ -13,13 +13,16 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
+
+# How the launcher ends the others when one process has failed, and how NCCL ends one that lost another.
+_FOLLOWING = (signal.SIGTERM, signal.SIGABRT)
 
 
 def rank_and_size() -> tuple[int, int]:
-    """Of this process in the job that torchrun or `accelerate launch` started it into; (0, 1) if none did."""
+    """Of this process in the job that torchrun started it into; (0, 1) if it is alone."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -28,8 +31,8 @@ def main(processes: int, failure: Path, command: list[str]) -> int:
 
     Args:
         processes: Ranks of the job.
-        failure: Told why the job failed, as JSON with a `message`, unless one of the
-            processes knows better and has written it already.
+        failure: Where the process that fails first writes why, as JSON with a
+            `message`; written here for one that was killed.
         command: Arguments of the Python interpreter.
 
     Returns:
@@ -51,25 +54,21 @@ def main(processes: int, failure: Path, command: list[str]) -> int:
     try:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
-        if not failure.exists():
-            message = _cause(error.failures, processes)
+        codes = {rank: found.exitcode for rank, found in error.failures.items()}
+        if message := _unsaid(codes, processes, failure.exists()):
             failure.write_text(json.dumps({"message": message}), encoding="utf-8")
         return 1
     return 0
 
 
-def _cause(failures: dict[int, Any], processes: int) -> str:
-    """Who failed first. One that is killed says nothing, and the others soon lose their connection to it."""
-    killed = {r: f for r, f in failures.items() if f.exitcode < 0 and f.exitcode != -signal.SIGTERM}
-    candidates = killed or failures
-    rank = min(candidates, key=lambda rank: (candidates[rank].timestamp, rank))
-    failed = candidates[rank]
-    if rank in killed:
-        how = f"was ended by {failed.signal_name()}"
-    else:
-        said = failed.message
-        how = f"failed: {said['message'] if isinstance(said, dict) else f'exit code {failed.exitcode}'}"
-    return f"process {rank} of {processes} (the first is 0) {how}; the others were ended"
+def _unsaid(codes: Mapping[int, int], processes: int, said: bool) -> str | None:
+    """What no process could say itself; one that is killed is why the others lost their connection to it."""
+    killed = [rank for rank, code in codes.items() if code < 0 and -code not in _FOLLOWING]
+    if said and not killed:
+        return None
+    rank = min(killed or codes)
+    how = f"was killed by {signal.Signals(-codes[rank]).name}" if killed else f"left with {codes[rank]}"
+    return f"training process {rank} of {processes} (the first is 0) {how}; the others were ended"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -29,7 +28,7 @@ from ezxmc.cli import app as program
 from ezxmc.config import RunConfig, TrainingConfig
 from ezxmc.errors import ConfigError, ModelError, TrainingError
 from ezxmc.feedback.targets import DocumentTargets, PriorCorrection, Targets
-from ezxmc.launcher import _cause
+from ezxmc.launcher import _unsaid
 from ezxmc.models import resolve_model
 from ezxmc.pipeline import run
 from ezxmc.records import Document, Label
@@ -39,6 +38,7 @@ from ezxmc.training.dataset import Example
 from ezxmc.training.job import Job
 from ezxmc.training.processes import processes_of
 from ezxmc.training.ranks import ALONE, Ranks, enough_gpus
+from ezxmc.training.worker import _Failing
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(300)]
 
@@ -253,7 +253,7 @@ def test_a_process_that_is_killed_ends_the_training(tiny_encoder: Path, tmp_path
             seen["1"].kill()
 
     began = time.monotonic()
-    with pytest.raises(TrainingError, match=r"process 1 of 2 .* was ended by SIGKILL") as caught:
+    with pytest.raises(TrainingError, match=r"process 1 of 2 .* was killed by SIGKILL") as caught:
         train(tmp_path / "s", tiny_encoder, changes={"epochs": 2000}, progress=kill)
     assert time.monotonic() - began < 60 and len(seen) == 2 and not workers(me)
     assert [path.name for path in tmp_path.iterdir()] == ["s.log"] and "s.log" in caught.value.cure
@@ -278,16 +278,33 @@ def test_an_error_of_one_process_is_the_error_of_the_training(tiny_encoder: Path
     assert not workers(psutil.Process()) and not (tmp_path / "s").exists()
 
 
-def test_who_failed_first() -> None:
-    def failure(code: int, when: int, message: object = "") -> SimpleNamespace:
-        name = signal.Signals(-code).name if code < 0 else "<N/A>"
-        return SimpleNamespace(exitcode=code, timestamp=when, message=message, signal_name=lambda: name)
+def test_the_first_to_fail_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for name, error, said in (
+        (
+            "a",
+            MemoryError("full"),
+            {"message": "training process 1 of 3 (the first is 0): MemoryError('full')"},
+        ),
+        ("b", ConfigError("no", "so"), {"kind": "ConfigError", "message": "no", "cure": "so"}),
+    ):
+        with _Failing(tmp_path / name):
+            pass
+        assert not (tmp_path / name).exists()
+        for each in (error, RuntimeError("connection lost")):
+            with pytest.raises(type(each)), _Failing(tmp_path / name):
+                raise each
+        assert json.loads((tmp_path / name).read_text()) == said
 
-    lost = failure(1, 5, {"message": "RuntimeError: Connection closed by peer"})
-    ended, killed = failure(-signal.SIGTERM, 5), failure(-signal.SIGSEGV, 6)
-    assert "process 2 of 3 (the first is 0) was ended by SIGSEGV" in _cause({0: lost, 1: ended, 2: killed}, 3)
-    assert "process 0 of 3 (the first is 0) failed: RuntimeError: Conn" in _cause({0: lost, 1: ended}, 3)
-    assert "process 1 of 2 (the first is 0) failed: exit code 9" in _cause({0: lost, 1: failure(9, 4)}, 2)
+
+def test_what_a_process_could_not_say_itself() -> None:
+    lost, ended, segfault = 1, -signal.SIGTERM, -signal.SIGSEGV
+    assert "process 2 of 3 (the first is 0) was killed by SIGSEGV" in str(
+        _unsaid({0: lost, 1: ended, 2: segfault}, 3, True)
+    )
+    assert _unsaid({0: ended, 1: 1, 2: -signal.SIGABRT}, 3, True) is None
+    assert "process 1 of 2 (the first is 0) left with 9" in str(_unsaid({1: 9}, 2, False))
 
 
 _TRAIN = """

@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing.errors import record
-
 from ezxmc.errors import EzxmcError
+from ezxmc.launcher import rank_and_size
 from ezxmc.training.job import Job
 from ezxmc.training.processes import FAILURE
 from ezxmc.training.ranks import joined
 from ezxmc.training.student import trained
 
 
-@record  # tells the launcher of any exception
 def main(folder: Path) -> None:
     """Do this process's share of the job that `folder` describes; the first rank tells how it goes."""
     Thread(target=_end_with_the_caller, daemon=True).start()
@@ -30,24 +29,33 @@ def main(folder: Path) -> None:
         lines.write(json.dumps(told) + "\n")
         lines.flush()
 
-    try:
-        job = Job.load(folder)
-        with joined() as ranks:
-            summary = trained(job, ranks, lambda *step: tell(progress=step))
-            if ranks.rank == 0:
-                tell(summary=summary.to_dict())
-    except EzxmcError as error:
-        _fail(folder / FAILURE, error)
-        raise
+    failing = _Failing(folder / FAILURE)
+    # Inside as well: a rank must have spoken before the others can lose it.
+    with failing, joined() as ranks, failing:
+        summary = trained(Job.load(folder), ranks, lambda *step: tell(progress=step))
+        if ranks.rank == 0:
+            tell(summary=summary.to_dict())
 
 
-def _fail(file: Path, error: EzxmcError) -> None:
-    said = {"kind": type(error).__name__, "message": error.message, "cure": error.cure}
-    try:
-        with file.open("x", encoding="utf-8") as target:
+class _Failing:
+    """Writes down an exception that passes, if no other rank was faster."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            return
+        if isinstance(error, EzxmcError):
+            said = {"kind": type(error).__name__, "message": error.message, "cure": error.cure}
+        else:
+            rank, size = rank_and_size()
+            said = {"message": f"training process {rank} of {size} (the first is 0): {error!r}"}
+        with suppress(FileExistsError), self._file.open("x", encoding="utf-8") as target:
             json.dump(said, target)
-    except FileExistsError:
-        pass  # another rank was faster
 
 
 def _end_with_the_caller() -> None:
