@@ -133,7 +133,7 @@ def save_bundle(
     encoder = BiEncoder(student, max_length=max_length)
     fresh.mkdir()
     encoder.save(fresh / STUDENT)
-    vectors = encoder.encode_labels([label.title for label in labels], progress=progress)
+    vectors = encoder.faster().encode_labels([label.title for label in labels], progress=progress)
     index = LabelIndex.build(refine(encoder, vectors) if refine else vectors)
     index.save(fresh / INDEX)
     write_labels(fresh / LABELS, labels)

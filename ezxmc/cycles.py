@@ -162,7 +162,7 @@ class Cycles:
             found = shortlist(
                 documents,
                 labels,
-                self.encoder(former),
+                self.encoder(former).faster(),
                 config,
                 judged={
                     document.uid: {labels[row].uid for row in self.asked[i]}

@@ -196,7 +196,7 @@ class _Run:
 
     def _rank_untrained(self) -> list[Prediction]:
         """Labels of every document by the encoder training started from."""
-        encoder, labels = self.cycles.encoder(None), self.catalog.labels
+        encoder, labels = self.cycles.encoder(None).faster(), self.catalog.labels
         vectors = encoder.encode_labels([label.title for label in labels])
         texts = [document.shown for document in self.catalog.documents]
         bar = self.watch.stage("evaluation: untrained encoder")

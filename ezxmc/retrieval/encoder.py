@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from copy import copy
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,15 @@ class BiEncoder:
         other.backend = backend
         other.precision = choose_precision(backend, precision, self.model.device)
         other._converted = open_converted(folder, backend, other.precision)
+        return other
+
+    def faster(self) -> BiEncoder:
+        """The same encoder in bfloat16 where that is faster here, else itself; not to be trained or saved."""
+        if self._converted or choose_precision(self.backend, "auto", self.model.device) == self.precision:
+            return self
+        other = copy(self)
+        other.precision, other.model = "bfloat16", deepcopy(self.model)
+        to_bfloat16(other.model)
         return other
 
     def _encode(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
