@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from ezxmc.config_update import UpdateConfig
 from ezxmc.errors import ConfigError
 
 Backend = Literal["torch", "onnx", "openvino"]
@@ -249,6 +250,7 @@ class RunConfig(_Part):
     shortlist: ShortlistConfig = ShortlistConfig()
     training: TrainingConfig = TrainingConfig()
     inference: InferenceConfig = InferenceConfig()
+    update: UpdateConfig = UpdateConfig()
 
     @field_validator("teacher", mode="before")
     @classmethod

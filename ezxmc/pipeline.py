@@ -6,6 +6,7 @@
     run_dir/stages/             what is done, and with which inputs
     run_dir/bundle/             the deliverable
     run_dir/predictions.jsonl   every document's tags
+    run_dir/catalog.jsonl       which texts these were, for `--update`
     run_dir/report.html         what happened (report.json: the same as data)
 
 Judgments are kept by content and stages by their inputs, so the same command
@@ -17,14 +18,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ezxmc.bundle import Refine, add_calibrator, save_bundle
-from ezxmc.calibration import fit_calibrator, fit_few_shot
+from ezxmc.calibration import Calibrator, Verdict, fit_calibrator, fit_few_shot
 from ezxmc.config import RunConfig
 from ezxmc.cycles import Cycles
 from ezxmc.data import Catalog
+from ezxmc.data.growth import CATALOG, Snapshot
 from ezxmc.errors import ConfigError, TrainingError
 from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.inquiry import Inquiry
@@ -76,6 +79,37 @@ def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Watch | Non
         return _Run(config, place, store, teacher, watch or Unwatched()).go()
 
 
+def calibrate(
+    bundle: Path,
+    predictions: Sequence[Prediction],
+    teacher: Verdict,
+    decided: Decided,
+    depth: int,
+    watch: Watch,
+) -> Calibrator | None:
+    """Put a calibrator into a bundle, to the teacher, or to people where they have decided on enough.
+
+    Args:
+        bundle: Its folder.
+        predictions: Of documents kept apart, best label first.
+        teacher: The teacher's answers in [0, 1].
+        decided: What people decided.
+        depth: Ranks used.
+        watch: Told where there is too little to fit one.
+    """
+    reviewed = decided.complete(predictions, depth)
+    try:
+        if len(reviewed) >= FEWEST_REVIEWED:
+            fitted = fit_few_shot(predictions, teacher, tag_verdicts(reviewed), k=depth)
+        else:
+            fitted = fit_calibrator(predictions, teacher, target="teacher", k=depth)
+    except TrainingError as error:
+        watch.say(f"the bundle gives scores, not probabilities: {error}")
+        return None
+    add_calibrator(bundle, fitted)
+    return fitted
+
+
 class _Run:
     """The state of one run."""
 
@@ -113,6 +147,8 @@ class _Run:
         report = assemble(self.config, self.found, self.place.path, self.teacher, self.store, rest)
         if report.budget:
             self.watch.say(report.budget.line)
+        snapshot = Snapshot.of(self.catalog, self.config.seed, self.config.training.held_out)
+        self.place.write_lines(self.place.path / CATALOG, snapshot.rows())
         self.place.write("report.json", report.model_dump_json(indent=1))
         write_report(report, self.place.path / "report.html")
         return report
@@ -168,17 +204,9 @@ class _Run:
         order = in_hash_order([found.uid for found in predictions], range(len(part)))
         self.inquiry.ask([part[i] for i in order], [rows[i] for i in order], "calibration: teacher judges")
         teacher = teacher_verdicts(self.inquiry.answers(part, rows))
-        reviewed = self.decided.complete(predictions, depth)
-        try:
-            if len(reviewed) >= FEWEST_REVIEWED:
-                human = tag_verdicts(reviewed)
-                self.found.calibrator = fit_few_shot(predictions, teacher, human, k=depth)
-            else:
-                self.found.calibrator = fit_calibrator(predictions, teacher, target="teacher", k=depth)
-        except TrainingError as error:
-            self.watch.say(f"the bundle gives scores, not probabilities: {error}")
-        else:
-            add_calibrator(self.place.path / "bundle", self.found.calibrator)
+        self.found.calibrator = calibrate(
+            self.place.path / "bundle", predictions, teacher, self.decided, depth, self.watch
+        )
 
     def tag(self) -> None:
         """Tag every document with the bundle, as a user would; rank by the untrained encoder to compare."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ from filelock import FileLock, Timeout
 
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.hashing import json_hash
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
 
 
 class RunDir:
@@ -111,3 +115,31 @@ class RunDir:
         self.spent += result["wall_seconds"]
         self.write(f"stages/{name}.json", json.dumps({"inputs": wanted, "result": result}, indent=1))
         return result
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two folders of one file system change places.
+
+    On Linux in one step: neither name is ever missing. Elsewhere, or on a file
+    system that cannot, `other` is missing for a moment.
+
+    Args:
+        one: A folder.
+        other: A folder, or nothing: then `one` moves there.
+
+    Raises:
+        OSError: They cannot be moved.
+    """
+    if not other.exists():
+        one.rename(other)
+        return
+    try:
+        rename = ctypes.CDLL(None).renameat2
+        if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+            return
+    except (AttributeError, OSError, TypeError):
+        pass  # no such call here
+    beside = one.with_name(f".{one.name}.exchanged")
+    other.rename(beside)
+    one.rename(other)
+    beside.rename(one)

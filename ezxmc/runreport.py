@@ -113,11 +113,7 @@ def assemble(
         title=f"ezxmc run: {Path(config.run_dir).name}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.model_dump(mode="json"),
-        data=DataSummary(
-            documents=RowSummary(**catalog.document_rows.to_dict()),
-            labels=RowSummary(**catalog.label_rows.to_dict()),
-            gold=RowSummary(**catalog.gold_rows.to_dict()) if catalog.gold_rows else None,
-        ),
+        data=data_summary(catalog),
         teacher=_teacher(teacher, totals, found.problem_docs),
         budget=_budget(config, found, totals),
         log_odds_histogram=_histogram([j.log_odds for j in judgments]),
@@ -150,6 +146,15 @@ def assemble(
             disk=sum(file.stat().st_size for file in run_dir.rglob("*") if file.is_file()),
         ),
         versions={name: version(name) for name in _VERSIONS},
+    )
+
+
+def data_summary(catalog: Catalog) -> DataSummary:
+    """How reading a catalog went."""
+    return DataSummary(
+        documents=RowSummary(**catalog.document_rows.to_dict()),
+        labels=RowSummary(**catalog.label_rows.to_dict()),
+        gold=RowSummary(**catalog.gold_rows.to_dict()) if catalog.gold_rows else None,
     )
 
 
@@ -210,21 +215,25 @@ def _shortlist_recall(listed: Sequence[Sequence[int]], catalog: Catalog) -> floa
 
 
 def _cycle(number: int, cycle: CycleFindings) -> CycleSummary:
-    trained = cycle.trained
     return CycleSummary(
         number=number,
         pairs_new=cycle.asked.asked,
         pairs_known=cycle.asked.known,
-        training=TrainingSummary(
-            epochs=len(trained["losses"]),
-            losses=list(trained["losses"]),
-            selection=list(trained["selection"]),
-            selection_metric="agreement with the teacher (nDCG@5)",
-            best_epoch=trained["best_epoch"],
-            samples_per_second=trained["samples_per_second"],
-            seconds=trained["seconds"],
-        ),
+        training=training_summary(cycle.trained),
         held_out={} if cycle.agreement is None else {"agreement over all judgments": cycle.agreement},
+    )
+
+
+def training_summary(trained: Mapping[str, Any]) -> TrainingSummary:
+    """Of a training stage's result: `TrainSummary` as a dict."""
+    return TrainingSummary(
+        epochs=len(trained["losses"]),
+        losses=list(trained["losses"]),
+        selection=list(trained["selection"]),
+        selection_metric="agreement with the teacher (nDCG@5)",
+        best_epoch=trained["best_epoch"],
+        samples_per_second=trained["samples_per_second"],
+        seconds=trained["seconds"],
     )
 
 
@@ -235,11 +244,12 @@ def _calibration(calibrator: Calibrator | None) -> CalibrationSummary | None:
         target=calibrator.target,
         n=calibrator.n,
         ece_cross_fitted=calibrator.ece_cross_fitted,
-        bins=_bins(calibrator.reliability),
+        bins=report_bins(calibrator.reliability),
     )
 
 
-def _bins(bins: Sequence[ReliabilityBin]) -> list[ReportBin]:
+def report_bins(bins: Sequence[ReliabilityBin]) -> list[ReportBin]:
+    """Bins as a report holds them."""
     return [
         ReportBin(
             low=one.low,
@@ -268,7 +278,7 @@ def _evaluation(found: Findings, documents: Collection[str]) -> EvaluationSummar
         change_intervals={name: (gap.low, gap.high) for name, gap in compare(after, before).items()},
         note=_GOLD_NOTE,
         groups=_groups(gold, untrained, student),
-        reliability={k: _bins(bins) for k, bins in after.reliability.items()},
+        reliability={k: report_bins(bins) for k, bins in after.reliability.items()},
     )
 
 

@@ -36,6 +36,12 @@ def run(
     config: Annotated[Path, typer.Argument(help="A file written by `ezxmc init`.")],
     max_pairs: MaxPairs = None,
     max_hours: MaxHours = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Follow a finished run's catalog: ask only what is new.")
+    ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="With --update: what is new, and what would be asked.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Do everything a configuration says, from raw documents to tags and a report.
@@ -43,8 +49,19 @@ def run(
     Interrupted, the same command goes on where it was. A budget is spent
     over all sessions of the run, on as many documents as it can serve.
 
+    With --update, a finished run follows its documents and labels: the teacher
+    is asked about what is new and where the student's probabilities no longer
+    hold, and the student is trained on. --max-pairs is then the limit of this update.
+
     Example: ezxmc run ezxmc.yaml --max-pairs 20000
     """
+    if update:
+        if max_hours is not None:
+            raise typer.BadParameter("an update is limited by --max-pairs")
+        follow(config, max_pairs, plan, json)
+        return
+    if plan:
+        raise typer.BadParameter("--plan goes with --update; for a run there is `ezxmc plan`")
     from ezxmc.pipeline import run as run_all
 
     settings = with_budget(RunConfig.load(config), max_pairs, max_hours)
@@ -72,6 +89,26 @@ def run(
             typer.echo(Path(settings.run_dir) / place)
     if report.data:
         bad_rows(*(part.bad for part in (report.data.documents, report.data.labels)))
+
+
+def follow(config: Path, max_pairs: int | None, plan: bool, json: bool) -> None:
+    """`ezxmc run --update`."""
+    from ezxmc.growth import update as update_run
+
+    settings = RunConfig.load(config)
+    if max_pairs is not None:
+        limited = settings.update.model_copy(update={"max_pairs": max_pairs})
+        settings = settings.model_copy(update={"update": limited})
+    with watching() as watch:
+        report = update_run(settings, plan=plan, watch=watch)
+    if json:
+        emit(report.model_dump(mode="json"))
+    else:
+        for sentence in report.sentences():
+            typer.echo(sentence)
+        if report.number:
+            typer.echo(Path(settings.run_dir) / "updates" / f"{report.number:04}" / "report.html")
+    bad_rows(report.data.documents.bad, report.data.labels.bad)
 
 
 def with_budget(config: RunConfig, max_pairs: int | None, max_hours: float | None) -> RunConfig:

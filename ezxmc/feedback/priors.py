@@ -23,8 +23,8 @@ _PSEUDO_COUNTS = 8.0
 # `auto` spends at most this share of the shortlists' pairs on it, holds at most
 # so many judgments in memory, and wants so many documents.
 _MOST, _HELD, _FEWEST = 0.5, 200_000, 2
-# A failed pair or two does not spoil a document.
-_COMPLETE = 0.95
+COMPLETE = 0.95
+"""Share of all labels that a document must be judged on: a failed pair or two does not spoil it."""
 
 
 def context_size(config: TrainingConfig, labels: int, pairs: int) -> int:
@@ -53,7 +53,7 @@ def context_of(judgments: Iterable[Judgment], labels: int) -> list[Judgment]:
     by_document: dict[str, list[Judgment]] = defaultdict(list)
     for judgment in judgments:
         by_document[judgment.doc_uid].append(judgment)
-    return [j for row in by_document.values() if len(row) >= _COMPLETE * labels for j in row]
+    return [j for row in by_document.values() if len(row) >= COMPLETE * labels for j in row]
 
 
 def label_shifts(

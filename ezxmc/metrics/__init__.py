@@ -2,6 +2,7 @@
 
 from ezxmc.metrics.bootstrap import Difference, Terms, differences, intervals
 from ezxmc.metrics.calibration import ReliabilityBin, ace_at_k, brier, ece_at_k, nll, reliability_bins
+from ezxmc.metrics.drift import FEWEST_DOCUMENTS, Drift, JudgedPairs, Shift, detect_drift
 from ezxmc.metrics.propensity import (
     GROUPS,
     Frequencies,
@@ -22,15 +23,20 @@ from ezxmc.metrics.sparse import encode, top_labels
 from ezxmc.metrics.streaming import Measured, RankingMetrics
 
 __all__ = [
+    "FEWEST_DOCUMENTS",
     "GROUPS",
     "Difference",
+    "Drift",
     "Frequencies",
+    "JudgedPairs",
     "Measured",
     "RankingMetrics",
     "ReliabilityBin",
+    "Shift",
     "Terms",
     "ace_at_k",
     "brier",
+    "detect_drift",
     "differences",
     "ece_at_k",
     "encode",

@@ -17,22 +17,22 @@ from matplotlib.ticker import MaxNLocator
 from ezxmc.report.model import EvaluationSummary, Histogram, ReliabilityBin, ThresholdRow, TrainingSummary
 
 # matplotlib knows no CSS: it draws in these colours, which are then replaced.
-_INK, _MUTED, _FIRST, _SECOND = "#010203", "#010204", "#010205", "#010206"
-_CSS = {_INK: "currentColor", _MUTED: "var(--muted)", _FIRST: "var(--first)", _SECOND: "var(--second)"}
-_STYLE = {
+INK, MUTED, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
+_CSS = {INK: "currentColor", MUTED: "var(--muted)", FIRST: "var(--first)", SECOND: "var(--second)"}
+STYLE = {
     "svg.fonttype": "none",  # real text: small, readable by screen readers
     "svg.hashsalt": "ezxmc",  # the same data gives the same bytes
     "text.parse_math": False,
     "font.family": "sans-serif",
     "font.size": 10,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _MUTED,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "grid.color": _MUTED,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": MUTED,
     "grid.alpha": 0.25,
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -54,29 +54,29 @@ def quality(evaluation: EvaluationSummary) -> str:
     ]
     if not names:
         return ""
-    with rc_context(_STYLE):
-        figure, axes = _axes(6.8, 3.0)
+    with rc_context(STYLE):
+        figure, axes = axes_of(6.8, 3.0)
         places = range(len(names))
         sides = (
-            (-0.2, evaluation.before, evaluation.before_intervals, _FIRST, "untrained encoder"),
-            (0.2, evaluation.after, evaluation.after_intervals, _SECOND, "student"),
+            (-0.2, evaluation.before, evaluation.before_intervals, FIRST, "untrained encoder"),
+            (0.2, evaluation.after, evaluation.after_intervals, SECOND, "student"),
         )
         for shift, values, intervals, color, label in sides:
             middle = [p + shift for p in places]
             heights = [100 * values[m] for m in names]
             bars = axes.bar(middle, heights, 0.38, color=color, label=label)
-            axes.bar_label(bars, fmt="%.0f", fontsize=8, color=_INK, label_type="center")
+            axes.bar_label(bars, fmt="%.0f", fontsize=8, color=INK, label_type="center")
             ends = [intervals.get(m, (values[m], values[m])) for m in names]
             reach = [
                 [abs(100 * end[side] - top) for end, top in zip(ends, heights, strict=True)]
                 for side in (0, 1)
             ]
-            axes.errorbar(middle, heights, yerr=reach, fmt="none", ecolor=_INK, elinewidth=1, capsize=2)
+            axes.errorbar(middle, heights, yerr=reach, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
         axes.set_xticks(list(places), names)
         axes.set_ylabel("%")
         axes.grid(axis="x", visible=False)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-        return _svg(figure, "quality", "Quality before and after training, in percent")
+        return svg(figure, "quality", "Quality before and after training, in percent")
 
 
 def reliability(diagrams: dict[int, list[ReliabilityBin]], name: str) -> str:
@@ -86,33 +86,33 @@ def reliability(diagrams: dict[int, list[ReliabilityBin]], name: str) -> str:
         diagrams: Bins by depth k of the pairs; 0 is not named.
         name: Of the figure.
     """
-    drawn = {k: found for k, bins in diagrams.items() if (found := _filled(bins))}
+    drawn = {k: found for k, bins in diagrams.items() if (found := filled(bins))}
     if not drawn:
         return ""
     columns = min(2, len(drawn))
     rows = -(-len(drawn) // columns)
-    with rc_context(_STYLE):
-        figure, grid = _axes(*((4.6, 4.2) if len(drawn) == 1 else (6.8, 3.3 * rows)), columns, rows)
+    with rc_context(STYLE):
+        figure, grid = axes_of(*((4.6, 4.2) if len(drawn) == 1 else (6.8, 3.3 * rows)), columns, rows)
         every = [grid] if len(drawn) == 1 else list(grid.flat)
         for axes in every[len(drawn) :]:
             axes.remove()
         for axes, (k, found) in zip(every, drawn.items(), strict=False):
             most = max(count for _, _, count in found)
             stated, true = [100 * p for p, _, _ in found], [100 * h for _, h, _ in found]
-            axes.plot([0, 100], [0, 100], "--", color=_MUTED, linewidth=1)
-            axes.plot(stated, true, color=_SECOND, alpha=0.6)
+            axes.plot([0, 100], [0, 100], "--", color=MUTED, linewidth=1)
+            axes.plot(stated, true, color=SECOND, alpha=0.6)
             sizes = [20 + 160 * count / most for _, _, count in found]
-            axes.scatter(stated, true, s=sizes, color=_SECOND, zorder=3)
+            axes.scatter(stated, true, s=sizes, color=SECOND, zorder=3)
             axes.set_xlim(0, 102)
             axes.set_ylim(0, 102)
             axes.set_xlabel("stated probability, %")
             axes.set_ylabel("came true, %")
             if k:
                 axes.set_title("first tag" if k == 1 else f"first {k} tags", fontsize=10)
-        return _svg(figure, name, "Reliability diagram: stated probability against the rate of hits")
+        return svg(figure, name, "Reliability diagram: stated probability against the rate of hits")
 
 
-def _filled(bins: list[ReliabilityBin]) -> list[tuple[float, float, int]]:
+def filled(bins: list[ReliabilityBin]) -> list[tuple[float, float, int]]:
     """Stated probability, rate of hits and number of pairs of the bins that have any."""
     return [
         (b.mean_probability, b.hit_rate, b.count)
@@ -142,24 +142,24 @@ def label_mass(histogram: Histogram) -> str:
 def _histogram(histogram: Histogram, axis: str, name: str, of: str, *, zero: bool = False) -> str:
     if not sum(histogram.counts):
         return ""
-    with rc_context(_STYLE):
-        figure, axes = _axes(6.4, 2.6)
-        axes.stairs(histogram.counts, histogram.edges, fill=True, color=_FIRST)
+    with rc_context(STYLE):
+        figure, axes = axes_of(6.4, 2.6)
+        axes.stairs(histogram.counts, histogram.edges, fill=True, color=FIRST)
         if zero:
-            axes.axvline(0, color=_INK, linewidth=1, linestyle="--")
+            axes.axvline(0, color=INK, linewidth=1, linestyle="--")
         axes.set_xlabel(axis)
         axes.set_ylabel("pairs")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        return _svg(figure, name, f"Histogram of {of}")
+        return svg(figure, name, f"Histogram of {of}")
 
 
 def thresholds(rows: list[ThresholdRow]) -> str:
     """Precision and recall over the threshold; empty without gold."""
     if not any(row.recall is not None for row in rows):
         return ""
-    with rc_context(_STYLE):
-        figure, axes = _axes(6.4, 3.0)
-        for name, color, marker in (("precision", _SECOND, "o"), ("recall", _FIRST, "s")):
+    with rc_context(STYLE):
+        figure, axes = axes_of(6.4, 3.0)
+        for name, color, marker in (("precision", SECOND, "o"), ("recall", FIRST, "s")):
             known = [(row.threshold, value) for row in rows if (value := getattr(row, name)) is not None]
             places, values = zip(*known, strict=True)
             axes.plot(
@@ -169,15 +169,15 @@ def thresholds(rows: list[ThresholdRow]) -> str:
         axes.set_ylabel("%")
         axes.set_ylim(0, 102)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-        return _svg(figure, "thresholds", "Precision and recall over the threshold, in percent")
+        return svg(figure, "thresholds", "Precision and recall over the threshold, in percent")
 
 
 def training(rounds: list[tuple[int, TrainingSummary]]) -> str:
     """Held-out score and loss over the epochs of all cycles, one after the other."""
     if not any(one.losses or one.selection for _, one in rounds):
         return ""
-    with rc_context(_STYLE):
-        figure, (left, right) = _axes(6.8, 2.8, columns=2)
+    with rc_context(STYLE):
+        figure, (left, right) = axes_of(6.8, 2.8, columns=2)
         for cycle, one in rounds:
             # Cycles differ by dash, score and loss by colour.
             style: dict[str, Any] = {
@@ -187,10 +187,8 @@ def training(rounds: list[tuple[int, TrainingSummary]]) -> str:
                 "label": f"cycle {cycle}",
             }
             first = 0 if len(one.selection) == len(one.losses) + 1 else 1
-            left.plot(
-                range(first, first + len(one.selection)), _finite(one.selection), color=_SECOND, **style
-            )
-            right.plot(range(1, 1 + len(one.losses)), _finite(one.losses), color=_FIRST, **style)
+            left.plot(range(first, first + len(one.selection)), _finite(one.selection), color=SECOND, **style)
+            right.plot(range(1, 1 + len(one.losses)), _finite(one.losses), color=FIRST, **style)
         left.set_title("held-out score", fontsize=10)
         right.set_title("training loss", fontsize=10)
         for axes in (left, right):
@@ -198,20 +196,21 @@ def training(rounds: list[tuple[int, TrainingSummary]]) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if len(rounds) > 1:
             left.legend(fontsize=8)
-        return _svg(figure, "training", "Training: held-out score and loss per epoch")
+        return svg(figure, "training", "Training: held-out score and loss per epoch")
 
 
 def _finite(values: list[float]) -> list[float]:
     return [value if math.isfinite(value) else math.nan for value in values]
 
 
-def _axes(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+def axes_of(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    """A figure of this size in inches, and its axes."""
     # No pyplot: it keeps global state and would pick a window system.
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns)
 
 
-def _svg(figure: Any, name: str, label: str) -> str:
+def svg(figure: Any, name: str, label: str) -> str:
     """The figure as an <svg> element: no prolog, no metadata, ids unique on the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

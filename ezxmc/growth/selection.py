@@ -1,0 +1,208 @@
+"""Which pairs an update asks to learn from: those that tell of something nobody has judged."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from ezxmc.config import RunConfig
+from ezxmc.data import Catalog
+from ezxmc.data.growth import Changes
+from ezxmc.feedback.budget import cut, in_hash_order
+from ezxmc.feedback.priors import COMPLETE
+from ezxmc.records import Judgment
+from ezxmc.retrieval import BiEncoder, LabelIndex, shortlist
+from ezxmc.retrieval.lexical import LexicalIndex
+from ezxmc.retrieval.shortlist import fuse
+
+Rows = list[list[int]]
+"""Label rows of every document of a catalog."""
+
+PRIORS, NEW_LABELS, DRIFTING, NEW_DOCUMENTS = (
+    "new labels on the documents of the label priors",
+    "new labels",
+    "drifting labels",
+    "new documents",
+)
+# Of a limit, what these may take together; new documents get what they leave.
+_MOST_PRIORS, _MOST_LABELS = 0.25, 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Pairs to ask, by why.
+
+    Attributes:
+        parts: Of each reason, the label rows of every document; no pair stands twice.
+        unasked: Pairs the limit left out.
+    """
+
+    parts: dict[str, Rows]
+    unasked: int
+
+    def counts(self) -> dict[str, int]:
+        """Pairs by reason."""
+        return {why: sum(map(len, rows)) for why, rows in self.parts.items()}
+
+
+def select(
+    config: RunConfig,
+    catalog: Catalog,
+    changes: Changes,
+    encoder: BiEncoder,
+    known: Collection[Judgment],
+    drifting: Collection[int],
+    limit: int | None,
+) -> Selection:
+    """Choose the pairs of an update; the calibration part is left to the calibration.
+
+    New documents get a shortlist by the student. A new label is asked on the
+    documents, old and new, whose shortlist it is in, and on at least
+    `shortlist.size` documents nearest to it; and on those few that all labels
+    were asked on, for its prior. A drifting label is asked on further
+    documents whose first tags it is among, new ones first.
+
+    Args:
+        config: Of the run.
+        catalog: Documents and labels.
+        changes: What is new.
+        encoder: The former student.
+        known: Judgments there are.
+        drifting: Rows of labels whose calibration drifted.
+        limit: Pairs at most.
+    """
+    apart = set(catalog.to_calibrate)
+    learnt = sorted({*catalog.to_train, *catalog.to_select})
+    unseen, fresh = set(changes.unseen), set(changes.unseen_labels)
+    asked = _by_position(catalog, known)
+    new_documents = _empty(catalog)
+    size = config.shortlist.size
+    # A student was trained on titles, and knows which labels are near everything.
+    plain = config.shortlist.model_copy(update={"descriptions": 0.0, "centre": 0.0})
+    chosen = [i for i in changes.unseen if i not in apart]
+    listed = shortlist(
+        [catalog.documents[i] for i in chosen],
+        catalog.labels,
+        encoder,
+        plain,
+        background=catalog.documents,
+        seed=config.seed,
+    )
+    for i, candidates in zip(chosen, listed, strict=True):
+        new_documents[i] = list(candidates.labels)
+    new_labels, drifted = _empty(catalog), _empty(catalog)
+    if (fresh or drifting) and learnt:
+        texts = [catalog.documents[i].shown for i in learnt]
+        vectors = encoder.encode_documents(texts)
+        titles = encoder.encode_labels([label.title for label in catalog.labels])
+        depth = min(len(catalog.labels), max(size, config.inference.calibration_depth))
+        _, dense = LabelIndex(titles).search(vectors, depth)
+        lexical: Sequence[Sequence[int]] = [[]] * len(learnt)
+        if config.shortlist.lexical:
+            lexical = LexicalIndex(catalog.labels).search(texts, depth)
+        wishes: dict[int, list[int]] = defaultdict(list)
+        for i, near, worded in zip(learnt, dense.tolist(), lexical, strict=True):
+            ranking = fuse(near, list(worded), config.shortlist.lexical_weight)
+            if i not in unseen:
+                new_labels[i] = [row for row in ranking[:size] if row in fresh and row not in asked[i]]
+            for row in near:
+                if row in drifting and row not in asked[i] and row not in new_documents[i]:
+                    wishes[row].append(i)
+        if fresh:
+            rows = sorted(fresh)
+            _, nearest = LabelIndex(vectors).search(titles[rows], min(size, len(learnt)))
+            for row, places in zip(rows, nearest.tolist(), strict=True):
+                for i in (learnt[place] for place in places):
+                    if row not in asked[i] and row not in new_labels[i] and row not in new_documents[i]:
+                        new_labels[i].append(row)
+        _deal(catalog, wishes, unseen, config.update.probe, drifted)
+    priors = _priors(catalog, asked, fresh, new_labels)
+    parts = {PRIORS: priors, NEW_LABELS: new_labels, DRIFTING: drifted, NEW_DOCUMENTS: new_documents}
+    explored = min(plain.explore, size) / size
+    return Selection(parts, 0) if limit is None else _cut(catalog, parts, limit, explored)
+
+
+def _empty(catalog: Catalog) -> Rows:
+    return [[] for _ in catalog.documents]
+
+
+def _by_position(catalog: Catalog, known: Iterable[Judgment]) -> list[set[int]]:
+    documents = {document.uid: i for i, document in enumerate(catalog.documents)}
+    labels = {label.uid: row for row, label in enumerate(catalog.labels)}
+    found: list[set[int]] = [set() for _ in catalog.documents]
+    for judgment in known:
+        found[documents[judgment.doc_uid]].add(labels[judgment.label_uid])
+    return found
+
+
+def _deal(
+    catalog: Catalog, wishes: Mapping[int, Sequence[int]], unseen: Collection[int], pairs: int, into: Rows
+) -> None:
+    """Give each drifting label as many documents, new ones first, at random among these."""
+    uids = [document.uid for document in catalog.documents]
+    for row, documents in sorted(wishes.items()):
+        order = sorted(in_hash_order(uids, documents), key=lambda i: i not in unseen)
+        for i in order[: max(1, pairs // len(wishes))]:
+            into[i].append(row)
+
+
+def _priors(catalog: Catalog, asked: Sequence[set[int]], fresh: Collection[int], others: Rows) -> Rows:
+    """New labels on the documents that all other labels were asked on."""
+    old = len(catalog.labels) - len(fresh)
+    rows = _empty(catalog)
+    if not fresh or not old:
+        return rows
+    for i in catalog.to_train:
+        if len(asked[i] - set(fresh)) >= COMPLETE * old:
+            rows[i] = sorted(set(fresh) - asked[i])
+            others[i] = [row for row in others[i] if row not in fresh]
+    return rows
+
+
+def _cut(catalog: Catalog, parts: Mapping[str, Rows], limit: int, explored: float) -> Selection:
+    uids = [document.uid for document in catalog.documents]
+    left, found, unasked = limit, {}, 0
+    for why, share in (
+        (PRIORS, _MOST_PRIORS),
+        (NEW_LABELS, _MOST_LABELS),
+        (DRIFTING, _MOST_LABELS),
+        (NEW_DOCUMENTS, 1.0),
+    ):
+        rows = parts[why]
+        wanted, allowed = sum(map(len, rows)), int(left * share)
+        if wanted > allowed:
+            order = in_hash_order(uids, (i for i in range(len(uids)) if rows[i]))
+            # A prior needs all labels of a document.
+            rows = (
+                _empty(catalog)
+                if why == PRIORS
+                else cut(rows, order, allowed, explored if why == NEW_DOCUMENTS else 0.0).rows
+            )
+        found[why] = rows
+        taken = sum(map(len, rows))
+        unasked += wanted - taken
+        left -= taken
+    return Selection(found, unasked)
+
+
+def pair_rows(catalog: Catalog, parts: Mapping[str, Rows]) -> Iterator[dict[str, object]]:
+    """A selection as JSON lines: `{"why", "doc", "labels"}`, by uid."""
+    for why, rows in parts.items():
+        for document, row in zip(catalog.documents, rows, strict=True):
+            if row:
+                yield {"why": why, "doc": document.uid, "labels": [catalog.labels[i].uid for i in row]}
+
+
+def read_pairs(catalog: Catalog, lines: Iterable[dict[str, object]]) -> dict[str, Rows]:
+    """What `pair_rows` wrote."""
+    documents = {document.uid: i for i, document in enumerate(catalog.documents)}
+    labels = {label.uid: row for row, label in enumerate(catalog.labels)}
+    parts: dict[str, Rows] = {}
+    for line in lines:
+        uids = line["labels"]
+        assert isinstance(uids, list)
+        parts.setdefault(str(line["why"]), _empty(catalog))[documents[str(line["doc"])]] = [
+            labels[uid] for uid in uids
+        ]
+    return parts

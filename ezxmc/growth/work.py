@@ -1,0 +1,288 @@
+"""The steps of one update, each done once: probe, ask, train, compare, calibrate, tag."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ezxmc.bundle import add_labels, remove_labels, save_bundle
+from ezxmc.config import RunConfig
+from ezxmc.data.growth import Changes, Snapshot
+from ezxmc.feedback.budget import in_hash_order
+from ezxmc.feedback.inquiry import Inquiry
+from ezxmc.feedback.priors import context_of
+from ezxmc.feedback.reviews import Decided
+from ezxmc.feedback.targets import Targets, build_targets, teacher_verdicts
+from ezxmc.growth.history import BUNDLE
+from ezxmc.growth.pool import known_judgments
+from ezxmc.growth.selection import Rows, Selection, pair_rows, read_pairs, select
+from ezxmc.hashing import file_hash
+from ezxmc.manifest import MANIFEST
+from ezxmc.metrics import FEWEST_DOCUMENTS, Drift, JudgedPairs, detect_drift
+from ezxmc.predict import Predictor, prediction_row
+from ezxmc.records import Judgment
+from ezxmc.retrieval import BiEncoder
+from ezxmc.rundir import RunDir
+from ezxmc.training import cosines_of, refined_label_vectors, train_bi_encoder
+from ezxmc.watch import Watch
+
+_MOST_PROBED, _MOST_CHECKED = 0.25, 0.25
+"""Of a limit, what the probe and the calibration may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """A catalog beside what the run saw of it.
+
+    Attributes:
+        former: What it saw.
+        now: What there is.
+        changes: What is not as it was.
+    """
+
+    former: Snapshot
+    now: Snapshot
+    changes: Changes
+
+
+class Work:
+    """The state of one update.
+
+    Args:
+        config: The run's configuration.
+        student: The former bundle.
+        grown: What has changed.
+        inquiry: Asks the teacher within the update's budget.
+        decided: What people decided.
+        watch: Sees stages and messages.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        student: Predictor,
+        grown: Grown,
+        inquiry: Inquiry,
+        decided: Decided,
+        watch: Watch,
+    ) -> None:
+        self.config, self.student, self.grown = config, student, grown
+        self.inquiry, self.decided, self.watch = inquiry, decided, watch
+        self.catalog = inquiry.catalog
+        self.notes: list[str] = []
+        changes, uids = grown.changes, [document.uid for document in self.catalog.documents]
+        self.row_of = {label.uid: row for row, label in enumerate(self.catalog.labels)}
+        # A text that is there twice, or was, may have been trained on under its other uid.
+        apart = [i for i in self.catalog.to_calibrate if uids[i] not in grown.now.also]
+        unseen = set(changes.unseen)
+        self.old_apart = in_hash_order(uids, (i for i in apart if i not in unseen))
+        """Old documents no student has learnt from, in random order."""
+        self.checked = self.old_apart[: config.update.check]
+        """Those both students are compared on."""
+        self.new_apart = in_hash_order(uids, (i for i in apart if i in unseen))
+        self.depth = config.inference.calibration_depth
+        drawn = config.update.probe // self.depth
+        limit = config.update.max_pairs
+        if limit is not None:
+            drawn = min(drawn, int(limit * _MOST_PROBED) // self.depth)
+        self.probed = in_hash_order(uids, changes.unseen)[:drawn]
+        """New documents that test for drift."""
+        seen = student.bundle.rows().keys() - {self.catalog.labels[row].uid for row in changes.unseen_labels}
+        self.seen = seen & self.row_of.keys()
+        """Labels that are what they were."""
+
+    @property
+    def check_pairs(self) -> int:
+        """Pairs that calibrate and compare, at most."""
+        return (len(self.checked) + len(self.new_apart)) * self.depth
+
+    @cached_property
+    def _state(self) -> list[Any]:
+        """What every stage depends on."""
+        manifest = file_hash(self.student.bundle.path / MANIFEST)
+        return [self.catalog.hash, self.grown.former.hash, manifest, self.config.seed]
+
+    def probe(self) -> Drift | None:
+        """Put the former student's answers on some new documents to the teacher; `None` if it cannot tell."""
+        fewest = min(len(self.probed), len(self.old_apart))
+        if self.student.bundle.calibrator is None or fewest < FEWEST_DOCUMENTS:
+            self.notes.append(
+                f"Drift was not tested: it takes a calibrated bundle and {FEWEST_DOCUMENTS} documents of "
+                f"either side; there are {len(self.probed)} new ones and {len(self.old_apart)} calibrated on."
+            )
+            return None
+        now = self._judged(self.probed, "drift: teacher judges new documents")
+        before = self._judged(self.old_apart)
+        groups = {label.uid: label.parent for label in self.catalog.labels if label.parent}
+        found = detect_drift(
+            before, now, groups, level=self.config.update.false_alarms, seed=self.config.seed
+        )
+        if found is None:
+            self.notes.append(f"Drift was not tested: fewer than {FEWEST_DOCUMENTS} documents are judged.")
+        return found
+
+    def _judged(self, documents: Sequence[int], ask: str | None = None) -> JudgedPairs:
+        """The former student's first tags, of documents with all of them judged."""
+        predictions = self.student.predict(self.inquiry.documents(documents), k=self.depth)
+        rows = [self.rows(prediction.labels, self.seen) for prediction in predictions]
+        if ask:
+            self.inquiry.ask(documents, rows, ask)
+        verdict = teacher_verdicts(self.inquiry.answers(documents, rows))
+        pairs = [
+            (p.uid, label, stated, hit)
+            for p in predictions
+            if all(verdict(p.uid, label) is not None for label in p.labels if label in self.seen)
+            for label, stated in zip(p.labels, p.probabilities, strict=True)
+            if label in self.seen and (hit := verdict(p.uid, label)) is not None
+        ]
+        uids, labels, stated, hits = zip(*pairs, strict=True) if pairs else ((), (), (), ())
+        return JudgedPairs(uids, labels, np.array(stated, dtype=float), np.array(hits, dtype=float))
+
+    def rows(self, labels: Iterable[str], among: Collection[str]) -> list[int]:
+        """Rows in the catalog of those labels that are `among`."""
+        return [self.row_of[uid] for uid in labels if uid in among]
+
+    def selection(self, drifting: Collection[str]) -> Selection:
+        """What there is to ask, given labels that drifted."""
+        limit = self.config.update.max_pairs
+        if limit is not None:
+            limit -= len(self.probed) * self.depth + min(self.check_pairs, int(limit * _MOST_CHECKED))
+        return select(
+            self.config,
+            self.catalog,
+            self.grown.changes,
+            self.student.bundle.encoder,
+            self.known(),
+            set(self.rows(sorted(drifting), self.seen)),
+            limit,
+        )
+
+    def known(self) -> list[Judgment]:
+        """What the store holds of the catalog as it is."""
+        inquiry = self.inquiry
+        return list(known_judgments(self.catalog, self.grown.now, inquiry.teacher, inquiry.store))
+
+    def ask(self, place: RunDir, drifting: Collection[str]) -> dict[str, int]:
+        """Select and ask; returns how many pairs were selected, by why, and `unasked`."""
+        file = place.path / "pairs.jsonl"
+
+        def make() -> dict[str, Any]:
+            found = self.selection(drifting)
+            place.write_lines(file, pair_rows(self.catalog, found.parts))
+            return {"counts": found.counts(), "unasked": found.unasked}
+
+        config = self.config
+        parts = [part.model_dump() for part in (config.shortlist, config.inference, config.update)]
+        done = place.stage("select", [*self._state, *parts, sorted(drifting)], [file], make)
+        with file.open(encoding="utf-8") as lines:
+            selected: dict[str, Rows] = read_pairs(self.catalog, map(json.loads, lines))
+        uids = [document.uid for document in self.catalog.documents]
+        for why, rows in selected.items():
+            order = in_hash_order(uids, (i for i, row in enumerate(rows) if row))
+            self.inquiry.ask(order, [rows[i] for i in order], f"teacher judges: {why}")
+        # Training needs the memory.
+        self.inquiry.teacher.close()
+        self.notes += [f"{done['unasked']:,} pairs were left out by the limit."] if done["unasked"] else []
+        return dict(done["counts"])
+
+    def train(self, place: RunDir) -> tuple[Path, dict[str, Any]]:
+        """Train on from the former weights, on all judgments; the bundle of it, and how training went."""
+        student, bundle = place.path / "student", place.path / "trained"
+        base, config = self.student.bundle.path / "student", self.config.training
+        judgments = self.learnt(self.known())
+        apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
+        verdicts = self.decided.verdicts_outside(apart)
+        said = [[*pair, yes] for pair, yes in sorted(verdicts.items())]
+        content = [*([j.key, j.status, j.log_odds] for j in judgments), *said]
+        documents = self.inquiry.documents(self.catalog.to_train)
+        twice = self.grown.now.also
+        select_on = [d for d in self.inquiry.documents(self.catalog.to_select) if d.uid not in twice]
+
+        def targets() -> Targets:
+            former = self.student.bundle.encoder
+            proposals = (
+                cosines_of(former, self.catalog.documents, self.catalog.labels) if config.fusion else None
+            )
+            context = context_of(judgments, len(self.catalog.labels))
+            return build_targets(judgments, config, context, proposals, verdicts)
+
+        bar = self.watch.stage("training")
+        inputs = [*self._state, config.model_dump(), content]
+        trained = place.stage(
+            "train",
+            inputs,
+            [student],
+            lambda: train_bi_encoder(
+                documents,
+                self.catalog.labels,
+                targets(),
+                config,
+                student,
+                base=base,
+                former=base,
+                held_out=select_on,
+                seed=self.config.seed,
+                progress=lambda done, total, loss: bar(done, total),
+            ).to_dict(),
+        )
+
+        def refine(encoder: BiEncoder, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+            return refined_label_vectors(
+                encoder, documents, self.catalog.labels, targets(), vectors, seed=self.config.seed
+            )
+
+        manifest = self.student.bundle.manifest
+        place.stage(
+            "bundle",
+            [*inputs, self.config.inference.model_dump()],
+            [bundle / MANIFEST],
+            lambda: save_bundle(
+                bundle,
+                student,
+                self.catalog.labels,
+                max_length=config.max_length,
+                k=self.config.inference.k,
+                origin={**manifest.origin, "update": place.path.name},
+                refine=refine if config.label_vectors == "refined" else None,
+                progress=self.watch.stage("bundle: label index"),
+            ).model_dump(),
+        )
+        return bundle, trained
+
+    def learnt(self, judgments: Iterable[Judgment], also: Collection[int] = ()) -> list[Judgment]:
+        """Those of documents that are not kept apart, or are among `also`."""
+        apart = {self.catalog.documents[i].uid for i in set(self.catalog.to_calibrate) - set(also)}
+        return [judgment for judgment in judgments if judgment.doc_uid not in apart]
+
+    def keep(self, place: RunDir) -> Path:
+        """The former bundle with the labels there are now, new ones by their titles."""
+        bundle = place.path / "kept"
+        shutil.rmtree(bundle, ignore_errors=True)
+        shutil.copytree(self.student.bundle.path, bundle, ignore=shutil.ignore_patterns(".lock"))
+        add_labels(bundle, self.catalog.labels, progress=self.watch.stage("bundle: new labels"))
+        if gone := self.student.bundle.rows().keys() - self.row_of.keys():
+            remove_labels(bundle, sorted(gone))
+        return bundle
+
+    def tag(self, bundle: Path, place: RunDir) -> None:
+        """Tag every document."""
+        documents, bar = self.catalog.documents, self.watch.stage("tagging")
+
+        def rows() -> Iterable[dict[str, Any]]:
+            stream = Predictor(bundle).stream(documents, k=self.config.inference.k)
+            for done, prediction in enumerate(stream, start=1):
+                bar(done, len(documents))
+                yield prediction_row(prediction)
+
+        place.write_lines(place.path / "predictions.jsonl", rows())
+        target = place.path / BUNDLE
+        shutil.rmtree(target, ignore_errors=True)
+        bundle.rename(target)

@@ -1,0 +1,277 @@
+"""Has calibration drifted? Two samples of documents, judged alike, and the errors of their probabilities.
+
+A residual is what the judge said minus the probability stated, r = y − p, so a
+calibrated tagger has mean residual 0 wherever one looks. Whether the mean has
+moved from one sample to the other is tested by permuting *documents*: the
+pairs of one document depend on each other.
+
+The statistic is studentised, T = (r̄' − r̄) / √(v' + v) with v the variance of
+a ratio over documents. That makes the test exact where documents are
+exchangeable, and of the right level for large samples where only the mean
+residuals are equal: new documents that are merely *other* documents (other
+labels, more of them hard) are no drift while their probabilities come true
+(Chung and Romano, "Exact and asymptotically robust permutation tests", Annals
+of Statistics 41, 2013; arXiv 1304.5939).
+
+Half of the level goes to the whole sample: the largest |T| of all pairs and of
+three bands of probability, so that errors that cancel are seen (Westfall and
+Young's maxT). The other half goes to labels and groups of labels, by Benjamini
+and Hochberg (JRSS B 57, 1995). Without any drift the rate of reporting some is
+thus at most the level; among reported labels, the expected share of false ones
+is at most half of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import false_discovery_control
+
+from ezxmc.metrics.calibration import ReliabilityBin, ece_at_k, reliability_bins
+
+_Floats = NDArray[np.float64]
+
+FEWEST_DOCUMENTS = 20
+"""Of either sample; fewer are not tested."""
+_FEWEST_PAIRS = 5  # of a label, in either sample
+_BANDS = 3
+_PERMUTATIONS = 9_999
+_BLOCK = 500
+_INTERVAL = 1.96
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPairs:
+    """Pairs a tagger answered with and a judge judged; the four columns align.
+
+    Attributes:
+        documents: (P,) uids.
+        labels: (P,) uids.
+        probabilities: (P,) float64 stated, in [0, 1].
+        verdicts: (P,) float64 in [0, 1]: how far the judge agrees.
+    """
+
+    documents: Sequence[str]
+    labels: Sequence[str]
+    probabilities: _Floats
+    verdicts: _Floats
+
+    @property
+    def size(self) -> int:
+        """Documents there are."""
+        return len(set(self.documents))
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """Mean residual before and now, of all pairs or of one label or group.
+
+    Attributes:
+        pairs_before: Pairs of the former sample.
+        pairs: Pairs now.
+        error_before: Mean residual, verdict minus probability, of the former sample.
+        error: The same now.
+        half_width: Of the 95% interval of `error`, over documents.
+        p: Of the hypothesis that both are equal.
+        drifted: Whether it is rejected, all tests taken together.
+    """
+
+    pairs_before: int
+    pairs: int
+    error_before: float
+    error: float
+    half_width: float
+    p: float
+    drifted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What two samples say.
+
+    Attributes:
+        documents_before: Documents of the former sample.
+        documents: Documents now.
+        overall: All pairs; its p is that of the largest |T| of all pairs and the bands.
+        ece_before: Expected calibration error of the former sample.
+        ece: The same now.
+        labels: By uid, of labels with enough pairs in both samples.
+        groups: The same by group.
+        reliability_before: Bins of the former sample's diagram.
+        reliability: The same now.
+    """
+
+    documents_before: int
+    documents: int
+    overall: Shift
+    ece_before: float
+    ece: float
+    labels: dict[str, Shift] = field(default_factory=dict)
+    groups: dict[str, Shift] = field(default_factory=dict)
+    reliability_before: tuple[ReliabilityBin, ...] = ()
+    reliability: tuple[ReliabilityBin, ...] = ()
+
+    @property
+    def found(self) -> bool:
+        """Whether anything drifted."""
+        return self.overall.drifted or any(
+            shift.drifted for part in (self.labels, self.groups) for shift in part.values()
+        )
+
+    def drifting(self, group_of: Mapping[str, str]) -> set[str]:
+        """Labels that drifted, by themselves or with their group; `group_of` is `detect_drift`'s."""
+        members = {label for label, group in group_of.items() if group in self.groups}
+        return {label for label, shift in self.labels.items() if shift.drifted} | {
+            label for label in members if self.groups[group_of[label]].drifted
+        }
+
+
+def detect_drift(
+    before: JudgedPairs,
+    now: JudgedPairs,
+    group_of: Mapping[str, str],
+    *,
+    level: float = 0.05,
+    permutations: int = _PERMUTATIONS,
+    seed: int = 0,
+) -> Drift | None:
+    """Compare the errors of two samples.
+
+    Args:
+        before: A sample on which the probabilities were right, best one they
+            were not fitted on (cross-fitted).
+        now: Another, of other documents.
+        group_of: The group of each label that is in one.
+        level: Rate of reporting drift where there is none.
+        permutations: Draws; the least p is 1 / (permutations + 1).
+        seed: The same seed gives the same result.
+
+    Returns:
+        `None` if either sample has fewer than 20 documents.
+
+    Raises:
+        ValueError: A document is in both samples.
+    """
+    if min(before.size, now.size) < FEWEST_DOCUMENTS:
+        return None
+    if set(before.documents) & set(now.documents):
+        raise ValueError("the two samples must be of different documents")
+    documents = {uid: row for row, uid in enumerate(dict.fromkeys([*before.documents, *now.documents]))}
+    rows = np.array([documents[uid] for part in (before, now) for uid in part.documents])
+    stated = np.concatenate([before.probabilities, now.probabilities])
+    residuals = np.concatenate([before.verdicts, now.verdicts]) - stated
+    labels = [*before.labels, *now.labels]
+    # Cut where the pooled pairs say: the same for every permutation.
+    bands = np.searchsorted(np.quantile(stated, np.arange(1, _BANDS) / _BANDS), stated)
+    names: list[tuple[str, str]] = [("all", ""), *(("band", str(band)) for band in range(_BANDS))]
+    members = [np.ones(len(rows), dtype=np.bool_), *(bands == band for band in range(_BANDS))]
+    is_new = np.arange(len(rows)) >= len(before.documents)
+    groups = [group_of.get(label, "") for label in labels]
+    for kind, of in (("label", labels), ("group", groups)):
+        column = np.array(of)
+        for name in sorted(set(of) - {""}):
+            member = column == name
+            if min((member & is_new).sum(), (member & ~is_new).sum()) >= _FEWEST_PAIRS:
+                names.append((kind, name))
+                members.append(member)
+    sums = _Sums.of(rows, residuals, members, len(documents))
+    new = np.arange(len(documents)) >= before.size
+    observed = np.abs(sums.statistic(new[None].astype(np.float64)))[0]
+    own, largest, first = np.zeros(len(names)), 0, 1 + _BANDS
+    rng = np.random.default_rng(seed)
+    for start in range(0, permutations, _BLOCK):
+        drawn = rng.permuted(np.tile(new, (min(_BLOCK, permutations - start), 1)), axis=1)
+        found = np.abs(sums.statistic(drawn.astype(np.float64)))
+        # Rounding must not make two equal arrangements differ.
+        own += (found >= observed - 1e-12).sum(axis=0)
+        largest += int((found[:, :first].max(axis=1) >= observed[:first].max() - 1e-12).sum())
+    # The observed arrangement counts as one (Phipson and Smyth, SAGMB 9, 2010).
+    p = (own + 1) / (permutations + 1)
+    p[0] = (largest + 1) / (permutations + 1)
+    rejected = np.concatenate([[p[0] <= level / 2], np.zeros(_BANDS), _rejected(p[first:], level / 2)])
+    shifts = sums.shifts(new, p, rejected.astype(np.bool_), members, is_new)
+    by_kind: dict[str, dict[str, Shift]] = {"label": {}, "group": {}}
+    for (kind, name), shift in list(zip(names, shifts, strict=True))[first:]:
+        by_kind[kind][name] = shift
+    return Drift(
+        before.size,
+        now.size,
+        shifts[0],
+        ece_at_k(before.probabilities, before.verdicts),
+        ece_at_k(now.probabilities, now.verdicts),
+        by_kind["label"],
+        by_kind["group"],
+        tuple(reliability_bins(before.probabilities, before.verdicts)),
+        tuple(reliability_bins(now.probabilities, now.verdicts)),
+    )
+
+
+def _rejected(p: _Floats, level: float) -> NDArray[np.bool_]:
+    return np.asarray(false_discovery_control(p) <= level) if len(p) else np.zeros(0, dtype=np.bool_)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Of D documents and C sets of pairs: (D, C) sums of residuals s, counts m, and their products."""
+
+    s: _Floats
+    m: _Floats
+
+    @classmethod
+    def of(
+        cls,
+        rows: NDArray[np.int64],
+        residuals: _Floats,
+        members: Sequence[NDArray[np.bool_]],
+        documents: int,
+    ) -> _Sums:
+        def by_document(weights: _Floats) -> _Floats:
+            columns = [np.bincount(rows[one], weights[one], minlength=documents) for one in members]
+            return np.stack(columns, axis=1).astype(np.float64)
+
+        return cls(by_document(residuals), by_document(np.ones(len(rows))))
+
+    def statistic(self, new: _Floats) -> _Floats:
+        """(B, C) T of B ways to call documents new, (B, D) of 0 and 1; 0 where one side is empty."""
+        (one, v), (other, w) = self._mean(new), self._mean(1 - new)
+        scale = np.sqrt(v + w)
+        gap, found = one - other, np.zeros_like(one)
+        np.divide(gap, scale, out=found, where=np.isfinite(scale) & (scale > 0))
+        return found
+
+    def _mean(self, chosen: _Floats) -> tuple[_Floats, _Floats]:
+        """Mean residuals (B, C) of the chosen documents, and their variances; NaN without a pair.
+
+        v = Σ (s − r̄ m)² / (Σ m)², of the ratio r̄ = Σ s / Σ m.
+        """
+        s, m, ss, sm, mm = (chosen @ part for part in (self.s, self.m, self.s**2, self.s * self.m, self.m**2))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = s / m
+            return mean, np.maximum(ss - 2 * mean * sm + mean**2 * mm, 0) / m**2
+
+    def shifts(
+        self,
+        new: NDArray[np.bool_],
+        p: _Floats,
+        rejected: NDArray[np.bool_],
+        members: Sequence[NDArray[np.bool_]],
+        is_new: NDArray[np.bool_],
+    ) -> list[Shift]:
+        (error, variance), (error_before, _) = (
+            self._mean(side[None].astype(np.float64)) for side in (new, ~new)
+        )
+        return [
+            Shift(
+                int((member & ~is_new).sum()),
+                int((member & is_new).sum()),
+                float(error_before[0, c]),
+                float(error[0, c]),
+                _INTERVAL * float(np.sqrt(variance[0, c])),
+                float(p[c]),
+                bool(rejected[c]),
+            )
+            for c, member in enumerate(members)
+        ]
