@@ -30,12 +30,13 @@ Kind = Literal["isotonic", "platt", "temperature", "ranked"]
 FORMAT_VERSION: Final = 2
 KINDS: Final[tuple[Kind, ...]] = ("isotonic", "platt", "temperature", "ranked")
 _AnyCurve = Isotonic | Platt | Temperature | Ranked | Corrected
-_FITS: Final[Mapping[Kind, Callable[[JudgedRows], _AnyCurve]]] = {
+FITS: Final[Mapping[Kind, Callable[[JudgedRows], _AnyCurve]]] = {
     "isotonic": Isotonic.fit,
     "platt": Platt.fit,
     "temperature": Temperature.fit,
     "ranked": Ranked.fit,
 }
+"""How each kind is fitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Calibrator:
         Raises:
             TrainingError: All pairs are of one document.
         """
-        return cls._best({kind: _FITS[kind] for kind in kinds}, rows, target)
+        return cls._best({kind: FITS[kind] for kind in kinds}, rows, target)
 
     @classmethod
     def correct(cls, teachers: Sequence[Calibrator], rows: JudgedRows) -> Calibrator:

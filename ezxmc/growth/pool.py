@@ -42,8 +42,8 @@ def known_judgments(
 def _by_name(items: Mapping[str, _Item], also: Mapping[str, tuple[str, ...]]) -> dict[str, list[_Item]]:
     """By every uid an item was ever asked under."""
     found: dict[str, list[_Item]] = defaultdict(list)
-    for item_uid, item in items.items():
-        names: list[str] = [item_uid, *also.get(item_uid, ())]
-        for name in names:
-            found[name].append(item)
+    for uid, item in items.items():
+        found[uid].append(item)
+        for other in also.get(uid, ()):
+            found[other].append(item)
     return found

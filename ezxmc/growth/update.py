@@ -30,6 +30,7 @@ from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.teachers import unused_judgments
 from ezxmc.growth.forgetting import Comparison
 from ezxmc.growth.history import BUNDLE, History
+from ezxmc.growth.probe import probe
 from ezxmc.growth.settling import settle
 from ezxmc.growth.work import Grown, Work
 from ezxmc.manifest import DECISION
@@ -163,7 +164,7 @@ class _Update:
 
     def _do(self, work: Work, place: RunDir, report: UpdateReport) -> None:
         groups = {label.uid: label.parent for label in self.catalog.labels if label.parent}
-        drift = work.probe() if self.grown.changes.unseen else None
+        drift = probe(work) if self.grown.changes.unseen else None
         report.probe = len(work.probed) * work.depth
         if drift:
             report.drift = self._drift(drift)

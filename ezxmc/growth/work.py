@@ -1,10 +1,10 @@
-"""The steps of one update, each done once: probe, ask, train, compare, calibrate, tag."""
+"""The steps of one update, each done once: select and ask, train, keep, tag."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +20,12 @@ from ezxmc.feedback.budget import in_hash_order
 from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.priors import context_of
 from ezxmc.feedback.reviews import Decided
-from ezxmc.feedback.targets import Targets, build_targets, teacher_verdicts
+from ezxmc.feedback.targets import Targets, build_targets
 from ezxmc.growth.history import BUNDLE
 from ezxmc.growth.pool import known_judgments
 from ezxmc.growth.selection import Rows, Selection, pair_rows, read_pairs, select
 from ezxmc.hashing import file_hash
 from ezxmc.manifest import MANIFEST
-from ezxmc.metrics import FEWEST_DOCUMENTS, Drift, JudgedPairs, detect_drift
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder
@@ -109,42 +108,6 @@ class Work:
         """What every stage depends on."""
         manifest = file_hash(self.student.bundle.path / MANIFEST)
         return [self.catalog.hash, self.grown.former.hash, manifest, self.config.seed]
-
-    def probe(self) -> Drift | None:
-        """Put the former student's answers on some new documents to the teacher; `None` if it cannot tell."""
-        fewest = min(len(self.probed), len(self.old_apart))
-        if self.student.bundle.calibrator is None or fewest < FEWEST_DOCUMENTS:
-            self.notes.append(
-                f"Drift was not tested: it takes a calibrated bundle and {FEWEST_DOCUMENTS} documents of "
-                f"either side; there are {len(self.probed)} new ones and {len(self.old_apart)} calibrated on."
-            )
-            return None
-        now = self._judged(self.probed, "drift: teacher judges new documents")
-        before = self._judged(self.old_apart)
-        groups = {label.uid: label.parent for label in self.catalog.labels if label.parent}
-        found = detect_drift(
-            before, now, groups, level=self.config.update.false_alarms, seed=self.config.seed
-        )
-        if found is None:
-            self.notes.append(f"Drift was not tested: fewer than {FEWEST_DOCUMENTS} documents are judged.")
-        return found
-
-    def _judged(self, documents: Sequence[int], ask: str | None = None) -> JudgedPairs:
-        """The former student's first tags, of documents with all of them judged."""
-        predictions = self.student.predict(self.inquiry.documents(documents), k=self.depth)
-        rows = [self.rows(prediction.labels, self.seen) for prediction in predictions]
-        if ask:
-            self.inquiry.ask(documents, rows, ask)
-        verdict = teacher_verdicts(self.inquiry.answers(documents, rows))
-        pairs = [
-            (p.uid, label, stated, hit)
-            for p in predictions
-            if all(verdict(p.uid, label) is not None for label in p.labels if label in self.seen)
-            for label, stated in zip(p.labels, p.probabilities, strict=True)
-            if label in self.seen and (hit := verdict(p.uid, label)) is not None
-        ]
-        uids, labels, stated, hits = zip(*pairs, strict=True) if pairs else ((), (), (), ())
-        return JudgedPairs(uids, labels, np.array(stated, dtype=float), np.array(hits, dtype=float))
 
     def rows(self, labels: Iterable[str], among: Collection[str]) -> list[int]:
         """Rows in the catalog of those labels that are `among`."""

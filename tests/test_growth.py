@@ -1,0 +1,191 @@
+"""What has changed in a catalog, and how one folder takes another's place."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes import FakeTeacher
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ezxmc.growth.history as growth_history
+import ezxmc.rundir as rundir
+from ezxmc.data import Catalog, RowReport
+from ezxmc.data.growth import Changes, Snapshot
+from ezxmc.errors import DataError
+from ezxmc.feedback.store import FeedbackStore
+from ezxmc.growth.history import History
+from ezxmc.growth.pool import known_judgments
+from ezxmc.records import Document, Label, Pair
+from ezxmc.rundir import RunDir, exchange
+
+
+def catalog(documents: dict[str, str], labels: dict[str, str]) -> Catalog:
+    docs = [Document(uid, "", text) for uid, text in documents.items()]
+    tags = [Label(uid, title) for uid, title in labels.items()]
+    return Catalog(docs, tags, {}, list(range(len(docs))), [], [], RowReport(), RowReport(), None)
+
+
+def seen(now: Catalog, former: Snapshot | None = None) -> Snapshot:
+    return Snapshot.of(now, 0, 0.2, former)
+
+
+OLD = catalog({"a": "apple", "b": "pear", "c": "plum", "d": "fig"}, {"x": "red", "y": "green", "z": "blue"})
+
+
+def test_every_kind_of_change_is_told_apart() -> None:
+    now = catalog(
+        {"d": "fig", "a": "apple pie", "q": "pear", "n": "nut"},
+        {"z": "blue", "y": "dark green", "r": "red", "w": "white"},
+    )
+    now.labels[0] = replace(now.labels[0], text="a colour")
+    found = Changes.between(seen(OLD), now)
+    uids = [[now.documents[i].uid for i in rows] for rows in (found.new, found.edited, found.moved)]
+    assert uids == [["n"], ["a"], ["q"]] and found.gone == ["c"]
+    parts = (found.new_labels, found.renamed_labels, found.described_labels, found.moved_labels)
+    assert [[now.labels[i].uid for i in rows] for rows in parts] == [["w"], ["y"], ["z"], ["r"]]
+    assert found.gone_labels == [] and found.any
+    assert sum(found.counts().values()) == 8
+
+
+texts = st.dictionaries(
+    st.text("abc", min_size=1, max_size=2), st.sampled_from(["one", "two", "three"]), max_size=6
+)
+
+
+@given(texts, texts, texts, texts)
+def test_any_two_catalogs_account_for_every_row(
+    documents: dict[str, str],
+    labels: dict[str, str],
+    documents_now: dict[str, str],
+    labels_now: dict[str, str],
+) -> None:
+    former, now = seen(catalog(documents, labels)), catalog(documents_now, labels_now)
+    found = Changes.between(former, now)
+    same = {uid for uid in documents_now if documents.get(uid) == documents_now[uid]}
+    changed = [now.documents[i].uid for i in (*found.new, *found.edited, *found.moved)]
+    assert len(changed) == len(set(changed)) and set(changed) == documents_now.keys() - same
+    assert set(found.gone) == {
+        uid
+        for uid, text in documents.items()
+        if uid not in documents_now and text not in documents_now.values()
+    }
+    assert not Changes.between(seen(now), now).any
+    assert Changes.between(former, catalog(documents, labels)).any is False
+
+
+@given(texts, texts)
+def test_a_snapshot_survives_its_file(documents: dict[str, str], labels: dict[str, str]) -> None:
+    import tempfile
+
+    former = seen(catalog(documents, labels))
+    renamed = seen(catalog({f"{uid}!": text for uid, text in documents.items()}, labels), former)
+    with tempfile.TemporaryDirectory() as folder:
+        place = RunDir(folder)
+        place.write_lines(Path(folder, "catalog.jsonl"), renamed.rows())
+        assert Snapshot.load(Path(folder, "catalog.jsonl")) == renamed
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}\n", '{"seed": 0, "held_out": 0.1}\n{"document": "a"}\n', "[1]\n", "\x00"]
+)
+def test_a_damaged_snapshot_is_an_error_with_a_cure(tmp_path: Path, text: str) -> None:
+    (tmp_path / "catalog.jsonl").write_text(text)
+    with pytest.raises(DataError, match=r"damaged[\s\S]*cure"):
+        Snapshot.load(tmp_path / "catalog.jsonl")
+
+
+def test_judgments_are_found_under_whatever_uid_they_were_asked(tmp_path: Path) -> None:
+    teacher = FakeTeacher()
+    with FeedbackStore(tmp_path / "s.sqlite") as store:
+        every = [Pair(document, label) for document in OLD.documents for label in OLD.labels]
+        store.append(store.open_session(teacher.fingerprint, {}), list(teacher.score(every)), 1.0)
+        once = catalog({"A": "apple", "b": "pear now", "c": "plum"}, {"X": "red", "y": "green", "z": "navy"})
+        first = seen(once, seen(OLD))
+        # Once more under other uids: what was asked under the first ones still counts.
+        twice = catalog({"AA": "apple", "C": "plum"}, {"XX": "red", "y": "green"})
+        found = {(j.doc_uid, j.label_uid) for j in known_judgments(once, first, teacher, store)}
+        assert found == {(doc, label) for doc in ("A", "c") for label in ("X", "y")}
+        found = {(j.doc_uid, j.label_uid) for j in known_judgments(twice, seen(twice, first), teacher, store)}
+        assert found == {(doc, label) for doc in ("AA", "C") for label in ("XX", "y")}
+
+
+def folder(path: Path, content: str) -> Path:
+    path.mkdir(parents=True)
+    (path / "manifest.json").write_text(content)
+    return path
+
+
+def test_who_looks_while_folders_change_places_always_finds_one(tmp_path: Path) -> None:
+    one, other = folder(tmp_path / "one", "1"), folder(tmp_path / "other", "2")
+    stop, missing = threading.Event(), []
+
+    def look() -> None:
+        while not stop.is_set():
+            try:
+                (other / "manifest.json").read_text()
+            except FileNotFoundError as error:
+                missing.append(error)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    for _ in range(501):
+        exchange(one, other)
+    stop.set()
+    watcher.join()
+    assert missing == []
+    assert (other / "manifest.json").read_text() == "1" and (one / "manifest.json").read_text() == "2"
+
+
+def test_where_the_system_cannot_exchange_they_are_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = folder(tmp_path / "one", "1"), folder(tmp_path / "other", "2")
+    monkeypatch.setattr(rundir.ctypes, "CDLL", lambda name: object())
+    exchange(one, other)
+    assert (other / "manifest.json").read_text() == "1" and (one / "manifest.json").read_text() == "2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other"]
+
+
+@pytest.mark.parametrize("killed", ["before", "exchange", "rename", "unlink", "rmtree"])
+def test_killed_while_it_is_put_in_place_the_next_one_finishes(
+    tmp_path: Path, killed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path)
+    folder(tmp_path / "bundle", "former")
+    (tmp_path / "predictions.jsonl").write_text("former")
+    history = History(run)
+    update = history.open()
+    assert update.path.name == "0001"
+    folder(update.path / "bundle", "new")
+    (update.path / "predictions.jsonl").write_text("new")
+    (update.path / "report.json").write_text("{}")
+
+    class KilledError(Exception):
+        pass
+
+    def kill(*args: object, **options: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        targets = {
+            "before": (History, "_install"),
+            "exchange": (growth_history, "exchange"),
+            "rmtree": (growth_history.shutil, "rmtree"),
+        }
+        patch.setattr(*targets.get(killed, (Path, killed)), kill)
+        with pytest.raises(KilledError):
+            history.complete(update)
+    assert (tmp_path / "bundle" / "manifest.json").read_text() in ("former", "new")
+    assert history.reports == []
+    history.settle()
+    assert (tmp_path / "bundle" / "manifest.json").read_text() == "new"
+    assert (tmp_path / "predictions.jsonl").read_text() == "new"
+    assert (update.path / "former" / "manifest.json").read_text() == "former"
+    assert history.reports == [update.path / "report.json"]
+    history.settle()
+    assert (tmp_path / "bundle" / "manifest.json").read_text() == "new"
+    assert history.open().path.name == "0002"
