@@ -29,6 +29,7 @@ from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.growth import update
+from ezxmc.growth.selection import PRIORS
 from ezxmc.models import resolve_model
 from ezxmc.predict import Predictor
 from ezxmc.records import Pair
@@ -36,7 +37,7 @@ from ezxmc.report.update import UpdateReport, render_update
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-BEFORE, NOW = 130, 230
+BEFORE, NOW = 130, 200
 SETTINGS: dict[str, Any] = {
     "cycles": 1,
     "training__epochs": 4,
@@ -244,7 +245,7 @@ def test_edited_renamed_and_removed_rows(grown: Callable[..., Path], base: Base)
     changes = {name: count for name, count in report.changes.items() if count}
     assert changes == {
         "edited documents": 1,
-        "documents under another uid": 1,
+        "known texts under another uid": 1,
         "removed documents": 1,
         "renamed labels": 1,
         "labels described anew": 1,
@@ -488,9 +489,12 @@ def test_the_command_plans_updates_and_says_when_there_is_nothing(
             for word, topic in TOPIC_OF.items()
         ],
     )
-    config = write_day(
-        tmp_path / "w", tiny_encoder, 70, late=False, teacher={"kind": "replay", "judgments": str(recorded)}
-    )
+    settings: dict[str, Any] = {
+        "teacher": {"kind": "replay", "judgments": str(recorded)},
+        "training__prior": "contextual",
+        "training__prior_documents": 2,
+    }
+    config = write_day(tmp_path / "w", tiny_encoder, 70, late=False, **settings)
 
     app = typer.Typer()
     pipeline_cli.register(app)
@@ -503,14 +507,14 @@ def test_the_command_plans_updates_and_says_when_there_is_nothing(
     assert called().exit_code == 0
     nothing = called("--update")
     assert nothing.exit_code == 0 and "nothing was asked" in nothing.stdout
-    write_day(
-        tmp_path / "w", tiny_encoder, 90, late=True, teacher={"kind": "replay", "judgments": str(recorded)}
-    )
+    write_day(tmp_path / "w", tiny_encoder, 90, late=True, **settings)
     planned = called("--update", "--plan", "--json")
     assert planned.exit_code == 0 and json.loads(planned.stdout)["changes"]["new documents"] == 20
     done = called("--update", "--max-pairs", "150", "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
+    # Two documents were asked about all labels: the new ones are now asked there too.
+    assert told["selected"][PRIORS] == 2 * len(LATE)
     assert told["number"] == 1 and told["asked"] <= 150 and told["student"] == "trained"
     with (tmp_path / "w" / "documents.jsonl").open("a") as handle:
         handle.write("{broken\n")

@@ -179,12 +179,12 @@ class Changes:
         names = (
             ("new documents", self.new),
             ("edited documents", self.edited),
-            ("documents under another uid", self.moved),
+            ("known texts under another uid", self.moved),
             ("removed documents", self.gone),
             ("new labels", self.new_labels),
             ("renamed labels", self.renamed_labels),
             ("labels described anew", self.described_labels),
-            ("labels under another uid", self.moved_labels),
+            ("known titles under another uid", self.moved_labels),
             ("removed labels", self.gone_labels),
         )
         return {name: len(found) for name, found in names}

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from ezxmc.calibration import Calibrator
 from ezxmc.feedback.budget import in_hash_order
-from ezxmc.feedback.priors import context_of
-from ezxmc.feedback.targets import build_targets, teacher_verdicts
+from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.growth.forgetting import Comparison, compare_rankings, old_rankings, with_calibration
 from ezxmc.growth.work import Work
 from ezxmc.pipeline import calibrate
@@ -57,9 +56,8 @@ def _compare(
     work: Work, former: Sequence[Prediction], new: Sequence[Prediction], answers: Sequence[Prediction]
 ) -> Comparison | None:
     judgments = work.known()
-    context = context_of(work.learnt(judgments), len(work.catalog.labels))
     # The zero point is that of everything judged; nothing is taught here.
-    said = build_targets(work.learnt(judgments, work.checked), work.config.training, context)
+    said = work.targets(work.learnt(judgments, work.checked))
     yes = {
         one.doc_uid: {
             label

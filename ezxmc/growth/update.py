@@ -141,7 +141,7 @@ class _Update:
         report.number = int(place.path.name)
         report.title += f", update {report.number}"
         before = place.stage(
-            "begin", None, [], lambda: {"judged": self.store.judged(self.teacher.fingerprint)}
+            "begin", self.grown.former.hash, [], lambda: {"judged": self.store.judged(self.teacher.fingerprint)}
         )
         self._do(self._work(before["judged"]), place, report)
         report.asked = self.store.judged(self.teacher.fingerprint) - before["judged"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ezxmc.feedback.budget import in_hash_order
 from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.priors import context_of
 from ezxmc.feedback.reviews import Decided
-from ezxmc.feedback.targets import Targets, build_targets
+from ezxmc.feedback.targets import Proposals, Targets, build_targets
 from ezxmc.growth.history import BUNDLE
 from ezxmc.growth.pool import known_judgments
 from ezxmc.growth.selection import Rows, Selection, pair_rows, read_pairs, select
@@ -35,6 +36,7 @@ from ezxmc.watch import Watch
 
 _MOST_PROBED, _MOST_CHECKED = 0.25, 0.25
 """Of a limit, what the probe and the calibration may take."""
+_FEW_SHORTLISTS = 10  # as many shortlists may hold all labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +173,8 @@ class Work:
 
         def targets() -> Targets:
             former = self.student.bundle.encoder
-            proposals = (
-                cosines_of(former, self.catalog.documents, self.catalog.labels) if config.fusion else None
-            )
-            context = context_of(judgments, len(self.catalog.labels))
-            return build_targets(judgments, config, context, proposals, verdicts)
+            fused = cosines_of(former, self.catalog.documents, self.catalog.labels) if config.fusion else None
+            return self.targets(judgments, fused, verdicts)
 
         bar = self.watch.stage("training")
         inputs = [*self._state, config.model_dump(), content]
@@ -219,6 +218,20 @@ class Work:
             ).model_dump(),
         )
         return bundle, trained
+
+    def targets(
+        self,
+        judgments: Sequence[Judgment],
+        proposals: Proposals | None = None,
+        verdicts: Mapping[tuple[str, str], bool] = MappingProxyType({}),
+    ) -> Targets:
+        """`build_targets`; documents asked about all labels tell of the labels' priors alone."""
+        labels = len(self.catalog.labels)
+        context = context_of(judgments, labels)
+        # Where labels are many, one such document would bring them all into its batch.
+        apart = {j.doc_uid for j in context} if labels > _FEW_SHORTLISTS * self.config.shortlist.size else ()
+        taught = [judgment for judgment in judgments if judgment.doc_uid not in apart]
+        return build_targets(taught, self.config.training, context, proposals, verdicts)
 
     def learnt(self, judgments: Iterable[Judgment], also: Collection[int] = ()) -> list[Judgment]:
         """Those of documents that are not kept apart, or are among `also`."""
