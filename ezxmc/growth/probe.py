@@ -16,6 +16,8 @@ from ezxmc.growth.work import Work
 from ezxmc.metrics import FEWEST_DOCUMENTS, Drift, JudgedPairs, detect_drift
 from ezxmc.records import Prediction
 
+_MOST_BEFORE = 2_000  # documents calibrated on: more would only cost time
+
 
 def probe(work: Work) -> Drift | None:
     """Ask about `work.probed`, and compare with the documents calibrated on.
@@ -36,7 +38,7 @@ def probe(work: Work) -> Drift | None:
         )
         return None
     now = _answers(work, work.probed, ask=True)
-    before = _answers(work, work.old_apart, ask=False)
+    before = _answers(work, work.old_apart[:_MOST_BEFORE], ask=False)
     groups = {label.uid: label.parent for label in work.catalog.labels if label.parent}
     try:
         found = detect_drift(
@@ -59,13 +61,12 @@ def _answers(work: Work, documents: Sequence[int], *, ask: bool) -> tuple[list[P
     rows = [work.rows(prediction.labels, work.seen) for prediction in predictions]
     if ask:
         work.inquiry.ask(documents, rows, "drift: teacher judges new documents")
-    verdict = teacher_verdicts(work.inquiry.answers(documents, rows))
+    judgments = work.inquiry.answers(documents, rows)
+    judged = {(judgment.doc_uid, judgment.label_uid) for judgment in judgments}
     complete = [
-        p
-        for p in predictions
-        if all(verdict(p.uid, label) is not None for label in p.labels if label in work.seen)
+        p for p in predictions if all((p.uid, label) in judged for label in p.labels if label in work.seen)
     ]
-    return complete, verdict
+    return complete, teacher_verdicts(judgments)
 
 
 def _stated(predictions: Sequence[Prediction], verdict: Verdict) -> NDArray[np.float64]:

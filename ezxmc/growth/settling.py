@@ -40,16 +40,16 @@ def settle(work: Work, bundle: Path, *, compared: bool) -> tuple[Comparison | No
             wanted[one.uid] += one.labels
     rows = [work.rows(dict.fromkeys(wanted[text.uid]), work.row_of) for text in texts]
     work.inquiry.ask(documents, rows, "teacher judges: calibration and comparison")
-    verdict = teacher_verdicts(work.inquiry.answers(documents, rows))
-    complete = {
-        uid for uid, labels in wanted.items() if all(verdict(uid, label) is not None for label in labels)
-    }
+    judgments = work.inquiry.answers(documents, rows)
+    judged = {(judgment.doc_uid, judgment.label_uid) for judgment in judgments}
+    # An answer without a score is one: asking again would not help.
+    complete = {uid for uid, labels in wanted.items() if all((uid, label) in judged for label in labels)}
     answers = [p for p in answers if p.uid in complete]
     found = None
     if rankings:
         former, new = ([p for p in side if p.uid in complete] for side in rankings)
         found = _compare(work, former, new, answers)
-    return found, calibrate(bundle, answers, verdict, work.decided, depth, work.watch)
+    return found, calibrate(bundle, answers, teacher_verdicts(judgments), work.decided, depth, work.watch)
 
 
 def _compare(

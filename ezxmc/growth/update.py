@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from ezxmc.config import BudgetConfig, RunConfig
 from ezxmc.data import Catalog
 from ezxmc.data.growth import CATALOG, Changes, Snapshot
@@ -33,7 +35,7 @@ from ezxmc.growth.history import BUNDLE, History
 from ezxmc.growth.probe import probe
 from ezxmc.growth.settling import settle
 from ezxmc.growth.work import Grown, Work
-from ezxmc.manifest import DECISION
+from ezxmc.manifest import DECISION, STUDENT, read_manifest
 from ezxmc.metrics import Drift, Shift
 from ezxmc.predict import Predictor
 from ezxmc.report.update import (
@@ -141,7 +143,10 @@ class _Update:
         report.number = int(place.path.name)
         report.title += f", update {report.number}"
         before = place.stage(
-            "begin", self.grown.former.hash, [], lambda: {"judged": self.store.judged(self.teacher.fingerprint)}
+            "begin",
+            self.grown.former.hash,
+            [],
+            lambda: {"judged": self.store.judged(self.teacher.fingerprint)},
         )
         self._do(self._work(before["judged"]), place, report)
         report.asked = self.store.judged(self.teacher.fingerprint) - before["judged"]
@@ -182,21 +187,29 @@ class _Update:
             else:
                 report.student = "trained"
             report.ece = calibrator.ece_cross_fitted if calibrator else None
-            if work.student.bundle.manifest.file(DECISION):
-                work.notes.append(
-                    "The former bundle's decision was made on its probabilities and is gone: make it anew "
-                    "with `ezxmc decide`."
-                )
+            self._gone(work, bundle)
         else:
             bundle = work.keep(place)
         work.tag(bundle, place)
         report.unasked, report.notes = work.inquiry.unasked_pairs, work.notes
 
+    def _gone(self, work: Work, bundle: Path) -> None:
+        """Tell what was made for the former student or its probabilities."""
+        lost = set(work.student.bundle.manifest.files) - set(read_manifest(bundle).files)
+        if work.student.bundle.manifest.file(DECISION):
+            work.notes.append(
+                "The former bundle's decision does not hold any more: `ezxmc decide` makes one."
+            )
+        if any(name.startswith(f"{STUDENT}/onnx/") for name in lost):
+            work.notes.append("The former student's exported forms are gone: `ezxmc export` makes them.")
+
     def _windows(self) -> list[Window]:
-        found = (
-            UpdateReport.model_validate_json(path.read_bytes()).windows for path in self.history.reports[-1:]
-        )
-        return next(found, [])
+        for path in self.history.reports[-1:]:
+            try:
+                return UpdateReport.model_validate_json(path.read_bytes()).windows
+            except ValidationError as error:
+                raise DataError(f"{path} is damaged: {error}", "restore it from a copy") from None
+        return []
 
     def _drift(self, drift: Drift) -> DriftSummary:
         titles = {label.uid: label.title for label in self.catalog.labels}

@@ -136,7 +136,7 @@ class Work:
         return list(known_judgments(self.catalog, self.grown.now, inquiry.teacher, inquiry.store))
 
     def ask(self, place: RunDir, drifting: Collection[str]) -> dict[str, int]:
-        """Select and ask; returns how many pairs were selected, by why, and `unasked`."""
+        """Select and ask; returns how many pairs were selected, by why."""
         file = place.path / "pairs.jsonl"
 
         def make() -> dict[str, Any]:

@@ -23,6 +23,7 @@ is at most half of it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -168,15 +169,18 @@ def detect_drift(
     bands = np.searchsorted(np.quantile(stated, np.arange(1, _BANDS) / _BANDS), stated)
     names: list[tuple[str, str]] = [("all", ""), *(("band", str(band)) for band in range(_BANDS))]
     members = [np.ones(len(rows), dtype=np.bool_), *(bands == band for band in range(_BANDS))]
-    is_new = np.arange(len(rows)) >= len(before.documents)
+    first_now = len(before.documents)
+    is_new = np.arange(len(rows)) >= first_now
     groups = [group_of.get(label, "") for label in labels]
     for kind, of in (("label", labels), ("group", groups)):
-        column = np.array(of)
-        for name in sorted(set(of) - {""}):
-            member = column == name
-            if min((member & is_new).sum(), (member & ~is_new).sum()) >= _FEWEST_PAIRS:
+        column, before_of, now_of = (
+            np.array(of),
+            *(Counter(part) for part in (of[:first_now], of[first_now:])),
+        )
+        for name in sorted(now_of.keys() - {""}):
+            if min(before_of[name], now_of[name]) >= _FEWEST_PAIRS:
                 names.append((kind, name))
-                members.append(member)
+                members.append(column == name)
     sums = _Sums.of(rows, residuals, members, len(documents))
     new = np.arange(len(documents)) >= before.size
     observed = np.abs(sums.statistic(new[None].astype(np.float64)))[0]
