@@ -57,7 +57,7 @@ def drift(found: DriftSummary) -> str:
         right.axvline(0, color=MUTED, linewidth=1, linestyle="--")
         right.set_yticks(range(len(rows)), ["all", *map(str, range(1, len(rows)))])
         right.invert_yaxis()
-        right.set_xlabel("error, points (bar: before)")
+        right.set_xlabel("error, points (tick: before)")
         right.grid(axis="y", visible=False)
         return svg(figure, "drift", "Calibration before and on new documents, as a whole and by label")
 
