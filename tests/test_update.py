@@ -226,7 +226,7 @@ def test_a_plan_asks_and_writes_nothing_and_is_no_less_than_what_is_asked(grown:
     planned = report.probe + sum(report.selected.values()) + report.check
     assert "would ask at most" in report.sentences()[1]
     _, asked = updated(config)
-    assert len(asked.asked) <= planned + 3 * 60  # rankings of old labels reach a little deeper
+    assert len(asked.asked) <= planned
 
 
 def test_edited_renamed_and_removed_rows(grown: Callable[..., Path], base: Base) -> None:

@@ -97,7 +97,7 @@ def select(
         vectors = encoder.encode_documents(texts)
         titles = encoder.encode_labels([label.title for label in catalog.labels])
         depth = min(len(catalog.labels), max(size, config.inference.calibration_depth))
-        _, dense = LabelIndex(titles).search(vectors, depth)
+        _, dense = LabelIndex.for_once(titles, vectors).search(vectors, depth)
         lexical: Sequence[Sequence[int]] = [[]] * len(learnt)
         if config.shortlist.lexical:
             lexical = LexicalIndex(catalog.labels).search(texts, depth)
@@ -111,7 +111,9 @@ def select(
                     wishes[row].append(i)
         if fresh:
             rows = sorted(fresh)
-            _, nearest = LabelIndex(vectors).search(titles[rows], min(size, len(learnt)))
+            _, nearest = LabelIndex.for_once(vectors, titles[rows]).search(
+                titles[rows], min(size, len(learnt))
+            )
             for row, places in zip(rows, nearest.tolist(), strict=True):
                 for i in (learnt[place] for place in places):
                     if row not in asked[i] and row not in new_labels[i] and row not in new_documents[i]:

@@ -33,6 +33,7 @@ from ezxmc.feedback.teachers import unused_judgments
 from ezxmc.growth.forgetting import Comparison
 from ezxmc.growth.history import BUNDLE, History
 from ezxmc.growth.probe import probe
+from ezxmc.growth.selection import DRIFTING
 from ezxmc.growth.settling import settle
 from ezxmc.growth.work import Grown, Work
 from ezxmc.manifest import DECISION, STUDENT, read_manifest
@@ -138,6 +139,9 @@ class _Update:
             work = self._work(0)
             report.selected, report.check = work.selection(()).counts(), work.check_pairs
             report.probe = len(work.probed) * work.depth
+            if report.probe and self.config.update.max_pairs is None:
+                # What drifted is not known before the probe: as much again at most.
+                report.selected[DRIFTING] = self.config.update.probe
             return report
         place = self.history.open()
         report.number = int(place.path.name)

@@ -103,7 +103,9 @@ class Work:
     @property
     def check_pairs(self) -> int:
         """Pairs that calibrate and compare, at most."""
-        return (len(self.checked) + len(self.new_apart)) * self.depth
+        # Both students' best old labels may lie below the first tags.
+        compared = len(self.checked) * 2 * self.config.inference.k
+        return (len(self.checked) + len(self.new_apart)) * self.depth + compared
 
     @cached_property
     def _state(self) -> list[Any]:

@@ -135,7 +135,7 @@ class UpdateReport(_Part):
         selected: Pairs to learn from, by why they are asked; those known already included.
         check: Pairs that calibrate and compare, at most; those known already included.
         asked: Pairs the teacher was asked, over all sessions of the update.
-        full_run: Pairs a run from cold would ask of this catalog.
+        full_run: Pairs a run from cold would ask of this catalog, at most.
         unasked: Selected pairs the budget left.
         drift: `None` if it was not tested.
         student: Whose weights the bundle has now.
@@ -182,13 +182,13 @@ class UpdateReport(_Part):
             said.append(
                 f"An update would ask at most {number(pairs)} pairs ({number(self.probe)} of them to test "
                 f"for drift, {number(self.check)} to calibrate and compare); a run from cold would ask "
-                f"{number(self.full_run)}."
+                f"up to {number(self.full_run)}."
             )
             return [*said, *self.notes]
-        share = f", {percent(self.asked / self.full_run)} of them" if self.full_run else ""
+        share = f" ({percent(self.asked / self.full_run, 0)} of a run)" if self.full_run else ""
         said.append(
-            f"The teacher was asked {number(self.asked)} pairs; a run from cold would ask "
-            f"{number(self.full_run)}{share}."
+            f"The teacher was asked {number(self.asked)} pairs{share}; a run from cold would ask up to "
+            f"{number(self.full_run)}."
         )
         if self.unasked:
             said.append(f"The budget left {number(self.unasked)} selected pairs unasked.")
@@ -209,8 +209,8 @@ class UpdateReport(_Part):
         where = f", of {', '.join(names[:5])}" if names else ""
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         return (
-            f"Calibration has drifted{where}{more}: on new documents the teacher says yes "
-            f"{change_cell(drift.overall.error, False)} points more often than stated "
+            f"Calibration has drifted{where}{more}: on new documents the teacher's share of yes is "
+            f"{change_cell(drift.overall.error, False)} points off what is stated, all labels together "
             f"(before: {change_cell(drift.overall.error_before, False)}; p = {number(drift.overall.p)})."
         )
 
