@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -324,28 +322,3 @@ def _resolve_inputs(raw: dict[str, Any], base: Path) -> None:
             value = part.get(key)
             if isinstance(value, str) and (base / value).exists():
                 part[key] = str((base / value).resolve())
-
-
-def commented_config(documents: str, labels: str, gold: str | None = None) -> str:
-    """A YAML config with every key, its default and its meaning.
-
-    Args:
-        documents: The user's documents.
-        labels: The user's labels.
-        gold: Known tags, if any.
-    """
-    config = RunConfig(data=DataConfig(documents=documents, labels=labels, gold=gold))
-    head = "# Run it with: ezxmc run THIS_FILE. Relative paths start at this file's folder.\n"
-    return head + "".join(_commented(config, ""))
-
-
-def _commented(part: BaseModel, indent: str) -> Iterator[str]:
-    for name, field in type(part).model_fields.items():
-        value = getattr(part, name)
-        if isinstance(value, BaseModel):
-            yield f"{indent}{name}:\n"
-            yield from _commented(value, indent + "  ")
-            continue
-        if field.description:
-            yield f"{indent}# {field.description}\n"
-        yield textwrap.indent(yaml.safe_dump({name: value}, allow_unicode=True), indent)

@@ -68,15 +68,20 @@ def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Watch | Non
         TeacherError: The LLM engine failed; the judgments so far are kept.
         TrainingError: The judgments give nothing to learn from.
     """
+    refuse_torchrun()
+    place = RunDir(config.run_dir)
+    with place.locked(), FeedbackStore(place.path / "feedback.sqlite") as store:
+        place.write("config.yaml", config.dump())
+        return _Run(config, place, store, teacher, watch or Unwatched()).go()
+
+
+def refuse_torchrun() -> None:
+    """Raise ConfigError where torchrun started this process into a job of several."""
     if rank_and_size()[1] > 1:
         raise ConfigError(
             "a run is one process: under torchrun each would ask the teacher",
             "set training.processes, and give the command without torchrun",
         )
-    place = RunDir(config.run_dir)
-    with place.locked(), FeedbackStore(place.path / "feedback.sqlite") as store:
-        place.write("config.yaml", config.dump())
-        return _Run(config, place, store, teacher, watch or Unwatched()).go()
 
 
 def calibrate(

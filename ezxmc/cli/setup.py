@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+import yaml
+from pydantic import BaseModel
 
 from ezxmc.cli.console import emit, stderr, table, watching
+from ezxmc.config import DataConfig, RunConfig
 from ezxmc.errors import ConfigError
 
 models_app = typer.Typer(no_args_is_help=True, help="Models whose weights install as packages.")
@@ -31,8 +36,6 @@ def init(
 
     Example: ezxmc init ezxmc.yaml --documents products.csv --labels tags.txt
     """
-    from ezxmc.config import commented_config
-
     if path.exists() and not force:
         raise ConfigError(f"{path} exists", "choose another name, or --force")
     path.write_text(commented_config(documents, labels, gold), encoding="utf-8")
@@ -121,3 +124,28 @@ def path_(name: Annotated[str, typer.Argument(help="A name of `ezxmc models list
     from ezxmc.models import model_path
 
     typer.echo(model_path(name))
+
+
+def commented_config(documents: str, labels: str, gold: str | None = None) -> str:
+    """A YAML config with every key, its default and its meaning.
+
+    Args:
+        documents: The user's documents.
+        labels: The user's labels.
+        gold: Known tags, if any.
+    """
+    config = RunConfig(data=DataConfig(documents=documents, labels=labels, gold=gold))
+    head = "# Run it with: ezxmc run THIS_FILE. Relative paths start at this file's folder.\n"
+    return head + "".join(_commented(config, ""))
+
+
+def _commented(part: BaseModel, indent: str) -> Iterator[str]:
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        if isinstance(value, BaseModel):
+            yield f"{indent}{name}:\n"
+            yield from _commented(value, indent + "  ")
+            continue
+        if field.description:
+            yield f"{indent}# {field.description}\n"
+        yield textwrap.indent(yaml.safe_dump({name: value}, allow_unicode=True), indent)

@@ -38,6 +38,7 @@ from ezxmc.growth.settling import settle
 from ezxmc.growth.work import Grown, Work
 from ezxmc.manifest import DECISION, STUDENT, read_manifest
 from ezxmc.metrics import Drift, Shift
+from ezxmc.pipeline import refuse_torchrun
 from ezxmc.predict import Predictor
 from ezxmc.report.update import (
     DriftSummary,
@@ -79,6 +80,7 @@ def update(
         DataError: There is no finished run, or the catalog cannot be read.
         TeacherError: The LLM engine failed; the judgments so far are kept.
     """
+    refuse_torchrun()
     run_dir = Path(config.run_dir)
     if not (run_dir / "feedback.sqlite").exists():
         raise DataError(f"{run_dir} holds no finished run", "run `ezxmc run CONFIG` first, without --update")

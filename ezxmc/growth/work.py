@@ -179,7 +179,7 @@ class Work:
             return self.targets(judgments, fused, verdicts)
 
         bar = self.watch.stage("training")
-        inputs = [*self._state, config.model_dump(), content]
+        inputs = [*self._state, config.model_dump(exclude={"processes"}), content]
         trained = place.stage(
             "train",
             inputs,
