@@ -95,7 +95,7 @@ class Change:
 
 def save_bundle(
     path: Path,
-    student: Path | str,
+    student: Path | str | BiEncoder,
     labels: Sequence[Label],
     *,
     max_length: int,
@@ -112,7 +112,7 @@ def save_bundle(
 
     Args:
         path: The bundle's folder; an older bundle there is replaced.
-        student: A SentenceTransformer folder or hub id.
+        student: A SentenceTransformer folder or hub id, or the encoder opened from it.
         labels: L labels, in index order.
         max_length: Tokens of a document the student reads.
         k: Labels per document answered by default.
@@ -130,7 +130,7 @@ def save_bundle(
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
-    encoder = BiEncoder(student, max_length=max_length)
+    encoder = student if isinstance(student, BiEncoder) else BiEncoder(student, max_length=max_length)
     fresh.mkdir()
     encoder.save(fresh / STUDENT)
     vectors = encoder.faster().encode_labels([label.title for label in labels], progress=progress)

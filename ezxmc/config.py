@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from ezxmc.cluster import RayConfig
 from ezxmc.config_update import UpdateConfig
 from ezxmc.errors import ConfigError
 
@@ -242,6 +243,10 @@ class RunConfig(_Part):
     min_gain: float = Field(
         0.0, ge=0, description="a gain is more than this, in held-out agreement with the teacher (nDCG@5)"
     )
+    engine: Literal["local", "ray"] = Field(
+        "local", description="who asks and encodes: local, this machine; ray, the workers of a Ray cluster"
+    )
+    ray: RayConfig = RayConfig()
     data: DataConfig
     teacher: TeacherConfig = VllmTeacherConfig()
     budget: BudgetConfig = BudgetConfig()
@@ -249,6 +254,11 @@ class RunConfig(_Part):
     training: TrainingConfig = TrainingConfig()
     inference: InferenceConfig = InferenceConfig()
     update: UpdateConfig = UpdateConfig()
+
+    @property
+    def cluster(self) -> RayConfig | None:
+        """The cluster that works; `None`: this process."""
+        return self.ray if self.engine == "ray" else None
 
     @field_validator("teacher", mode="before")
     @classmethod

@@ -7,6 +7,7 @@ the same pairs. Cycles that bring no gain end the round; the best student is kep
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from ezxmc.feedback.targets import Targets, build_targets
 from ezxmc.models import model_identity
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder, candidate_row, shortlist
+from ezxmc.retrieval.ray_encoder import open_encoder
 from ezxmc.rundir import RunDir
 from ezxmc.runreport import CycleFindings
 from ezxmc.training import cosines_of, held_out_agreement, refined_label_vectors, train_bi_encoder
@@ -65,6 +67,7 @@ class Cycles:
         self.catalog_hash = self.catalog.hash
         self.findings: list[CycleFindings] = []
         self.unasked_pairs = 0
+        self._vectors = place.path / "vectors"
         self._students: list[Path] = []
         self.asked: list[list[int]] = [[] for _ in self.catalog.documents]
         every = range(len(self.catalog.labels))
@@ -101,7 +104,17 @@ class Cycles:
 
     def encoder(self, student: Path | None) -> BiEncoder:
         """A student, or the untrained encoder."""
-        return BiEncoder(student or self.untrained, max_length=self.config.training.max_length)
+        return open_encoder(
+            student or self.untrained,
+            self.config.cluster,
+            self._vectors,
+            max_length=self.config.training.max_length,
+            say=self.watch.say,
+        )
+
+    def forget_vectors(self) -> None:
+        """Delete what workers encoded, once what it was for is kept."""
+        shutil.rmtree(self._vectors, ignore_errors=True)
 
     def _cycle(self, number: int, former: Path | None) -> Path:
         folder, name = self.place.cycle(number), f"cycle {number}/{self.config.cycles}"
@@ -192,6 +205,7 @@ class Cycles:
             [file],
             propose,
         )
+        self.forget_vectors()
         row_of = {label.uid: row for row, label in enumerate(labels)}
         rows: list[list[int]] = [[] for _ in self.catalog.documents]
         with file.open(encoding="utf-8") as lines:

@@ -33,6 +33,10 @@ class TeacherError(EzxmcError):
     """The LLM engine cannot be started, died, or cannot answer the prompt."""
 
 
+class ClusterError(EzxmcError):
+    """A Ray cluster that cannot be started or reached, or that lost the job."""
+
+
 class StoreError(EzxmcError):
     """The feedback store cannot be opened, read or written."""
 

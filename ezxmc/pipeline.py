@@ -32,6 +32,7 @@ from ezxmc.errors import ConfigError, TrainingError
 from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.reviews import FEWEST_REVIEWED, Decided, tag_verdicts
+from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.feedback.teachers import unused_judgments
@@ -72,6 +73,7 @@ def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Watch | Non
     place = RunDir(config.run_dir)
     with place.locked(), FeedbackStore(place.path / "feedback.sqlite") as store:
         place.write("config.yaml", config.dump())
+        merge_shards(store)
         return _Run(config, place, store, teacher, watch or Unwatched()).go()
 
 
@@ -123,7 +125,9 @@ class _Run:
     ) -> None:
         self.config, self.place, self.store, self.watch = config, place, store, watch
         self.catalog = Catalog.load(config.data, config.training.held_out, config.seed, watch.say)
-        self.teacher = teacher or load_teacher(config.teacher, progress=pulling(watch, "teacher"))
+        self.teacher = teacher or load_teacher(
+            config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say
+        )
         untrained = resolve_model(config.training.encoder, kind="encoder", progress=pulling(watch, "encoder"))
         budget = Budget.of(config, self.catalog)
         self.inquiry = Inquiry(self.catalog, self.teacher, store, budget, watch)
@@ -143,6 +147,7 @@ class _Run:
         finally:
             self.teacher.close()
         self.tag()
+        self.cycles.forget_vectors()
         judging = self.inquiry.seconds() - judged_before
         rest = time.monotonic() - started - self.place.spent - judging
         apart = set(self.catalog.to_calibrate)
@@ -174,7 +179,7 @@ class _Run:
         def save() -> dict[str, Any]:
             return save_bundle(
                 bundle,
-                student,
+                self.cycles.encoder(student),
                 self.catalog.labels,
                 max_length=self.config.training.max_length,
                 k=self.config.inference.k,
@@ -194,6 +199,7 @@ class _Run:
             judged,
         ]
         self.place.stage("bundle", inputs, [bundle / "manifest.json"], save)
+        self.cycles.forget_vectors()
 
     def calibrate(self) -> None:
         """Ask the teacher about what the student itself answers on the part kept apart, and fit.

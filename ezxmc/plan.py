@@ -14,6 +14,7 @@ from ezxmc.feedback.budget import Budget
 from ezxmc.feedback.costs import Speed, Tokens, count_tokens, earlier_speed
 from ezxmc.feedback.priors import context_documents
 from ezxmc.feedback.probe import ProbeFigures, probe
+from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.footprint import disk_use, training_memory
 from ezxmc.hashing import text_hash
@@ -59,7 +60,9 @@ def plan(
     """
     watch = watch or Unwatched()
     catalog = Catalog.load(config.data, config.training.held_out, config.seed, watch.say)
-    teacher = teacher or load_teacher(config.teacher, progress=pulling(watch, "teacher"))
+    teacher = teacher or load_teacher(
+        config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say
+    )
     try:
         with _store(config, bool(probe_pairs)) as store:
             return _Planner(config, catalog, teacher, store, watch).go(probe_pairs)
@@ -72,6 +75,7 @@ def _store(config: RunConfig, writes: bool) -> Iterator[FeedbackStore | None]:
     file = Path(config.run_dir, "feedback.sqlite")
     if writes:
         with RunDir(config.run_dir).locked(), FeedbackStore(file) as store:
+            merge_shards(store)
             yield store
     elif file.exists():
         with FeedbackStore(file) as store:

@@ -107,12 +107,23 @@ def test_importing_ezxmc_is_quick_and_so_is_the_command_line(tmp_path: Path) -> 
         "transformers",
         "sentence_transformers",
         "vllm",
+        "ray",
         "faiss",
         "sklearn",
         "datasets",
         "scipy",
     }
     assert not heavy & set(loaded)
+
+
+def test_ray_is_loaded_by_a_job_and_not_by_an_import(tmp_path: Path) -> None:
+    code = (
+        "import json, sys, ezxmc.pipeline, ezxmc.teacher.ray_data, ezxmc.retrieval.ray_encoder, ezxmc.plan;"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    loaded = python(code, tmp_path)
+    assert "ezxmc.cluster.pool" in loaded
+    assert not {"ray", "vllm"} & set(loaded)
 
 
 def test_every_public_name_resolves() -> None:

@@ -15,6 +15,8 @@ import vllm_server
 from fake_server import FakeServer, save_tokenizer
 from fakes import FakeTeacher, catalog
 
+from ezxmc.cluster import RayConfig
+from ezxmc.cluster.connection import connect, disconnect
 from ezxmc.config import HttpTeacherConfig, ReplayTeacherConfig, VllmTeacherConfig
 from ezxmc.records import Document, Label, Pair, Status
 from ezxmc.teacher import Teacher, load_teacher
@@ -87,6 +89,25 @@ def http(folder: Path) -> Backend:
     return Backend(make(), make, others, stop=stop)
 
 
+def ray(folder: Path) -> Backend:
+    """Each worker of a real local cluster a client of the server of `http`."""
+    cluster = RayConfig(workers=2, shard_pairs=5)
+    tokenizer = save_tokenizer(folder / "toy")
+    server, older = FakeServer(tokenizer), FakeServer(tokenizer, root="/mnt/toy-0")
+
+    def make(server: FakeServer = server) -> Teacher:
+        config = HttpTeacherConfig(base_url=server.url, model="toy", tokenizer=str(tokenizer), concurrency=4)
+        return load_teacher(config, cluster=cluster)
+
+    def stop() -> None:
+        for each in (server, older):
+            each.kill()
+        disconnect()
+
+    connect(cluster)  # one cluster, however often its workers are sent away
+    return Backend(make(), make, (lambda: make(older),), stop=stop)
+
+
 def http_vllm(folder: Path) -> Backend:
     server = vllm_server.shared()
 
@@ -123,6 +144,7 @@ def vllm(folder: Path) -> Backend:
         fake,
         replay,
         http,
+        ray,
         pytest.param(vllm, marks=pytest.mark.llm),
         pytest.param(http_vllm, marks=pytest.mark.llm),
     ],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json as jsonlib
 from pathlib import Path
+from shutil import rmtree
 from typing import Annotated, Any
 
 import typer
 
 from ezxmc.cli.console import Json, answer, bad_rows, emit, table, watching
+from ezxmc.cli.engine import Address, Engine, Workers, cluster, with_engine
 from ezxmc.cli.judgments import opened
 from ezxmc.config import BudgetConfig, RunConfig, ShortlistConfig, TrainingConfig
 from ezxmc.errors import DataError
@@ -42,6 +44,9 @@ def run(
     plan: Annotated[
         bool, typer.Option("--plan", help="With --update: what is new, and what would be asked.")
     ] = False,
+    engine: Engine = None,
+    workers: Workers = None,
+    ray_address: Address = None,
     json: Json = False,
 ) -> None:
     """Do everything a configuration says, from raw documents to tags and a report.
@@ -58,6 +63,8 @@ def run(
     if update:
         if max_hours is not None:
             raise typer.BadParameter("an update is limited by --max-pairs")
+        if engine or workers or ray_address:
+            raise typer.BadParameter("an update takes its engine from the configuration")
         follow(config, max_pairs, plan, json)
         return
     if plan:
@@ -65,6 +72,7 @@ def run(
     from ezxmc.pipeline import run as run_all
 
     settings = with_budget(RunConfig.load(config), max_pairs, max_hours)
+    settings = with_engine(settings, engine, workers, ray_address)
     with watching() as watch:
         report = run_all(settings, watch=watch)
     if json:
@@ -132,6 +140,9 @@ def shortlist(
         float, typer.Option(min=0, help="Weight of descriptions; 0 for a trained student.")
     ] = _LIST.descriptions,
     seed: Seed = 0,
+    engine: Engine = None,
+    workers: Workers = None,
+    ray_address: Address = None,
     strict: Strict = False,
     json: Json = False,
 ) -> None:
@@ -141,8 +152,11 @@ def shortlist(
     """
     from ezxmc.data import read_documents, read_labels
     from ezxmc.models import resolve_model
-    from ezxmc.retrieval import BiEncoder, candidate_row
+    from ezxmc.retrieval import candidate_row
     from ezxmc.retrieval import shortlist as propose
+    from ezxmc.retrieval.ray_encoder import open_encoder
+
+    ray, vectors = cluster(engine, workers, ray_address), out.with_name(f"{out.name}-vectors")
 
     docs, doc_rows = read_documents(documents, strict=strict)
     tags, tag_rows = read_labels(labels, strict=strict)
@@ -150,7 +164,13 @@ def shortlist(
         found = propose(
             docs,
             tags,
-            BiEncoder(resolve_model(encoder, kind="encoder"), max_length=_TRAIN.max_length),
+            open_encoder(
+                resolve_model(encoder, kind="encoder"),
+                ray,
+                vectors,
+                max_length=_TRAIN.max_length,
+                say=watch.say,
+            ),
             ShortlistConfig(size=size, explore=explore, lexical=lexical, descriptions=descriptions),
             seed=seed,
             progress=watch.stage("shortlist"),
@@ -160,6 +180,7 @@ def shortlist(
     with out.open("w", encoding="utf-8") as handle:
         for candidates in found:
             handle.write(jsonlib.dumps(candidate_row(candidates, tags), ensure_ascii=False) + "\n")
+    rmtree(vectors, ignore_errors=True)
     answer(json, {"documents": len(found), "candidates": sum(len(c.labels) for c in found), "out": str(out)})
     bad_rows(doc_rows.bad, tag_rows.bad)
 
@@ -228,6 +249,9 @@ def index(
     out: Annotated[Path, typer.Option("--out", "-o", help="Bundle folder.")] = Path("bundle"),
     k: Annotated[int, typer.Option(min=1, help="Labels per document by default.")] = 5,
     max_length: Annotated[int, typer.Option(min=8, help="Tokens of a document read.")] = _TRAIN.max_length,
+    engine: Engine = None,
+    workers: Workers = None,
+    ray_address: Address = None,
     json: Json = False,
 ) -> None:
     """Index the labels with a student: a bundle that tags.
@@ -237,14 +261,18 @@ def index(
     from ezxmc.bundle import save_bundle
     from ezxmc.data import read_labels
     from ezxmc.models import resolve_model
+    from ezxmc.retrieval.ray_encoder import open_encoder
 
+    ray, vectors = cluster(engine, workers, ray_address), out.with_name(f"{out.name}-vectors")
     tags, tag_rows = read_labels(labels)
     if not tags:
         raise DataError(f"{labels} holds no usable label: {tag_rows.summary()}", "see README, Input files")
     with watching() as watch:
         folder = resolve_model(student, kind="encoder")
         bar = watch.stage("label index")
-        manifest = save_bundle(out, folder, tags, max_length=max_length, k=k, progress=bar)
+        encoder = open_encoder(folder, ray, vectors, max_length=max_length, say=watch.say)
+        manifest = save_bundle(out, encoder, tags, max_length=max_length, k=k, progress=bar)
+    rmtree(vectors, ignore_errors=True)
     answer(
         json,
         {

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Json, answer, bad_rows, clock, emit, table, watching
+from ezxmc.cli.console import Json, answer, bad_rows, clock, emit, shown, table, watching
+from ezxmc.cli.engine import Address, Engine, Workers, cluster, with_engine
 from ezxmc.cli.pipeline import Documents, Labels, MaxHours, MaxPairs, Strict, with_budget
 from ezxmc.config import (
     BudgetConfig,
@@ -35,6 +36,9 @@ def plan(
     probe: Annotated[bool, typer.Option(help="Without it: counts and tokens, no times.")] = True,
     max_pairs: MaxPairs = None,
     max_hours: MaxHours = None,
+    engine: Engine = None,
+    workers: Workers = None,
+    ray_address: Address = None,
     json: Json = False,
 ) -> None:
     """Say what a run will ask the teacher, and what that will take.
@@ -47,6 +51,7 @@ def plan(
     from ezxmc.plan import plan as make_plan
 
     settings = with_budget(RunConfig.load(config), max_pairs, max_hours)
+    settings = with_engine(settings, engine, workers, ray_address)
     with watching() as watch:
         found = make_plan(settings, probe_pairs=probe_pairs if probe else 0, watch=watch)
     if json:
@@ -114,7 +119,10 @@ def annotate(
         float | None, typer.Option(help="KV cache on CPU, GiB; default: from model and machine.")
     ] = None,
     server: Annotated[
-        str | None, typer.Option(help="URL of an OpenAI-compatible server, such as http://host:8000/v1.")
+        list[str] | None,
+        typer.Option(
+            help="URL of an OpenAI-compatible server, such as http://host:8000/v1; one for each replica."
+        ),
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="With --server: whose tokenizer; default: the model's.")
@@ -125,6 +133,9 @@ def annotate(
     replay: Annotated[str | None, typer.Option(help="Recorded judgments instead of an LLM.")] = None,
     max_pairs: MaxPairs = None,
     max_hours: MaxHours = None,
+    engine: Engine = None,
+    workers: Workers = None,
+    ray_address: Address = None,
     strict: Strict = False,
     json: Json = False,
 ) -> None:
@@ -139,19 +150,24 @@ def annotate(
     from ezxmc.feedback.annotate import annotate as ask
     from ezxmc.feedback.annotate import pairs_of
     from ezxmc.feedback.budget import Budget
+    from ezxmc.feedback.shards import merge_shards
     from ezxmc.feedback.store import FeedbackStore
     from ezxmc.feedback.teachers import unused_judgments
     from ezxmc.teacher import load_teacher
+    from ezxmc.teacher.base import KeepsShards
     from ezxmc.watch import pulling
 
     if replay and server:
         raise typer.BadParameter("give either --server or --replay")
+    ray = cluster(engine, workers, ray_address, server or ())
+    if server and len(server) > 1 and not ray:
+        raise typer.BadParameter("several --server go with --engine ray")
     config: TeacherConfig
     common: dict[str, Any] = {"model": model, "prompt": prompt, "max_document_tokens": max_document_tokens}
     if replay:
         config = ReplayTeacherConfig(judgments=replay)
     elif server:
-        config = HttpTeacherConfig(base_url=server, tokenizer=tokenizer, api_key_env=api_key_env, **common)
+        config = HttpTeacherConfig(base_url=server[0], tokenizer=tokenizer, api_key_env=api_key_env, **common)
     else:
         config = VllmTeacherConfig(kv_cache_gib=kv_cache_gib, **common)
     limits = BudgetConfig(max_pairs=max_pairs, max_hours=max_hours)
@@ -163,7 +179,9 @@ def annotate(
     part = budget.cut(1, wanted)
     with watching() as watch, FeedbackStore(store) as feedback:
         watch.say(f"shortlist: {report.summary()}")
-        teacher = load_teacher(config, progress=pulling(watch, "teacher"))
+        if merged := merge_shards(feedback):
+            watch.say(f"{merged:,} judgments of workers whose driver was interrupted")
+        teacher = load_teacher(config, cluster=ray, progress=pulling(watch, "teacher"), say=watch.say)
         if unused := unused_judgments(feedback, teacher):
             watch.say(unused)
         try:
@@ -178,6 +196,7 @@ def annotate(
             teacher.close()
         totals = feedback.totals(teacher.fingerprint)
     cut = summary.wanted - summary.known - summary.asked if summary.stopped else 0
+    done = teacher.workers() if isinstance(teacher, KeepsShards) else []
     answer(
         json,
         {
@@ -192,6 +211,9 @@ def annotate(
             "computed_tokens_per_pair": totals.computed_per_pair,
             "cache_share": totals.cache_share,
             "store": str(store),
+            **({"workers": done} if json and done else {}),
         },
     )
+    if done and not json:
+        table("workers", list(done[0]), [[shown(value) for value in row.values()] for row in done])
     bad_rows(doc_rows.bad, tag_rows.bad, report.bad)

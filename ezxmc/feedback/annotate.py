@@ -17,9 +17,10 @@ from typing import Any
 
 from ezxmc.errors import StoreError
 from ezxmc.feedback.claims import Claims
+from ezxmc.feedback.shards import shard_folder
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Label, Pair
-from ezxmc.teacher.base import Teacher
+from ezxmc.teacher.base import KeepsShards, Teacher
 
 _BATCH = 64
 _FLUSH_SECONDS = 2.0
@@ -164,6 +165,8 @@ class _Job:
         summary, started = self.summary, time.monotonic()
         self.session = self.store.open_session(self.teacher.fingerprint, self.teacher.description)
         self.claims = Claims(self.store.path)
+        if isinstance(self.teacher, KeepsShards):
+            self.teacher.keep(shard_folder(self.store.path))
         try:
             for attempt in range(1, _ATTEMPTS + 1):
                 answered, self.failing, self.in_vain = self.answered, set(), 0
@@ -238,6 +241,8 @@ class _Job:
 
     def _keep(self, batch: Sequence[Judgment], seconds: float) -> None:
         new = self.store.append(self.session, batch, seconds)
+        if isinstance(self.teacher, KeepsShards):
+            self.teacher.stored(len(batch))
         for judgment in batch:
             chunk = self.in_hand.pop(judgment.key)
             self.claims.release(judgment.key)

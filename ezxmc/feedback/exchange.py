@@ -23,16 +23,10 @@ from ezxmc.data import RowReport, iter_rows
 from ezxmc.errors import DataError, StoreError
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Judgment, Status
+from ezxmc.teacher.shards import COLUMNS
 
 _BATCH = 10_000
-_SCHEMA = pyarrow.schema(
-    [
-        *((name, pyarrow.string()) for name in ("doc", "label", "status")),
-        *((name, pyarrow.float64()) for name in ("log_odds", "mass")),
-        *((name, pyarrow.int64()) for name in ("prompt_tokens", "cached_tokens")),
-        *((name, pyarrow.string()) for name in ("key", "teacher", "description")),
-    ]
-)
+_SCHEMA = pyarrow.schema([*COLUMNS, *((name, pyarrow.string()) for name in ("teacher", "description"))])
 _MOST_TOKENS = 1 << 53  # beyond it, JSON readers do not keep a number
 _WHOLE = 1.001  # label masses are sums of rounded probabilities
 

@@ -28,6 +28,7 @@ from ezxmc.errors import ConfigError, DataError
 from ezxmc.feedback.budget import Budget
 from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.reviews import Decided
+from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.teachers import unused_judgments
 from ezxmc.growth.forgetting import Comparison
@@ -87,7 +88,10 @@ def update(
     watch = watch or Unwatched()
     run = RunDir(run_dir)
     with run.locked(), FeedbackStore(run_dir / "feedback.sqlite") as store:
-        asked = teacher or load_teacher(config.teacher, progress=pulling(watch, "teacher"))
+        merge_shards(store)
+        asked = teacher or load_teacher(
+            config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say
+        )
         try:
             return _Update(config, run, store, asked, watch).go(plan)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ezxmc.records import Judgment, Pair
@@ -68,3 +69,20 @@ class RendersPrompts(Protocol):
 
     @property
     def renderer(self) -> Renderer: ...  # noqa: D102
+
+
+@runtime_checkable
+class KeepsShards(Protocol):
+    """A teacher whose workers put answers on disk before they are yielded; optional."""
+
+    def keep(self, folder: Path) -> None:
+        """Where answers lie until they are stored; before `score`."""
+        ...
+
+    def stored(self, count: int) -> None:
+        """The next `count` judgments, in the order they were yielded, are in the store."""
+        ...
+
+    def workers(self) -> list[dict[str, object]]:
+        """What each worker did, JSON-ready rows."""
+        ...

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ezxmc.cluster import RayConfig
 from ezxmc.config import HttpTeacherConfig, ReplayTeacherConfig, TeacherConfig
 from ezxmc.teacher.base import Teacher
 
 
 def load_teacher(
-    config: TeacherConfig, *, progress: Callable[[str, int, int], None] | None = None
+    config: TeacherConfig,
+    *,
+    cluster: RayConfig | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> Teacher:
     """Build the teacher a configuration asks for.
 
@@ -19,7 +24,9 @@ def load_teacher(
 
     Args:
         config: The `teacher` part of a run's configuration.
+        cluster: Ask by the workers of this Ray cluster; `None`: by this process.
         progress: Called with (stage, done, total) while weights are fetched.
+        say: Told now and then how fast each worker is.
 
     Raises:
         TeacherError: vLLM is missing, or the prompt does not fit the model.
@@ -27,6 +34,10 @@ def load_teacher(
         DataError: Recorded judgments cannot be read.
         ConfigError: The environment variable with a server's key is not set.
     """
+    if cluster is not None:
+        from ezxmc.teacher.ray_data import RayTeacher
+
+        return RayTeacher(config, cluster, progress, say)
     # Imported here: a replay needs no vLLM, and neither does reading a config.
     if isinstance(config, ReplayTeacherConfig):
         from ezxmc.teacher.replay import ReplayTeacher

@@ -1,0 +1,24 @@
+"""Which Ray cluster works, and how the work is cut."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class RayConfig(BaseModel):
+    """A Ray cluster."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    address: str | None = Field(
+        None, description="running cluster: auto, or HOST:6379; null: one is started on this machine alone"
+    )
+    workers: int = Field(
+        2, ge=1, description="processes, a CPU each, and a GPU for a model where there are any"
+    )
+    servers: list[str] = Field(
+        [], description="teacher of kind openai: its replicas, shared out among workers; []: its base_url"
+    )
+    shard_pairs: int = Field(
+        2048, ge=1, description="pairs in a shard, about; what a killed worker had in hand is asked again"
+    )

@@ -1,0 +1,132 @@
+"""An encoder whose large jobs are done by the workers of a Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ezxmc.cluster import RayConfig
+from ezxmc.cluster.board import Task
+from ezxmc.cluster.files import durable
+from ezxmc.cluster.pool import Pool, Say, Tell
+from ezxmc.config import Precision
+from ezxmc.hashing import json_hash, text_hash
+from ezxmc.models import model_identity
+from ezxmc.retrieval.encoder import BiEncoder, Progress
+
+SHARD = 8192  # texts; what is not more than this is encoded here, before workers would have started
+_PART = 512  # texts between two words of progress
+
+
+class RayEncoder(BiEncoder):
+    """A `BiEncoder` that shares large jobs out.
+
+    Vectors are those of a single process up to float rounding: texts are
+    batched in other company. Shards are files named by encoder and texts:
+    whatever is interrupted, those that are there are not encoded again.
+
+    Args:
+        source: A folder on a file system that all nodes share, or a hub id.
+        cluster: Where the workers are.
+        folder: Of the shards, on a shared file system; the caller deletes it once the vectors have served.
+        max_length: As for `BiEncoder`.
+        say: Told every half minute how fast each worker is.
+
+    Raises:
+        ModelError: As of `BiEncoder`.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        cluster: RayConfig,
+        folder: Path,
+        *,
+        max_length: int | None = None,
+        say: Say | None = None,
+    ) -> None:
+        super().__init__(source, max_length=max_length)
+        self._cluster, self._folder, self._say = cluster, folder, say
+        self._job = _Encoding(str(source), self.max_length, self.precision)
+        self._named = json_hash([model_identity(str(source)), self.max_length, self.precision])
+
+    def _encode(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
+        if len(texts) <= SHARD or self._converted:
+            return super()._encode(texts, progress)
+        vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        starts: dict[str, list[int]] = {}  # where each shard's rows belong; equal shards are encoded once
+        done = 0
+
+        def take(path: str) -> None:
+            nonlocal done
+            rows = np.load(path, allow_pickle=False)
+            for start in starts[path]:
+                vectors[start : start + len(rows)] = rows
+                done += len(rows)
+            if progress:
+                progress(done, len(texts))
+
+        for start in range(0, len(texts), SHARD):
+            name = text_hash(self._named, *texts[start : start + SHARD])
+            starts.setdefault(str(self._folder / f"{name}.npy"), []).append(start)
+        missing = []
+        for path in starts:
+            if Path(path).exists():
+                take(path)
+            else:
+                missing.append(path)
+        if missing:
+            pool = Pool(self._cluster, self._job, gpus=True, say=self._say)
+            try:
+                for task in pool.map(
+                    Task(path, list(texts[starts[path][0] : starts[path][0] + SHARD])) for path in missing
+                ):
+                    take(task.path)
+            finally:
+                pool.close()
+        return vectors
+
+
+def open_encoder(
+    source: str | Path,
+    cluster: RayConfig | None,
+    folder: Path,
+    *,
+    max_length: int | None = None,
+    say: Say | None = None,
+) -> BiEncoder:
+    """A `BiEncoder`, or a `RayEncoder` where there is a cluster; arguments as for these."""
+    if cluster is None:
+        return BiEncoder(source, max_length=max_length)
+    return RayEncoder(source, cluster, folder, max_length=max_length, say=say)
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """The workers' job: encode shards of texts."""
+
+    source: str
+    max_length: int
+    precision: Precision
+
+    def open(self, slot: int) -> _Encode:
+        """See `ezxmc.cluster.pool.Job`."""
+        return _Encode(BiEncoder(self.source, max_length=self.max_length, precision=self.precision))
+
+
+@dataclass(frozen=True, slots=True)
+class _Encode:
+    encoder: BiEncoder
+
+    def __call__(self, task: Task, tell: Tell) -> None:
+        parts = []
+        for start in range(0, len(task.items), _PART):
+            parts.append(self.encoder.encode_documents(task.items[start : start + _PART]))
+            tell(len(parts[-1]))
+        with durable(Path(task.path)) as file:
+            np.save(file, np.concatenate(parts), allow_pickle=False)
