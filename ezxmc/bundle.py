@@ -5,6 +5,7 @@ bundle/labels.jsonl     uid, title, text, aliases, parent; line i is row i of th
 bundle/index.faiss      label vectors; index.json: which kind and why; index.npz: what came and went since
 bundle/calibrator.json  scores to probabilities (absent until calibrated)
 bundle/decision.json    which tags to keep (absent until decided)
+bundle/head.safetensors a sparse classifier head (absent unless trained), see `ezxmc.bundle_head`
 bundle/manifest.json    versions, settings, the SHA-256 of every other file
 
 A change writes new files (`labels.r1.jsonl`), then the manifest in one step,
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ezxmc.bundle_head import open_head, renumber_head
 from ezxmc.calibration import Calibrator
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
@@ -33,6 +35,7 @@ from ezxmc.manifest import (
     CHANGES,
     DECISION,
     FORMAT,
+    HEAD,
     INDEX,
     LABELS,
     MANIFEST,
@@ -49,7 +52,7 @@ from ezxmc.manifest import (
     writing,
 )
 from ezxmc.records import Label
-from ezxmc.retrieval import BiEncoder, LabelIndex
+from ezxmc.retrieval import BiEncoder, LabelIndex, SparseHead
 
 Refine = Callable[[BiEncoder, NDArray[np.float32]], NDArray[np.float32]]
 """From an encoder and its (L, D) vectors of the titles to better ones."""
@@ -67,6 +70,7 @@ class Bundle:
         labels: The label of each row of the index, removed ones included.
         calibrator: Scores to probabilities, if fitted.
         decision: Which tags to keep, if decided.
+        head: Ranks beside the index, if trained.
         strays: Files in the folder that are not part of it; nothing reads them.
     """
 
@@ -77,11 +81,16 @@ class Bundle:
     labels: list[Label]
     calibrator: Calibrator | None
     decision: Decision | None = None
+    head: SparseHead | None = None
     strays: tuple[str, ...] = ()
 
     def rows(self) -> dict[str, int]:
         """The row of each label that can be answered, by uid."""
         return {self.labels[row].uid: row for row in self.index.rows.tolist()}
+
+    def search(self, vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """`LabelIndex.search`, fused with the head where there is one."""
+        return self.head.search(self.index, vectors, k) if self.head else self.index.search(vectors, k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,12 +201,9 @@ def _open(path: Path, manifest: Manifest, contents: bool, backend: Backend, prec
     strays = check_files(path, manifest, contents=contents, converted=backend != "torch")
     if strays:
         warnings.warn(f"bundle {path}: not part of it, and ignored: {', '.join(strays)}", stacklevel=3)
-
-    changes, calibrator, decision = map(manifest.file, (CHANGES, CALIBRATOR, DECISION))
-    labels = read_labels(path / (manifest.file(LABELS) or LABELS))
-    index = LabelIndex.load(
-        path / (manifest.file(INDEX) or INDEX), changes=path / changes if changes else None
-    )
+    files = manifest.places(path)
+    labels = read_labels(files[LABELS])
+    index = LabelIndex.load(files[INDEX], changes=files.get(CHANGES))
     encoder = BiEncoder(path / STUDENT, max_length=manifest.max_length, backend=backend, precision=precision)
     told, found = (manifest.labels, manifest.dimension), (index.size, index.dimension)
     if len(labels) != index.total or told != found or encoder.dimension != index.dimension:
@@ -206,16 +212,10 @@ def _open(path: Path, manifest: Manifest, contents: bool, backend: Backend, prec
             f"dimension: {told}) the index {found} and the student ({encoder.dimension})",
             "make it again with `ezxmc index`",
         )
-    return Bundle(
-        path,
-        manifest,
-        encoder,
-        index,
-        labels,
-        Calibrator.load(path / calibrator) if calibrator else None,
-        Decision.load(path / decision) if decision else None,
-        tuple(strays),
-    )
+    calibrator = Calibrator.load(files[CALIBRATOR]) if CALIBRATOR in files else None
+    decision = Decision.load(files[DECISION]) if DECISION in files else None
+    head = open_head(files[HEAD], index, encoder) if HEAD in files else None
+    return Bundle(path, manifest, encoder, index, labels, calibrator, decision, head, tuple(strays))
 
 
 def add_calibrator(path: Path, calibrator: Calibrator) -> None:
@@ -336,9 +336,9 @@ def rebuild_index(path: Path) -> LabelIndex:
         labels = manifest.new_name(LABELS)
         write_labels(path / labels, [bundle.labels[row] for row in rows.tolist()])
         written = [str(base), *(str(base.with_suffix(suffix)) for suffix in (".json", ".npz")), labels]
-        former = manifest.holding([INDEX, "index.json", CHANGES, LABELS])
-        manifest = manifest.model_copy(update={"index": index.summary})
-        commit(path, manifest, written, former)
+        written += renumber_head(path, manifest, bundle.head, rows)
+        former = manifest.holding([INDEX, "index.json", CHANGES, LABELS, HEAD])
+        commit(path, manifest.model_copy(update={"index": index.summary}), written, former)
     return index
 
 

@@ -20,6 +20,7 @@ from pydantic import (
 from ezxmc.cluster import RayConfig
 from ezxmc.config_update import UpdateConfig
 from ezxmc.errors import ConfigError
+from ezxmc.head_config import HeadConfig
 
 Backend = Literal["torch", "onnx", "openvino"]
 """What runs an encoder."""
@@ -252,6 +253,7 @@ class RunConfig(_Part):
     budget: BudgetConfig = BudgetConfig()
     shortlist: ShortlistConfig = ShortlistConfig()
     training: TrainingConfig = TrainingConfig()
+    head: HeadConfig = HeadConfig()
     inference: InferenceConfig = InferenceConfig()
     update: UpdateConfig = UpdateConfig()
 

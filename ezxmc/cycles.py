@@ -238,8 +238,7 @@ class Cycles:
         Returns:
             What it depends on beside the student, for the stage that uses it; and itself.
         """
-        number = self._students.index(student)
-        former = self._students[number - 1] if number else None
+        former = self._former(student)
         judgments, priors = self._judgments(), self._priors()
 
         def refine(encoder: BiEncoder, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -253,6 +252,23 @@ class Cycles:
             )
 
         return self._content(judgments, priors), refine
+
+    def head_targets(self, student: Path) -> tuple[list[Any], Callable[[], tuple[Targets, Targets]]]:
+        """What a head on one of the cycles' students is taught, and what it is weighed by.
+
+        Returns:
+            What they depend on beside the student; and a function that gives targets
+            fused with the former student's opinion, and the teacher's alone.
+        """
+        judgments, priors = self._judgments(), self._priors()
+        return self._content(judgments, priors), lambda: (
+            self._targets(judgments, priors, self._former(student)),
+            self._targets(judgments, priors, None),
+        )
+
+    def _former(self, student: Path) -> Path | None:
+        number = self._students.index(student)
+        return self._students[number - 1] if number else None
 
     def _train(
         self,

@@ -21,14 +21,15 @@ from ezxmc.errors import BundleError
 from ezxmc.hashing import file_hash
 from ezxmc.records import Label
 
-FORMAT = 2
-"""1: an exact index, all labels in use. 2: any kind of index, labels that came and went, a decision."""
+FORMAT, HEAD_FORMAT = 2, 3
+"""1: an exact index, all labels in use. 2: any kind of index, labels that came and went, a decision.
+3: with a head. Who does not know of it would rank otherwise than the calibrator was fitted for."""
 MANIFEST, STUDENT = "manifest.json", "student"
 LABELS, INDEX, CHANGES = "labels.jsonl", "index.faiss", "index.npz"
-CALIBRATOR, DECISION = "calibrator.json", "decision.json"
+CALIBRATOR, DECISION, HEAD = "calibrator.json", "decision.json", "head.safetensors"
 
 _CONVERTED = f"{STUDENT}/onnx/"
-_PARTS = (LABELS, INDEX, "index.json", CHANGES, CALIBRATOR, DECISION)
+_PARTS = (LABELS, INDEX, "index.json", CHANGES, CALIBRATOR, DECISION, HEAD)
 _SUFFIXES = frozenset(
     ".json .jsonl .txt .md .model .safetensors .faiss .npz .onnx .jinja".split()  # noqa: SIM905
 )
@@ -60,6 +61,10 @@ class Manifest(BaseModel):
         found = [name for name in self.files if _revision(name, part) is not None]
         return found[0] if len(found) == 1 else None
 
+    def places(self, path: Path) -> dict[str, Path]:
+        """The files of the parts there are, in a bundle at `path`."""
+        return {part: path / name for part in _PARTS if (name := self.file(part))}
+
     def holding(self, parts: Iterable[str]) -> list[str]:
         """The files that hold these parts, where there are any."""
         return [name for part in parts if (name := self.file(part))]
@@ -86,9 +91,9 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
+        if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > HEAD_FORMAT:
             raise BundleError(
-                f"bundle {path}: {MANIFEST} has format {raw['format']}, this ezxmc reads up to {FORMAT}",
+                f"bundle {path}: {MANIFEST} has format {raw['format']}, this ezxmc reads up to {HEAD_FORMAT}",
                 "upgrade ezxmc",
             )
         return Manifest.model_validate(raw)
@@ -184,7 +189,8 @@ def commit(path: Path, manifest: Manifest, written: Iterable[str], former: Colle
     """
     kept = {name: hashed for name, hashed in manifest.files.items() if name not in former}
     files = {**kept, **hashes(path, written)}
-    manifest = manifest.model_copy(update={"format": FORMAT, "files": files})
+    manifest = manifest.model_copy(update={"files": files})
+    manifest = manifest.model_copy(update={"format": HEAD_FORMAT if manifest.file(HEAD) else FORMAT})
     check_files(path, manifest, contents=False)
     write_manifest(path, manifest)
     for name in former:

@@ -36,7 +36,9 @@ from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.feedback.teachers import unused_judgments
+from ezxmc.head_stage import HeadStage
 from ezxmc.launcher import rank_and_size
+from ezxmc.manifest import Manifest
 from ezxmc.models import resolve_model
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Prediction
@@ -176,7 +178,7 @@ class _Run:
         if self.config.training.label_vectors == "refined":
             judged, refine = self.cycles.refinement(student)
 
-        def save() -> dict[str, Any]:
+        def save(student: Path = student) -> Manifest:
             return save_bundle(
                 bundle,
                 self.cycles.encoder(student),
@@ -186,7 +188,13 @@ class _Run:
                 origin=origin,
                 refine=refine,
                 progress=self.watch.stage("bundle: label index"),
-            ).model_dump()
+            )
+
+        head = HeadStage(self.config, self.cycles, student, bundle) if self.config.head.enabled else None
+
+        def make() -> dict[str, Any]:
+            made = save().model_dump()
+            return {**made, "head": head.run(save, self.watch)} if head else made
 
         # The split decides what the calibrator in it may be fitted on.
         inputs = [
@@ -197,8 +205,9 @@ class _Run:
             self.config.seed,
             origin,
             judged,
+            *(head.inputs if head else ()),
         ]
-        self.place.stage("bundle", inputs, [bundle / "manifest.json"], save)
+        self.place.stage("bundle", inputs, [bundle / "manifest.json"], make)
         self.cycles.forget_vectors()
 
     def calibrate(self) -> None:

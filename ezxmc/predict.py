@@ -138,7 +138,7 @@ class Predictor:
         """`predict` for documents that are encoded: N of them and their (N, D) vectors."""
         self.check(k=k, threshold=threshold, decision=decision)
         depth = decision.depth if decision else k or self.bundle.manifest.k
-        scores, rows = self.bundle.index.search(vectors, depth)
+        scores, rows = self.bundle.search(vectors, depth)
         kept = np.ones(rows.shape, dtype=np.bool_)
         probabilities = None
         if self.bundle.calibrator is not None:

@@ -14,7 +14,7 @@ from tinyworld import document, label_rows
 from ezxmc.bundle import add_calibrator, load_bundle, save_bundle
 from ezxmc.calibration import Calibrator, Isotonic, fit_calibrator
 from ezxmc.errors import BundleError, ConfigError, EzxmcError, ModelError, TrainingError
-from ezxmc.manifest import FORMAT
+from ezxmc.manifest import FORMAT, HEAD_FORMAT
 from ezxmc.predict import WINDOW, Predictor, prediction_row
 from ezxmc.records import Document, Label, Prediction
 from ezxmc.retrieval import BiEncoder
@@ -115,8 +115,8 @@ def test_a_missing_file_is_named(bundle: Path, name: str, verify: bool) -> None:
     ("change", "message"),
     [
         (
-            lambda text: json.dumps({"format": FORMAT + 1, "news": True}),
-            f"manifest.json has format {FORMAT + 1}, .*\n.*upgrade",
+            lambda text: json.dumps({"format": HEAD_FORMAT + 1, "news": True}),
+            f"manifest.json has format {HEAD_FORMAT + 1}, .*\n.*upgrade",
         ),
         (lambda text: text[: len(text) // 2], "manifest.json is damaged"),
         (lambda text: "", "manifest.json is damaged"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from tinyworld import label_rows
 
@@ -23,12 +25,14 @@ from ezxmc.bundle import (
     remove_labels,
     save_bundle,
 )
+from ezxmc.bundle_head import add_head
 from ezxmc.calibration import Calibrator, Isotonic
 from ezxmc.calibration.decisions import Decision
 from ezxmc.errors import BundleError, DataError
 from ezxmc.predict import Predictor
 from ezxmc.records import Document, Label
-from ezxmc.retrieval import BiEncoder
+from ezxmc.retrieval import BiEncoder, SparseHead
+from ezxmc.retrieval.sparse_head import Fusion
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -297,3 +301,65 @@ def test_a_full_disk_is_an_error_with_a_cure(bundle: Path, monkeypatch: pytest.M
         add_labels(bundle, NEW)
     monkeypatch.undo()
     assert load_bundle(bundle).index.size == 25
+
+
+def with_head(bundle: Path) -> SparseHead:
+    """A head that ranks in reverse of the bi-encoder, in the bundle."""
+    opened = load_bundle(bundle)
+    vectors = opened.index.vectors(opened.index.rows)
+    columns = torch.arange(vectors.shape[1], dtype=torch.int16).repeat(len(vectors), 1)
+    layer = torch.zeros((vectors.shape[1],) * 2)
+    head = SparseHead(
+        opened.index.rows, columns, -torch.from_numpy(vectors), torch.zeros(len(vectors)), layer, Fusion(1.0)
+    )
+    add_head(bundle, head)
+    return head
+
+
+def scored(bundle: Path, text: str = "rose and soil") -> dict[str, float]:
+    found = Predictor(bundle).predict([text], k=40)[0]
+    return dict(zip(found.labels, found.scores, strict=True))
+
+
+def test_a_head_voids_what_was_fitted_without_it(bundle: Path) -> None:
+    add_calibrator(bundle, CURVES[0])
+    add_decision(bundle, Decision("expected_document_f1", 3))
+    before = scored(bundle)
+    with_head(bundle)
+    opened = load_bundle(bundle)
+    assert opened.head is not None and opened.calibrator is None and opened.decision is None
+    assert opened.manifest.format == 3 and opened.manifest.files["head.safetensors"]
+    assert scored(bundle) == pytest.approx({uid: -score for uid, score in before.items()}, abs=1e-5)
+    with_head(bundle)
+    assert load_bundle(bundle).manifest.holding(["head.safetensors"]) == ["head.r1.safetensors"]
+    assert not (bundle / "head.safetensors").exists()
+
+
+def test_labels_come_and_go_beside_a_head(bundle: Path) -> None:
+    """Who is new or changed has no row in the head: the bi-encoder ranks it; the others stay as they were."""
+    before = scored(bundle)
+    with_head(bundle)
+    add_labels(bundle, [*NEW, Label("l-rose", "rosebush")])
+    remove_labels(bundle, ["l-soup"])
+    opened = load_bundle(bundle)
+    assert opened.head is not None and len(opened.head.rows) == 23
+    found = scored(bundle)
+    assert found.keys() == (before.keys() | {"l-fjord", "l-yeast"}) - {"l-soup"}
+    query = opened.encoder.encode_documents(["rose and soil"])[0]
+    for uid in ("l-fjord", "l-yeast", "l-rose"):
+        assert found[uid] == pytest.approx(float(vector(bundle, uid) @ query), abs=1e-5)
+    for uid in before.keys() - {"l-rose", "l-soup"}:
+        assert found[uid] == pytest.approx(-before[uid], abs=1e-5)
+    rebuild_index(bundle)
+    assert load_bundle(bundle).index.total == 26 and scored(bundle) == pytest.approx(found, abs=1e-5)
+
+
+def test_a_head_is_checked_when_the_bundle_is_opened(bundle: Path) -> None:
+    head = with_head(bundle)
+    add_head(bundle, replace(head, rows=head.rows + 1))
+    with pytest.raises(BundleError, match="the index has"):
+        load_bundle(bundle)
+    file = bundle / "head.r1.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleError, match="not the file the manifest describes"):
+        load_bundle(bundle)

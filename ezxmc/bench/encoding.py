@@ -227,7 +227,7 @@ def _precision(
 ) -> float | None:
     if gold is None:
         return None
-    _, rows = bundle.index.search(vectors, _K)
+    _, rows = bundle.search(vectors, _K)
     ranked = [[bundle.labels[row].uid for row in found] for found in rows]
     return precision_at_k(ranked, [gold[document.uid] for document in documents], _K)
 

@@ -37,12 +37,16 @@ def agreement(
     for example in pool:
         if len(example.labels) < 2:
             continue
-        order = np.argsort(-(labels[example.labels] @ documents[example.document]), kind="stable")
-        gains = example.probabilities
-        discounts = 1 / np.log2(np.arange(2, min(_DEPTH, len(gains)) + 2))
-        ideal = float(np.sort(gains)[::-1][: len(discounts)] @ discounts)
-        values.append(float(gains[order][: len(discounts)] @ discounts) / ideal if ideal else 0.0)
+        values.append(ndcg(labels[example.labels] @ documents[example.document], example.probabilities))
     return float(np.mean(values)) if values else None
+
+
+def ndcg(scores: NDArray[np.floating], gains: NDArray[np.float64]) -> float:
+    """nDCG@5 of the labels of one document, ordered by (J,) scores, with (J,) gains; 0 without any gain."""
+    order = np.argsort(-scores, kind="stable")
+    discounts = 1 / np.log2(np.arange(2, min(_DEPTH, len(gains)) + 2))
+    ideal = float(np.sort(gains)[::-1][: len(discounts)] @ discounts)
+    return float(gains[order][: len(discounts)] @ discounts) / ideal if ideal else 0.0
 
 
 def student_agreement(

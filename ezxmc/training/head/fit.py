@@ -1,0 +1,239 @@
+"""Training of the sparse head on judged documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csc_array, csr_array
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ezxmc.errors import TrainingError
+from ezxmc.head_config import HeadConfig
+from ezxmc.retrieval.sparse_head import SparseHead, blocks
+from ezxmc.retrieval.tokens import has_fast_bfloat16
+from ezxmc.training.dataset import Example
+from ezxmc.training.head.adagrad import RowAdagrad
+from ezxmc.training.head.clusters import balanced_clusters
+from ezxmc.training.head.loss import sparse_bce
+from ezxmc.training.head.rewire import Rewiring, random_rows, rewire
+from ezxmc.training.schedule import Schedule
+
+# Of the first logits: 15 cosines off -8 are the base rate of a label among thousands.
+_SCALE, _ZERO = 15.0, -8.0
+_RATE, _SHARED_RATE = 1.0, 5e-3
+_REWIRINGS = 40
+_LARGEST_CLUSTERS, _CLUSTER_SIZE, _SKETCH = 1024, 16, 32
+_AUXILIARY_UNTIL = 0.5
+_BATCHES, _BATCH_SIZES = 40, (16, 256)
+
+Encode = Callable[[NDArray[np.int64]], Tensor]
+"""From places in the pool (B,) to document vectors (B, D), with gradient where the encoder learns too."""
+
+
+LabelVectors = Callable[[NDArray[np.int64]], NDArray[np.float32]]
+"""From label rows (n,) to the bi-encoder's vectors (n, D): `LabelIndex.vectors`."""
+
+
+class Judged(NamedTuple):
+    """What the head is taught.
+
+    Attributes:
+        rows: (M,) int64, ascending: label rows with enough positives.
+        targets: (N, M) probabilities of the judged pairs of N documents, zeros stored too.
+    """
+
+    rows: NDArray[np.int64]
+    targets: csr_array
+
+
+def judged_pairs(pool: Sequence[Example], least_positives: int) -> Judged:
+    """The pool's judgments of labels that are positive often enough.
+
+    Raises:
+        TrainingError: No label is.
+    """
+    sizes = [len(example.labels) for example in pool]
+    labels = np.concatenate([example.labels for example in pool]) if pool else np.empty(0, dtype=np.int64)
+    positive = [example.labels[: example.positives] for example in pool]
+    found, counts = np.unique(np.concatenate(positive or [labels]), return_counts=True)
+    rows = found[counts >= least_positives]
+    if not len(rows):
+        raise TrainingError(
+            f"no label has {least_positives} positives among the judgments of {len(pool)} documents",
+            "judge more documents, lower head.least_positives, or go without a head",
+        )
+    kept = np.isin(labels, rows)
+    document = np.repeat(np.arange(len(pool)), sizes)[kept]
+    p = np.concatenate([example.probabilities for example in pool])[kept].astype(np.float32)
+    starts = np.searchsorted(document, np.arange(len(pool) + 1))
+    # Built from its parts, a matrix keeps the zeros that were judged.
+    return Judged(
+        rows, csr_array((p, np.searchsorted(rows, labels[kept]), starts), shape=(len(pool), len(rows)))
+    )
+
+
+def batch_size(documents: int) -> int:
+    """Documents in a step: few documents take small batches, or a training would end after a dozen steps."""
+    least, most = _BATCH_SIZES
+    return min(max(least, documents // _BATCHES), most)
+
+
+def fit_head(
+    encode: Encode,
+    judged: Judged,
+    label_vectors: LabelVectors,
+    config: HeadConfig,
+    *,
+    device: torch.device,
+    seed: int = 0,
+    shared: Sequence[torch.optim.Optimizer] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> SparseHead:
+    """Train a fixed fan-in layer by dynamic sparse training (Ullah et al., arXiv 2411.03171).
+
+    As there: `sparse_bce` over all labels, connections that move (`rewire`), a
+    dense layer that all labels share before the sparse one (here D × D, starting
+    as the identity), and an auxiliary loss on groups of labels whose weight
+    falls to 0 by half of the steps, so that shared weights learn something while
+    the sparse ones do not carry much gradient yet. Other than there, labels start from
+    their largest entries of the bi-encoder's vectors, and AdaGrad keeps one number per label.
+
+    Memory per label, bytes, with F weights: 2F columns, 4F weights, 4F gradient,
+    and 16 for bias, its gradient and both rates; a dense layer with Adam takes 16 (D + 1).
+
+    Args:
+        encode: Gives document vectors.
+        judged: M labels and N documents' targets.
+        label_vectors: Asked for a block of labels at a time.
+        config: Sizes and weights.
+        device: Of the head.
+        seed: Of order, new connections and groups.
+        shared: Optimisers of what `encode` computes with, stepped along; their rates follow the schedule.
+        progress: Called with (steps done, steps).
+
+    Returns:
+        The head, not fused with anything.
+
+    Raises:
+        TrainingError: Fan-in exceeds D, or the loss is not finite.
+    """
+    count, width = len(judged.rows), label_vectors(judged.rows[:1]).shape[1]
+    documents = judged.targets.shape[0]
+    if not config.fan_in <= width <= np.iinfo(np.int16).max:
+        raise TrainingError(
+            f"{config.fan_in} weights a label do not fit vectors of {width}", "lower head.fan_in"
+        )
+    generator = torch.Generator(device).manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    columns, weights = _start(judged.rows, label_vectors, width, config, generator)
+    weights.requires_grad_()
+    bias = torch.full((count,), _ZERO, device=device, requires_grad=True)
+    layer = torch.zeros((width, width), device=device, requires_grad=True)
+    coarse = None
+    if config.auxiliary:
+        coarse = _Coarse(
+            _sketch(judged.rows, label_vectors, width, rng), width, config.auxiliary, device, rng
+        )
+    common = [layer, *(coarse.parameters if coarse else ())]
+    optimizers = [RowAdagrad([weights, bias], _RATE), torch.optim.Adam(common, _SHARED_RATE), *shared]
+    plan = Schedule(config.epochs, batch_size(documents), _RATE)
+    steps = plan.steps(documents)
+    rates = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: plan.factor(step, documents))
+        for optimizer in optimizers
+    ]
+    moving = Rewiring(steps, max(1, steps // _REWIRINGS), config.rewire)
+    faster = has_fast_bfloat16(device)
+    for step in range(1, steps + 1):
+        if (step - 1) % (steps // config.epochs) == 0:
+            batches = np.array_split(rng.permutation(documents), steps // config.epochs)
+        members = batches[(step - 1) % len(batches)]
+        vectors = encode(members)
+        targets = csc_array(judged.targets[members])
+        features = torch.addmm(vectors, vectors, layer)
+        loss = sparse_bce(features, columns, weights, bias, targets, config.unjudged, bfloat16=faster)
+        if coarse and (share := max(0.0, 1 - step / (_AUXILIARY_UNTIL * steps))):
+            loss = loss + share * coarse.loss(features, targets)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the head's loss became {float(loss.detach())}", "check the document vectors"
+            )
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            optimizer.step()
+            rate.step()
+        with torch.no_grad():
+            rewire(columns, weights, width, moving.share(step), generator)
+        if progress:
+            progress(step, steps)
+    return SparseHead(judged.rows, columns, weights.detach(), bias.detach(), layer.detach())
+
+
+def _start(
+    rows: NDArray[np.int64],
+    label_vectors: LabelVectors,
+    width: int,
+    config: HeadConfig,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Columns (M, F) int16 and weights (M, F): a sparse copy of the label vectors, or nothing yet."""
+    shape, device = (len(rows), config.fan_in), generator.device
+    columns = torch.empty(shape, dtype=torch.int16, device=device)
+    weights = torch.zeros(shape, device=device)
+    if config.start == "random":
+        for part, chance in random_rows(len(rows), width, generator):
+            columns[part] = chance.topk(config.fan_in, dim=1).indices.to(torch.int16)
+        return columns, weights
+    for part in blocks(len(rows), width, width):
+        vectors = torch.from_numpy(label_vectors(rows[part])).to(device)
+        chosen = vectors.abs().topk(config.fan_in, dim=1).indices
+        columns[part], weights[part] = chosen.to(torch.int16), _SCALE * vectors.gather(1, chosen)
+    return columns, weights
+
+
+def _sketch(
+    rows: NDArray[np.int64], label_vectors: LabelVectors, width: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Label vectors (M, 32) by a random projection, which keeps their distances: enough to group them."""
+    projection = rng.normal(size=(width, _SKETCH)).astype(np.float32)
+    parts = [label_vectors(rows[part]) @ projection for part in blocks(len(rows), width, width)]
+    return np.concatenate(parts)
+
+
+class _Coarse:
+    """The auxiliary objective: which groups of like labels hold a right one, predicted densely."""
+
+    def __init__(
+        self,
+        sketch: NDArray[np.float32],
+        width: int,
+        weight: float,
+        device: torch.device,
+        rng: np.random.Generator,
+    ) -> None:
+        clusters = min(_LARGEST_CLUSTERS, -(-len(sketch) // _CLUSTER_SIZE))
+        self.cluster_of = balanced_clusters(sketch, clusters, rng)
+        self.clusters = int(self.cluster_of.max()) + 1
+        self.weight, self.device = weight, device
+        self.parameters = (
+            torch.zeros((width, self.clusters), device=device, requires_grad=True),
+            torch.full((self.clusters,), _ZERO, device=device, requires_grad=True),
+        )
+
+    def loss(self, features: Tensor, targets: csc_array) -> Tensor:
+        """Mean over documents of the groups' BCE; a group's target is the highest p of its labels."""
+        pairs = targets.tocoo()
+        wanted = np.zeros((targets.shape[0], self.clusters), dtype=np.float32)
+        np.maximum.at(wanted, (pairs.row, self.cluster_of[pairs.col]), pairs.data)
+        logits = torch.addmm(self.parameters[1], features, self.parameters[0])
+        total = binary_cross_entropy_with_logits(
+            logits, torch.from_numpy(wanted).to(self.device), reduction="sum"
+        )
+        return self.weight * total / len(features)
