@@ -327,10 +327,8 @@ def _resolve_inputs(raw: dict[str, Any], base: Path) -> None:
         "training": ("encoder",),
     }
     for section, keys in places.items():
-        part = raw.get(section)
-        if not isinstance(part, dict):
-            continue
-        for key in keys:
+        part: Any = raw.get(section)
+        for key in keys if isinstance(part, dict) else ():
             value = part.get(key)
             if isinstance(value, str) and (base / value).exists():
                 part[key] = str((base / value).resolve())

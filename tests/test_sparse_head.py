@@ -40,8 +40,9 @@ DEVICES = [
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 64 labels: every test crosses a border between blocks."""
+    """Of 64 labels and 7 documents: every test crosses a border between blocks."""
     monkeypatch.setattr(sparse_head, "_BLOCK_BYTES", 1)
+    monkeypatch.setattr(sparse_head, "_DOCUMENTS", 7)
 
 
 def layer(

@@ -20,7 +20,7 @@ class Rewiring:
     """When connections change and how many: SET (Mocanu et al., arXiv 1707.04780) with a decaying share.
 
     The share ζ of a label's weights replaced falls along a half cosine, as in
-    RigL (arXiv 1911.11134, equation 1), from `fraction` to 0 at three quarters of the steps.
+    RigL (arXiv 1911.11134, section 3), from `fraction` to 0 at three quarters of the steps.
 
     Attributes:
         steps: Optimiser steps in all.
