@@ -18,9 +18,9 @@ from pydantic import (
 )
 
 from ezxmc.cluster import RayConfig
+from ezxmc.config_head import HeadConfig
 from ezxmc.config_update import UpdateConfig
 from ezxmc.errors import ConfigError
-from ezxmc.head_config import HeadConfig
 
 Backend = Literal["torch", "onnx", "openvino"]
 """What runs an encoder."""

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from scipy.sparse import csc_array
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ezxmc.config_head import HeadConfig
 from ezxmc.errors import BundleError, TrainingError
-from ezxmc.head_config import HeadConfig
 from ezxmc.retrieval import LabelIndex, SparseHead, sparse_head
 from ezxmc.retrieval.sparse_head import Fusion
 from ezxmc.training.dataset import Example
@@ -420,7 +420,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 STEP = """
 import resource, numpy as np, torch
 from scipy.sparse import csr_array
-from ezxmc.head_config import HeadConfig
+from ezxmc.config_head import HeadConfig
 from ezxmc.training.head import Judged, fit_head
 torch.set_num_threads(1)
 labels, width, documents = 200_000, 384, 32

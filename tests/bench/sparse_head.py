@@ -43,9 +43,9 @@ from sklearn.linear_model import LogisticRegression
 from ezxmc.bench.benchmark import read_judgments
 from ezxmc.bundle import load_bundle
 from ezxmc.config import TrainingConfig
+from ezxmc.config_head import HeadConfig
 from ezxmc.data import read_documents, read_gold
 from ezxmc.feedback.targets import build_targets
-from ezxmc.head_config import HeadConfig
 from ezxmc.metrics import precision_at_k, recall_at_k
 from ezxmc.retrieval import LabelIndex, SparseHead
 from ezxmc.training.dataset import Example, examples

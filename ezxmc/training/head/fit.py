@@ -12,8 +12,8 @@ from scipy.sparse import csc_array, csr_array
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from ezxmc.config_head import HeadConfig
 from ezxmc.errors import TrainingError
-from ezxmc.head_config import HeadConfig
 from ezxmc.retrieval.sparse_head import SparseHead, blocks
 from ezxmc.retrieval.tokens import has_fast_bfloat16
 from ezxmc.training.dataset import Example

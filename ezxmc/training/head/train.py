@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ezxmc.config_head import HeadConfig
 from ezxmc.feedback.targets import Targets
-from ezxmc.head_config import HeadConfig
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder
 from ezxmc.retrieval.index import LabelIndex
