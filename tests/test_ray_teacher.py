@@ -290,10 +290,13 @@ def test_a_whole_run_on_the_cluster_is_that_of_one_machine(
         assert report.evaluation is not None
         place = Path(settings.run_dir)
         judged[engine] = stored(place / "feedback.sqlite")
-        listed[engine] = (place / "cycles" / "1" / "shortlist.jsonl").read_text()
+        lines = (place / "cycles" / "1" / "shortlist.jsonl").read_text().splitlines()
+        listed[engine] = [json.loads(line) for line in lines]
         assert not (place / "vectors").exists()
         assert not shard_folder(place / "feedback.sqlite").exists()
-    assert listed["ray"] == listed["local"]
+    for there, here in zip(listed["ray"], listed["local"], strict=True):
+        assert there.pop("scores") == pytest.approx(here.pop("scores"), abs=2e-4)
+        assert there == here
     # Which labels a student tags with, after training, is a matter of rounding.
     both = judged["ray"].keys() & judged["local"].keys()
     assert len(both) > 0.9 * len(judged["local"])
