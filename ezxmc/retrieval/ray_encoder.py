@@ -51,8 +51,7 @@ class RayEncoder(BiEncoder):
     ) -> None:
         super().__init__(source, max_length=max_length)
         self._cluster, self._folder, self._say = cluster, folder, say
-        self._job = _Encoding(str(source), self.max_length, self.precision)
-        self._named = json_hash([model_identity(str(source)), self.max_length, self.precision])
+        self._source = str(source)
 
     def _encode(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
         if len(texts) <= SHARD or self._converted:
@@ -71,8 +70,9 @@ class RayEncoder(BiEncoder):
             if progress:
                 progress(done, len(texts))
 
+        named = json_hash([model_identity(self._source), self.max_length, self.precision])
         for start in range(0, len(texts), SHARD):
-            name = text_hash(self._named, *texts[start : start + SHARD])
+            name = text_hash(named, *texts[start : start + SHARD])
             starts.setdefault(str(self._folder / f"{name}.npy"), []).append(start)
         missing = []
         for path in starts:
@@ -81,7 +81,8 @@ class RayEncoder(BiEncoder):
             else:
                 missing.append(path)
         if missing:
-            pool = Pool(self._cluster, self._job, gpus=True, say=self._say)
+            job = _Encoding(self._source, self.max_length, self.precision)
+            pool = Pool(self._cluster, job, gpus=True, say=self._say)
             try:
                 for task in pool.map(
                     Task(path, list(texts[starts[path][0] : starts[path][0] + SHARD])) for path in missing
