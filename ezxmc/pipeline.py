@@ -230,7 +230,7 @@ class _Run:
 
     def tag(self) -> None:
         """Tag every document with the bundle, as a user would; rank by the untrained encoder to compare."""
-        predictor = Predictor(self.place.path / "bundle")
+        predictor = Predictor.load(self.place.path / "bundle")
         bar, keep = self.watch.stage("tagging"), self.config.inference.k
         k = max(_EVALUATED, keep) if self.catalog.gold else keep
         for done, prediction in enumerate(predictor.stream(self.catalog.documents, k=k), start=1):
