@@ -16,6 +16,7 @@ import pytest
 import torch
 import typer
 from fakes import FakeTeacher
+from test_bundle_changes import with_head
 from test_resume import Interrupted, Interrupting
 from tinyworld import TOPIC_OF, document, label_rows, topical, write_catalog, write_rows
 from typer.testing import CliRunner
@@ -351,6 +352,13 @@ def test_a_student_that_lost_old_labels_is_not_taken(
     told = grown(name="told", training__label_vectors="titles", update={"probe": 300, "accept_loss": True})
     report, _ = updated(told)
     assert report.forgetting is not None and report.forgetting.worse and report.student == "trained"
+
+
+def test_a_head_that_is_lost_is_told(grown: Callable[..., Path]) -> None:
+    config = grown()
+    with_head(config.parent / "run" / "bundle")
+    report, _ = updated(config)
+    assert report.student == "trained" and any("sparse head is gone" in note for note in report.notes)
 
 
 def test_a_limit_holds_over_all_sessions(grown: Callable[..., Path]) -> None:

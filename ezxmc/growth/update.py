@@ -37,7 +37,7 @@ from ezxmc.growth.probe import probe
 from ezxmc.growth.selection import DRIFTING
 from ezxmc.growth.settling import settle
 from ezxmc.growth.work import Grown, Work
-from ezxmc.manifest import DECISION, STUDENT, read_manifest
+from ezxmc.manifest import DECISION, HEAD, STUDENT, read_manifest
 from ezxmc.metrics import Drift, Shift
 from ezxmc.pipeline import refuse_torchrun
 from ezxmc.predict import Predictor
@@ -210,6 +210,8 @@ class _Update:
             work.notes.append(
                 "The former bundle's decision does not hold any more: `ezxmc decide` makes one."
             )
+        if work.student.bundle.head is not None and not read_manifest(bundle).file(HEAD):
+            work.notes.append("The former bundle's sparse head is gone: a run without --update trains one.")
         if any(name.startswith(f"{STUDENT}/onnx/") for name in lost):
             work.notes.append("The former student's exported forms are gone: `ezxmc export` makes them.")
 
