@@ -22,13 +22,8 @@ class Browser:
 
     def __init__(self, patience: float = 600.0) -> None:
         assert CHROMIUM and DRIVER
-        self._driver = subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True)
-        assert self._driver.stdout is not None
-        port = next(
-            found[1]
-            for line in self._driver.stdout
-            if (found := re.search(r"successfully on port (\d+)", line))
-        )
+        # It binds a free port twice, for both protocols: the second may be taken by then.
+        port = next(filter(None, (self._start(DRIVER) for _ in range(5))))
         self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=patience, trust_env=False)
         options = {
             "binary": CHROMIUM,
@@ -40,6 +35,13 @@ class Browser:
         }
         session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
         self._session = f"/session/{session['sessionId']}"
+
+    def _start(self, driver: str) -> str | None:
+        """The driver's port, if it could bind one."""
+        self._driver = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
+        assert self._driver.stdout is not None
+        ports = (re.search(r"successfully on port (\d+)", line) for line in self._driver.stdout)
+        return next((found[1] for found in ports if found), None)
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
@@ -168,7 +169,9 @@ class Page:
         found = re.search(r"http://127\.0\.0\.1:(\d+)/#\S+", line)
         assert found, line
         self.url, self.port = found[0], int(found[1])
-        self._reader = threading.Thread(target=self.process.stderr.read)
+        # A test that fails leaves the process; neither it nor its reader may outlive the tests.
+        atexit.register(self.process.kill)
+        self._reader = threading.Thread(target=self.process.stderr.read, daemon=True)
         self._reader.start()
 
     def end(self, number: int) -> int:

@@ -53,6 +53,11 @@ class RayEncoder(BiEncoder):
         self._cluster, self._folder, self._say = cluster, folder, say
         self._source = str(source)
 
+    @property
+    def _named(self) -> str:
+        """What the vectors depend on beside the texts."""
+        return json_hash([model_identity(self._source), self.max_length, self.precision])
+
     def _encode(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
         if len(texts) <= SHARD or self._converted:
             return super()._encode(texts, progress)
@@ -70,7 +75,7 @@ class RayEncoder(BiEncoder):
             if progress:
                 progress(done, len(texts))
 
-        named = json_hash([model_identity(self._source), self.max_length, self.precision])
+        named = self._named
         for start in range(0, len(texts), SHARD):
             name = text_hash(named, *texts[start : start + SHARD])
             starts.setdefault(str(self._folder / f"{name}.npy"), []).append(start)

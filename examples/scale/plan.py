@@ -1,0 +1,164 @@
+"""What a catalog of millions costs: arithmetic from measured rates, for some numbers of GPUs.
+
+    python examples/scale/plan.py [--documents 10_000_000] [--labels 1_000_000] [--gpus 1,8,64]
+
+Every rate is one that a committed benchmark measured on two processor cores (`Measured`), or an assumption
+about GPUs, of which none was at hand (`Assumed`). Put your own there: `ezxmc plan` on a GPU measures the
+teacher's pairs per second, `ezxmc bench encoding` the student's texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Measured:
+    """2 cores of an AMD EPYC server processor; seconds are of one core."""
+
+    # ezxmc bench teacher (README, "The teacher now"): Qwen2.5-Coder-1.5B, bf16, 20 candidates a document.
+    flop_per_token: float = 0.645e12 / 244
+    prompt_tokens: float = 228.0
+    computed_tokens: float = 16.4
+    # tests/bench/store.py --rows 10_000_000: one writer, in bulk.
+    judgment_bytes: float = 84.0
+    inserts_per_second: float = 22_700.0
+    # tests/bench/million.py, 100,000 documents x 1,000,000 labels.
+    read_document: float = 11e-6
+    read_label: float = 11e-6
+    shortlist_document: float = 1e-3
+    search_document: float = 1e-3
+    index_label: float = 1e-4
+    target_judgment: float = 1e-4
+    refine_judgment: float = 1e-3
+    tag_document: float = 1e-3
+    document_memory: float = 10e3
+    label_memory: float = 5e3
+    bundle_label_bytes: float = 2e3
+    tagged_document_bytes: float = 1e3
+    judgment_memory: float = 1e3
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """Of one GPU and its share of a machine; nothing here was measured."""
+
+    flops: float = 989e12  # NVIDIA H100 SXM, bf16, dense: the data sheet's peak
+    teacher_share: float = 0.4  # of it, reached by a teacher (92 % of the measured ceiling on processors)
+    encoder_share: float = 0.1  # of it, reached by a student of 22 M parameters
+    engine_requests: float = 1_500.0  # a second, that one vLLM engine can schedule
+    cores: int = 16
+    machine_gpus: int = 8  # the driver has the cores of one machine, no more
+    scaling: float = 0.7  # of a search, over many cores
+
+
+# all-MiniLM-L6-v2 without its embeddings: 10.6 M parameters, two operations each.
+STUDENT_FLOP = 2 * 10.6e6
+DOCUMENT_TOKENS, TITLE_TOKENS, TITLES_A_STEP, EPOCHS = 200, 8, 8, 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """A catalog, and how much of it the teacher sees."""
+
+    documents: int
+    labels: int
+    judged: int
+    candidates: int
+
+    @property
+    def pairs(self) -> int:
+        return self.judged * self.candidates
+
+
+def tokens_per_pair(candidates: int) -> float:
+    """Computed: a pair's own, and its share of the document. Own = x, with (228 - x) / 20 + x = 16.4."""
+    m = Measured()
+    own = (m.computed_tokens - m.prompt_tokens / 20) / (1 - 1 / 20)
+    return (m.prompt_tokens - own) / candidates + own
+
+
+def pairs_per_second(candidates: int, parameters: float) -> tuple[float, str]:
+    """Of one GPU, and what limits it."""
+    a, flop = Assumed(), Measured().flop_per_token * parameters / 1.54e9
+    arithmetic = a.flops * a.teacher_share / (flop * tokens_per_pair(candidates))
+    if arithmetic < a.engine_requests:
+        return arithmetic, "arithmetic"
+    return a.engine_requests, "engine's scheduler"
+
+
+def stages(job: Job, gpus: int, parameters: float) -> dict[str, float]:
+    """Wall seconds of each stage."""
+    m, a = Measured(), Assumed()
+    cores = a.cores * min(gpus, a.machine_gpus) * a.scaling
+    encoding = STUDENT_FLOP / (gpus * a.flops * a.encoder_share)  # seconds a token
+    documents = job.documents * DOCUMENT_TOKENS * encoding
+    titles = job.labels * TITLE_TOKENS * encoding
+    searched = job.documents * m.search_document / cores
+    step = DOCUMENT_TOKENS + TITLES_A_STEP * TITLE_TOKENS
+    return {
+        "read (one core)": job.documents * m.read_document + job.labels * m.read_label,
+        "shortlist: encode": documents + titles,
+        "shortlist: index, search": job.labels * m.index_label / cores + searched,
+        "shortlist: BM25, fusion (one core)": job.documents * m.shortlist_document,
+        "teacher": job.pairs / (gpus * pairs_per_second(job.candidates, parameters)[0]),
+        "store (one writer)": job.pairs / m.inserts_per_second,
+        "targets (one core)": job.pairs * m.target_judgment,
+        "training": job.judged * EPOCHS * step * 3 * encoding,
+        "label vectors, index": titles + (job.pairs * m.refine_judgment + job.labels * m.index_label) / cores,
+        "tag: encode, search": documents + searched,
+        "tag: write (one core)": job.documents * m.tag_document,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--documents", type=int, default=10_000_000)
+    parser.add_argument("--labels", type=int, default=1_000_000)
+    parser.add_argument("--candidates", type=int, default=14)
+    parser.add_argument("--parameters", type=float, default=1.54e9, help="of the teacher")
+    parser.add_argument("--gpus", default="1,8,64")
+    given = parser.parse_args()
+    m = Measured()
+    rate, limit = pairs_per_second(given.candidates, given.parameters)
+    print(
+        f"a pair: {tokens_per_pair(given.candidates):.1f} computed tokens; a GPU: {rate:,.0f} pairs/s ({limit})"
+    )
+    for judged in (given.documents // 10, given.documents):
+        job = Job(given.documents, given.labels, judged, given.candidates)
+        counts = [int(part) for part in given.gpus.split(",")]
+        found = [stages(job, gpus, given.parameters) for gpus in counts]
+        print(f"\n{judged:,} documents judged, {job.pairs:,} pairs; minutes with so many GPUs")
+        print(f"{'':36}" + "".join(f"{gpus:>10}" for gpus in counts))
+        for name in found[0]:
+            print(f"{name:36}" + "".join(f"{one[name] / 60:10.1f}" for one in found))
+        # Judgments are stored while others are given.
+        walls = [sum(one.values()) - min(one["teacher"], one["store (one writer)"]) for one in found]
+        print(f"{'hours by the clock':36}" + "".join(f"{wall / 3600:10.1f}" for wall in walls))
+        paid = [gpus * wall / 3600 for gpus, wall in zip(counts, walls, strict=True)]
+        print(f"{'GPU-hours, all held all the time':36}" + "".join(f"{hours:10.0f}" for hours in paid))
+        busy = [
+            gpus * sum(one[name] for name in one if name in GPU_STAGES) / 3600
+            for gpus, one in zip(counts, found, strict=True)
+        ]
+        print(f"{'GPU-hours that compute':36}" + "".join(f"{hours:10.0f}" for hours in busy))
+        print(f"{'longest stage':36}" + "".join(f"  {max(one, key=one.__getitem__)}" for one in found))
+        memory = (
+            job.documents * m.document_memory + job.labels * m.label_memory + job.pairs * m.judgment_memory
+        )
+        disk = {
+            "judgments": job.pairs * m.judgment_bytes,
+            "bundle": job.labels * m.bundle_label_bytes,
+            "tags": job.documents * m.tagged_document_bytes,
+        }
+        print(
+            f"driver's memory {memory / 1e9:,.0f} GB; disk: "
+            + ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in disk.items())
+        )
+
+
+GPU_STAGES = ("shortlist: encode", "teacher", "training", "tag: encode, search")
+
+if __name__ == "__main__":
+    main()
