@@ -24,20 +24,24 @@ class Measured:
     # tests/bench/store.py --rows 10_000_000: one writer, in bulk.
     judgment_bytes: float = 84.0
     inserts_per_second: float = 22_700.0
-    # tests/bench/million.py, 100,000 documents x 1,000,000 labels.
-    read_document: float = 11e-6
-    read_label: float = 11e-6
-    shortlist_document: float = 1e-3
-    search_document: float = 1e-3
-    index_label: float = 1e-4
-    target_judgment: float = 1e-4
-    refine_judgment: float = 1e-3
-    tag_document: float = 1e-3
-    document_memory: float = 10e3
-    label_memory: float = 5e3
-    bundle_label_bytes: float = 2e3
-    tagged_document_bytes: float = 1e3
-    judgment_memory: float = 1e3
+    # tests/bench/million.py, 100,000 documents x 10,000 labels, 20,000 judgments, beside other work.
+    read_row: float = 10e-6
+    shortlist_document: float = 70e-6  # fusion and files
+    target_judgment: float = 10e-6
+    refine_judgment: float = 2.5e-3
+    tag_document: float = 50e-6  # rows and files
+    document_memory: float = 16e3  # from reading to the shortlists' peak
+    tagged_document_bytes: float = 522.0  # 5 tags
+    # tests/bench/lexical.py, 1,000,000 labels.
+    lexical_document: float = 0.18e-3
+    # ezxmc bench index at 1,000,000 labels: 4,166 queries/s and 71 s to build, on both cores.
+    search_document: float = 2 / 4_166
+    index_label: float = 2 * 71 / 1e6
+    # Counted: the record, and vectors of 384 float32 held three times while an index is built.
+    label_memory: float = 760 + 3 * 1_536
+    bundle_label_bytes: float = 1_536 + 192 + 120
+    # A record and its part of the targets, in memory (tracemalloc over 11,399 judgments).
+    judgment_memory: float = 622.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Assumed:
     scaling: float = 0.7  # of a search, over many cores
 
 
+GPU_STAGES = ("shortlist: encode", "teacher", "training", "tag: encode, search")
 # all-MiniLM-L6-v2 without its embeddings: 10.6 M parameters, two operations each.
 STUDENT_FLOP = 2 * 10.6e6
 DOCUMENT_TOKENS, TITLE_TOKENS, TITLES_A_STEP, EPOCHS = 200, 8, 8, 2
@@ -98,10 +103,10 @@ def stages(job: Job, gpus: int, parameters: float) -> dict[str, float]:
     searched = job.documents * m.search_document / cores
     step = DOCUMENT_TOKENS + TITLES_A_STEP * TITLE_TOKENS
     return {
-        "read (one core)": job.documents * m.read_document + job.labels * m.read_label,
+        "read (one core)": (job.documents + job.labels) * m.read_row,
         "shortlist: encode": documents + titles,
         "shortlist: index, search": job.labels * m.index_label / cores + searched,
-        "shortlist: BM25, fusion (one core)": job.documents * m.shortlist_document,
+        "shortlist: BM25, fusion (one core)": job.documents * (m.lexical_document + m.shortlist_document),
         "teacher": job.pairs / (gpus * pairs_per_second(job.candidates, parameters)[0]),
         "store (one writer)": job.pairs / m.inserts_per_second,
         "targets (one core)": job.pairs * m.target_judgment,
@@ -120,45 +125,43 @@ def main() -> None:
     parser.add_argument("--parameters", type=float, default=1.54e9, help="of the teacher")
     parser.add_argument("--gpus", default="1,8,64")
     given = parser.parse_args()
-    m = Measured()
     rate, limit = pairs_per_second(given.candidates, given.parameters)
     print(
-        f"a pair: {tokens_per_pair(given.candidates):.1f} computed tokens; a GPU: {rate:,.0f} pairs/s ({limit})"
+        f"{tokens_per_pair(given.candidates):.1f} computed tokens a pair; {rate:,.0f} pairs/s a GPU ({limit})"
     )
+    counts = [int(part) for part in given.gpus.split(",")]
     for judged in (given.documents // 10, given.documents):
         job = Job(given.documents, given.labels, judged, given.candidates)
-        counts = [int(part) for part in given.gpus.split(",")]
-        found = [stages(job, gpus, given.parameters) for gpus in counts]
-        print(f"\n{judged:,} documents judged, {job.pairs:,} pairs; minutes with so many GPUs")
-        print(f"{'':36}" + "".join(f"{gpus:>10}" for gpus in counts))
-        for name in found[0]:
-            print(f"{name:36}" + "".join(f"{one[name] / 60:10.1f}" for one in found))
-        # Judgments are stored while others are given.
-        walls = [sum(one.values()) - min(one["teacher"], one["store (one writer)"]) for one in found]
-        print(f"{'hours by the clock':36}" + "".join(f"{wall / 3600:10.1f}" for wall in walls))
-        paid = [gpus * wall / 3600 for gpus, wall in zip(counts, walls, strict=True)]
-        print(f"{'GPU-hours, all held all the time':36}" + "".join(f"{hours:10.0f}" for hours in paid))
-        busy = [
-            gpus * sum(one[name] for name in one if name in GPU_STAGES) / 3600
-            for gpus, one in zip(counts, found, strict=True)
-        ]
-        print(f"{'GPU-hours that compute':36}" + "".join(f"{hours:10.0f}" for hours in busy))
-        print(f"{'longest stage':36}" + "".join(f"  {max(one, key=one.__getitem__)}" for one in found))
-        memory = (
-            job.documents * m.document_memory + job.labels * m.label_memory + job.pairs * m.judgment_memory
-        )
-        disk = {
-            "judgments": job.pairs * m.judgment_bytes,
-            "bundle": job.labels * m.bundle_label_bytes,
-            "tags": job.documents * m.tagged_document_bytes,
-        }
-        print(
-            f"driver's memory {memory / 1e9:,.0f} GB; disk: "
-            + ", ".join(f"{name} {size / 1e9:,.1f} GB" for name, size in disk.items())
-        )
+        show(job, counts, [stages(job, gpus, given.parameters) for gpus in counts])
 
 
-GPU_STAGES = ("shortlist: encode", "teacher", "training", "tag: encode, search")
+def show(job: Job, counts: list[int], found: list[dict[str, float]]) -> None:
+    """A table: stages down, numbers of GPUs across."""
+    m = Measured()
+    print(f"\n{job.judged:,} documents judged, {job.pairs:,} pairs; minutes with so many GPUs")
+
+    def row(name: str, cells: list[str]) -> None:
+        print(f"{name:36}" + "".join(f"{cell:>10}" for cell in cells))
+
+    row("", [f"{gpus}" for gpus in counts])
+    for name in found[0]:
+        row(name, [f"{one[name] / 60:.1f}" for one in found])
+    # Judgments are stored while others are given.
+    walls = [sum(one.values()) - min(one["teacher"], one["store (one writer)"]) for one in found]
+    row("hours by the clock", [f"{wall / 3600:.1f}" for wall in walls])
+    row("GPU-hours held", [f"{gpus * wall / 3600:.0f}" for gpus, wall in zip(counts, walls, strict=True)])
+    busy = [sum(one[name] for name in GPU_STAGES) for one in found]
+    row("GPU-hours in GPU stages", [f"{n * part / 3600:.0f}" for n, part in zip(counts, busy, strict=True)])
+    for gpus, one in zip(counts, found, strict=True):
+        print(f"longest with {gpus}: {max(one, key=one.__getitem__)}")
+    memory = job.documents * m.document_memory + job.labels * m.label_memory + job.pairs * m.judgment_memory
+    disk = job.pairs * m.judgment_bytes, job.labels * m.bundle_label_bytes
+    tags = job.documents * m.tagged_document_bytes
+    print(f"driver's memory {memory / 1e9:,.0f} GB")
+    print(
+        f"judgments {disk[0] / 1e9:.1f} GB, bundle {disk[1] / 1e9:.1f} GB, tags {tags / 1e9:.1f} GB of disk"
+    )
+
 
 if __name__ == "__main__":
     main()

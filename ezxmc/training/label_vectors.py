@@ -41,7 +41,7 @@ def refined_label_vectors(
 
         BCE(σ(a x·(t_l + δ_l) + c), p) over judged pairs
         + 0.3 BCE(σ(a x·(t_l + δ_l) + c), 0) over as many random unjudged pairs of judged labels
-        + 0.0003 Σ_l |δ_l|²
+        + 3/P Σ_l |δ_l|², of P judged pairs
 
     A label without judgments keeps its title's vector, as a new one does. More
     than 16,384 judged labels are fitted in random blocks, one after the other,
