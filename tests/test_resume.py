@@ -138,22 +138,33 @@ def stored(place: Path) -> set[str]:
         return {judgment.key for judgment in store.judgments()}
 
 
-def test_kill_9_at_any_moment_loses_nothing_and_asks_nothing_twice(
-    tmp_path: Path, tiny_encoder: Path
-) -> None:
-    whole = spied(write_catalog(tmp_path / "whole", tiny_encoder, **ENDS_EARLY))
-    config = write_catalog(tmp_path / "killed", tiny_encoder, **ENDS_EARLY)
-    # A fork server loads torch once; every run is still a process of its own, killed for real.
+def killed_and_resumed(
+    target: Callable[[str, str], None],
+    config: Path,
+    logs: Path,
+    *,
+    attempts: int,
+    preload: str,
+    look: Callable[[], object] = lambda: None,
+) -> tuple[set[str], int]:
+    """Do `target(config, log)` again and again, killed at random but for the last time.
+
+    Each attempt loses no stored judgment and asks about none; `look` is called after it.
+
+    Returns:
+        Keys stored in the end, and how many attempts were killed at work.
+    """
+    # A fork server loads torch once; every attempt is still a process of its own, killed for real.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ezxmc.pipeline"])
+    context.set_forkserver_preload([preload])
     place, rng = Path(RunConfig.load(config).run_dir), random.Random(0)
     done: set[str] = set()
     killed = 0
-    for attempt in range(4):
-        log = tmp_path / f"asked-{attempt}"
-        process = context.Process(target=slow_run, args=(str(config), str(log)))
+    for attempt in range(attempts):
+        log = logs / f"asked-{attempt}"
+        process = context.Process(target=target, args=(str(config), str(log)))
         process.start()
-        if attempt < 3:
+        if attempt < attempts - 1:
             while not log.exists() and process.is_alive():
                 time.sleep(0.01)
             process.join(rng.uniform(0.1, 1.0))
@@ -165,7 +176,19 @@ def test_kill_9_at_any_moment_loses_nothing_and_asks_nothing_twice(
         now = stored(place)
         assert done <= now, "a stored judgment was lost"
         done = now
-    assert process.exitcode == 0 and killed >= 2
+        look()
+    assert process.exitcode == 0
+    return done, killed
+
+
+def test_kill_9_at_any_moment_loses_nothing_and_asks_nothing_twice(
+    tmp_path: Path, tiny_encoder: Path
+) -> None:
+    whole = spied(write_catalog(tmp_path / "whole", tiny_encoder, **ENDS_EARLY))
+    config = write_catalog(tmp_path / "killed", tiny_encoder, **ENDS_EARLY)
+    place = Path(RunConfig.load(config).run_dir)
+    done, killed = killed_and_resumed(slow_run, config, tmp_path, attempts=4, preload="ezxmc.pipeline")
+    assert killed >= 2
     assert done == set(whole.teacher.asked)
     # Interrupted or not, the result is the same.
     assert (place / "predictions.jsonl").read_text() == whole.predictions()

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import random
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,7 @@ import torch
 import typer
 from fakes import FakeTeacher
 from test_bundle_changes import with_head
-from test_resume import Interrupted, Interrupting
+from test_resume import Interrupted, Interrupting, killed_and_resumed
 from tinyworld import TOPIC_OF, document, label_rows, topical, write_catalog, write_rows
 from typer.testing import CliRunner
 
@@ -28,7 +25,6 @@ from ezxmc.cli import pipeline as pipeline_cli
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError, DataError
-from ezxmc.feedback.store import FeedbackStore
 from ezxmc.growth import update
 from ezxmc.growth.selection import PRIORS
 from ezxmc.models import resolve_model
@@ -443,28 +439,16 @@ def test_kill_9_loses_nothing_and_asks_nothing_twice(
     grown: Callable[..., Path], whole: Whole, tmp_path: Path
 ) -> None:
     config = grown()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ezxmc.growth"])
-    rng, place = random.Random(0), config.parent / "run"
-    done: set[str] = set()
-    killed = 0
-    for attempt in range(3):
-        log = tmp_path / f"asked-{attempt}"
-        process = context.Process(target=slow_update, args=(str(config), str(log)))
-        process.start()
-        if attempt < 2:
-            while not log.exists() and process.is_alive():
-                time.sleep(0.01)
-            process.join(rng.uniform(0.1, 1.0))
-            process.kill()
-        process.join()
-        killed += process.exitcode == -9
-        now = set(log.read_text().split()) if log.exists() else set()
-        assert not now & done, "a stored pair was asked again"
-        load_bundle(place / "bundle")
-        with FeedbackStore(place / "feedback.sqlite") as store:
-            done = {judgment.key for judgment in store.judgments()}
-    assert process.exitcode == 0 and killed >= 1
+    place = config.parent / "run"
+    done, killed = killed_and_resumed(
+        slow_update,
+        config,
+        tmp_path,
+        attempts=3,
+        preload="ezxmc.growth",
+        look=lambda: load_bundle(place / "bundle"),
+    )
+    assert killed >= 1
     assert whole.asked <= done
     assert (place / "predictions.jsonl").read_text() == whole.predictions
 

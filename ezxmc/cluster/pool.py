@@ -39,6 +39,7 @@ _SAY_SECONDS = 30.0
 _POLL = 1.0
 _APPEARS = 30.0  # seconds in which a file must be seen on a network file system
 _REASON = 300  # characters of a line
+_SHARED = "put the store (the run directory) on a file system that all nodes share"  # cure
 _SCHEMA = pyarrow.schema(
     [("number", pyarrow.int64()), ("error", pyarrow.string()), ("cure", pyarrow.string())]
 )
@@ -239,7 +240,7 @@ class _Worker:
             if not Path(task.path).parent.is_dir():
                 raise ClusterError(
                     f"{socket.gethostname()} does not see {Path(task.path).parent}",
-                    "put the store (the run directory) on a file system that all nodes share",
+                    _SHARED,
                 )
             self._work = self._work or self._job.open(self._slot)
             self._work(task, tell)
@@ -275,6 +276,6 @@ def _seen(path: Path) -> None:
         if time.monotonic() > deadline:
             raise ClusterError(
                 f"a worker wrote {path}, which is not seen here",
-                "put the store (the run directory) on a file system that all nodes share",
+                _SHARED,
             )
         time.sleep(0.1)

@@ -6,6 +6,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.data.growth import Changes
@@ -81,10 +84,11 @@ def select(
     # A student was trained on titles, and knows which labels are near everything.
     plain = config.shortlist.model_copy(update={"descriptions": 0.0, "centre": 0.0})
     chosen = [i for i in changes.unseen if i not in apart]
+    once = _LabelsOnce(encoder)
     listed = shortlist(
         [catalog.documents[i] for i in chosen],
         catalog.labels,
-        encoder,
+        once,
         plain,
         background=catalog.documents,
         seed=config.seed,
@@ -95,7 +99,7 @@ def select(
     if (fresh or drifting) and learnt:
         texts = [catalog.documents[i].shown for i in learnt]
         vectors = encoder.encode_documents(texts)
-        titles = encoder.encode_labels([label.title for label in catalog.labels])
+        titles = once.encode_labels([label.title for label in catalog.labels])
         depth = min(len(catalog.labels), max(size, config.inference.calibration_depth))
         _, dense = LabelIndex.for_once(titles, vectors).search(vectors, depth)
         lexical: Sequence[Sequence[int]] = [[]] * len(learnt)
@@ -123,6 +127,21 @@ def select(
     parts = {PRIORS: priors, NEW_LABELS: new_labels, DRIFTING: drifted, NEW_DOCUMENTS: new_documents}
     explored = min(plain.explore, size) / size
     return Selection(parts, 0) if limit is None else _cut(catalog, parts, limit, explored)
+
+
+class _LabelsOnce:
+    """An encoder that keeps the vectors of the label list it encoded last: there may be a million."""
+
+    def __init__(self, encoder: BiEncoder) -> None:
+        self.encode_documents = encoder.encode_documents
+        self._encoder = encoder
+        self._held: tuple[Sequence[str], NDArray[np.float32]] | None = None
+
+    def encode_labels(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """See `BiEncoder`."""
+        if self._held is None or self._held[0] != texts:
+            self._held = texts, self._encoder.encode_labels(texts)
+        return self._held[1]
 
 
 def _empty(catalog: Catalog) -> Rows:

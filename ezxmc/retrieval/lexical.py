@@ -49,12 +49,14 @@ class LexicalIndex:
         are read: a long document is no longer a query than its vocabulary.
         Only labels with a word of the text are looked at, never all of them.
         """
+        if not self._column:
+            return [[] for _ in texts]
         found = []
-        for start in range(0, len(texts) if self._column else 0, _TEXTS_AT_ONCE):
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
             scores = self._queries(texts[start : start + _TEXTS_AT_ONCE]) @ self._postings
             for low, high in pairwise(scores.indptr.tolist()):
                 found.append(_best(scores.indices[low:high], scores.data[low:high], k))
-        return found or [[] for _ in texts]
+        return found
 
     def _queries(self, texts: Sequence[str]) -> csr_matrix:
         """(N, V): 1 where a text has a word of the labels."""

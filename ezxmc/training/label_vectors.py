@@ -90,8 +90,10 @@ def _fit(documents: Tensor, titles: Tensor, pool: Sequence[Example]) -> Tensor:
         places = torch.searchsorted(members, columns[here])
         titled = titles[known[members]]
         refined[known[members]] = titled + _shifts(
-            documents, titled, rows[here], places, wanted[here], [scale, zero], frozen=part > 0
+            documents, titled, rows[here], places, wanted[here], scale, zero
         )
+        for learnt in (scale, zero):
+            learnt.requires_grad_(False)
     return refined
 
 
@@ -101,18 +103,14 @@ def _shifts(
     rows: Tensor,
     columns: Tensor,
     wanted: Tensor,
-    scale_and_zero: list[Tensor],
-    *,
-    frozen: bool,
+    scale: Tensor,
+    zero: Tensor,
 ) -> Tensor:
-    """The shifts of some labels, all of them judged; scale and zero are learned too unless frozen."""
+    """The shifts of some labels, all of them judged; scale and zero are learned too where they want it."""
     judged = (rows * len(titles) + columns).sort().values
     shifts = torch.zeros_like(titles, requires_grad=True)
-    scale, zero = (value.detach() for value in scale_and_zero) if frozen else scale_and_zero
-    groups = [{"params": [shifts], "lr": _RATE}]
-    if not frozen:
-        groups.append({"params": scale_and_zero, "lr": _SCALE_RATE})
-    optimizer = torch.optim.Adam(groups)
+    learned = [value for value in (scale, zero) if value.requires_grad]
+    optimizer = torch.optim.Adam([{"params": [shifts], "lr": _RATE}, {"params": learned, "lr": _SCALE_RATE}])
 
     def logits(some: Tensor, others: Tensor) -> Tensor:
         cosines: Tensor = (documents[some] * (titles[others] + shifts[others])).sum(dim=1)
