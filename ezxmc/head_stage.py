@@ -43,7 +43,7 @@ class HeadStage:
             watch: Sees training, and told the outcome.
 
         Returns:
-            The fusion and the agreement it was chosen by; empty if nothing could be trained.
+            `told`, the outcome in words; the fusion and the agreement it was chosen by, if one was trained.
         """
         catalog, inquiry, config = self.cycles.catalog, self.cycles.inquiry, self.config
         taught, plain = self._targets()
@@ -64,8 +64,8 @@ class HeadStage:
                 progress=watch.stage("head: training"),
             )
         except TrainingError as error:
-            watch.say(f"no head: {error}")
-            return {}
+            watch.say(told := f"no head: {error}")
+            return {"told": told}
         if config.head.fine_tune:
             tuned = self.bundle.with_name("head") / "student"
             shutil.rmtree(tuned, ignore_errors=True)
@@ -78,4 +78,9 @@ class HeadStage:
             add_head(self.bundle, replace(head, fusion=choice.fusion))
         elif config.head.fine_tune:
             save(self.student)
-        return {**asdict(choice.fusion), "documents": choice.documents, "agreement": choice.agreement}
+        return {
+            "told": choice.line,
+            **asdict(choice.fusion),
+            "documents": choice.documents,
+            "agreement": choice.agreement,
+        }

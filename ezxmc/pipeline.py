@@ -193,8 +193,8 @@ class _Run:
         head = HeadStage(self.config, self.cycles, student, bundle) if self.config.head.enabled else None
 
         def make() -> dict[str, Any]:
-            made = save().model_dump()
-            return {**made, "head": head.run(save, self.watch)} if head else made
+            manifest = save().model_dump()
+            return {**manifest, "head": head.run(save, self.watch)} if head else manifest
 
         # The split decides what the calibrator in it may be fitted on.
         inputs = [
@@ -207,7 +207,8 @@ class _Run:
             judged,
             *(head.inputs if head else ()),
         ]
-        self.place.stage("bundle", inputs, [bundle / "manifest.json"], make)
+        made = self.place.stage("bundle", inputs, [bundle / "manifest.json"], make)
+        self.found.head = made.get("head", {}).get("told", "")
         self.cycles.forget_vectors()
 
     def calibrate(self) -> None:

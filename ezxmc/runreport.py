@@ -77,6 +77,7 @@ class Findings:
         problem_docs: Documents with judgments that hold no score.
         unasked_documents: Documents to learn from that the budget left without a judgment.
         unasked_pairs: Candidates the budget left unasked.
+        head: What became of the sparse head, in words; empty if none was wanted.
         calibrator: If there was enough to fit one.
         predictions: One per document, in order.
         untrained: The same by the untrained encoder, where there is gold.
@@ -87,6 +88,7 @@ class Findings:
     problem_docs: list[str] = field(default_factory=list)
     unasked_documents: int = 0
     unasked_pairs: int = 0
+    head: str = ""
     calibrator: Calibrator | None = None
     predictions: list[Prediction] = field(default_factory=list)
     untrained: list[Prediction] = field(default_factory=list)
@@ -130,6 +132,7 @@ def assemble(
         ],
         cycles=[_cycle(number, cycle) for number, cycle in enumerate(found.cycles, start=1)],
         skipped_cycles=config.cycles - len(found.cycles),
+        head=found.head,
         calibration=_calibration(found.calibrator),
         evaluation=_evaluation(found, {d.uid for d in catalog.documents}),
         held_out=_evaluation(found, apart),

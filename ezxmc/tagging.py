@@ -9,10 +9,11 @@ scores, and with them the file, come out the same to the last digit.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Protocol, Self
 
 import pyarrow.parquet
 
@@ -24,33 +25,72 @@ from ezxmc.predict import WINDOW, Predictor, prediction_row
 from ezxmc.records import Document
 
 Row = dict[str, Any]
+Window = list[Document | RowProblem]
 _CHUNK = 1 << 20
 _SAME = 1e-3  # scores of one document, whatever machine computed them
 
 
+class Tagging(Protocol):
+    """What turns windows of rows into windows of answers, in their order."""
+
+    def put(self, window: Window) -> Iterable[list[Row]]:
+        """Take one more window; gives those that are answered by now."""
+        ...
+
+    def end(self) -> Iterable[list[Row]]:
+        """There are no more windows; gives the answers still due."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tagger:
+    """Tags in this process; arguments as for `Predictor.predict`.
+
+    Raises:
+        ConfigError: As for `Predictor.predict`.
+    """
+
+    predictor: Predictor
+    k: int | None = None
+    threshold: float | None = None
+    decision: Decision | None = None
+
+    def __post_init__(self) -> None:
+        self.predictor.check(k=self.k, threshold=self.threshold, decision=self.decision)
+
+    def put(self, window: Window) -> list[list[Row]]:
+        """See `Tagging`."""
+        documents = [item for item in window if isinstance(item, Document)]
+        predicted = self.predictor.predict(
+            documents, k=self.k, threshold=self.threshold, decision=self.decision
+        )
+        found = iter(predicted)
+        return [
+            [prediction_row(next(found)) if isinstance(item, Document) else _refusal(item) for item in window]
+        ]
+
+    def end(self) -> list[list[Row]]:
+        """See `Tagging`."""
+        return []
+
+
 def tag_rows(
-    predictor: Predictor,
+    tagging: Tagging,
     source: str | Path,
     report: RowReport,
     write: Callable[[list[Row]], None],
     *,
-    k: int | None = None,
-    threshold: float | None = None,
-    decision: Decision | None = None,
     skip: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Tag the documents of a source.
 
     Args:
-        predictor: Who tags.
+        tagging: Who tags.
         source: Anything `iter_documents` reads.
         report: Receives the bad rows; its listener is replaced.
         write: Called with a window of rows at a time: a prediction each
             (`prediction_row`), or "error", "file" and "line" of a bad row.
-        k: As for `Predictor.predict`.
-        threshold: As for `Predictor.predict`.
-        decision: As for `Predictor.predict`.
         skip: So many rows are read but not tagged; a multiple of `WINDOW`.
         progress: Called with (rows done, rows in all or 0).
 
@@ -58,40 +98,43 @@ def tag_rows(
         ConfigError: As for `Predictor.predict`.
         DataError: As for `iter_documents`.
     """
-    predictor.check(k=k, threshold=threshold, decision=decision)
     total = row_count(source)
-    window: list[Document | RowProblem] = []
-    done = 0
+    window: Window = []
+    read, done = 0, skip
 
     def take(item: Document | RowProblem) -> None:
-        nonlocal done
-        done += 1
-        if done > skip:
+        nonlocal read, window
+        read += 1
+        if read > skip:
             window.append(item)
-        if done % WINDOW == 0:
-            flush()
+        if len(window) == WINDOW:
+            full, window = window, []
+            tell(tagging.put(full))
 
-    def flush() -> None:
-        documents = [item for item in window if isinstance(item, Document)]
-        found = iter(predictor.predict(documents, k=k, threshold=threshold, decision=decision))
-        rows = [
-            prediction_row(next(found)) if isinstance(item, Document) else _refusal(item) for item in window
-        ]
-        window.clear()
-        if rows:
+    def tell(answers: Iterable[list[Row]]) -> None:
+        nonlocal done
+        for rows in answers:
             write(rows)
-        if progress and done >= skip:
-            progress(done, max(total, done) if total else 0)
+            done += len(rows)
+            if progress:
+                progress(done, max(total, done) if total else 0)
+
+    def finish() -> None:
+        if window:
+            tell(tagging.put(window))
+        tell(tagging.end())
 
     report.listener = take
     try:
         for document in iter_documents(source, report):
             take(document)
     except DataError:
-        flush()
+        finish()
         raise
-    total = done
-    flush()
+    total = read
+    finish()
+    if progress:
+        progress(done, total)
 
 
 def row_count(source: str | Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tinyworld import TOPIC_OF, document, write_catalog
 from ezxmc.bundle import load_bundle
 from ezxmc.predict import Predictor
 from ezxmc.records import Document
+from ezxmc.report import RunReport
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -46,6 +48,8 @@ def test_a_run_puts_a_head_into_the_bundle(run: tuple[Spy, Messages]) -> None:
     assert bundle.head.columns.shape[1] == 8
     line = next(line for line in watch.said if line.startswith("head: agreement"))
     assert "with the head at weight" in line
+    assert RunReport.model_validate_json((spy.place / "report.json").read_text()).head == line
+    assert f"H{line[1:]}." in (spy.place / "report.html").read_text()
     assert watch.ended["head: training"][0] == watch.ended["head: training"][1] > 0
 
 
@@ -118,7 +122,8 @@ def test_few_judgments_make_no_head(tmp_path: Path, tiny_encoder: Path) -> None:
     config = write_catalog(tmp_path, tiny_encoder, **{**SETTINGS, "head__least_positives": 1000})
     spy = spied(config, watch=watch)
     assert load_bundle(spy.place / "bundle").head is None
-    assert any(line.startswith("no head: no label has 1000 positives") for line in watch.said)
+    line = next(line for line in watch.said if line.startswith("no head: no label has 1000 positives"))
+    assert json.loads((spy.place / "report.json").read_text())["head"] == line
 
 
 def load_student(folder: Path) -> bytes:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from ipaddress import ip_address
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,23 @@ from fake_server import FakeServer, Reply, save_tokenizer
 from fakes import catalog
 from tinyworld import write_catalog, write_rows
 
+from ezxmc import tagging_ray
+from ezxmc.bundle import save_bundle
 from ezxmc.cluster import RayConfig
 from ezxmc.cluster.connection import connect, disconnect
 from ezxmc.config import HttpTeacherConfig, RunConfig
+from ezxmc.data import RowReport
 from ezxmc.errors import TeacherError
 from ezxmc.feedback.annotate import AnnotateSummary, annotate, pairs_of
 from ezxmc.feedback.shards import merge_shards, shard_folder
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.pipeline import run
+from ezxmc.predict import WINDOW
 from ezxmc.records import Judgment, Status
 from ezxmc.retrieval import BiEncoder, ray_encoder
 from ezxmc.retrieval.ray_encoder import RayEncoder
+from ezxmc.tagging import Row, RowFile, tag_rows
+from ezxmc.tagging_ray import RayTagger, Rule
 from ezxmc.teacher import Teacher, load_teacher
 from ezxmc.teacher.ray_data import RayTeacher
 from ezxmc.teacher.shards import Shard
@@ -272,6 +279,52 @@ def test_a_catalog_is_encoded_as_by_one_process_and_what_is_done_is_kept(
     # An encoder that reads less makes other vectors.
     other = RayEncoder(tiny_encoder, cluster, tmp_path / "vectors", max_length=8)
     assert other._named != shared._named
+
+
+def test_a_file_is_tagged_as_by_one_process_and_what_is_done_is_kept(
+    cluster: RayConfig, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tagging_ray, "SHARD", 2)
+    save_bundle(tmp_path / "bundle", BiEncoder(tiny_encoder), LABELS, max_length=32, k=3)
+    rows = [
+        json.dumps({"uid": str(n), "text": f"the {'rose' if n % 3 else 'comet'} {n}"}) for n in range(2200)
+    ]
+    rows[700] = "{"
+    source, alone, out = tmp_path / "in.jsonl", tmp_path / "alone.jsonl", tmp_path / "out.jsonl"
+    source.write_text("\n".join(rows))
+    rule = Rule(str(tmp_path / "bundle"), precision="float32", k=2)
+    with RowFile(alone) as file:
+        tag_rows(rule.tagger(), source, RowReport(), file.write)
+
+    def tag(*, fails_after: int | None = None) -> None:
+        left = count(1)
+
+        def write(answers: list[Row]) -> None:
+            if next(left) == fails_after:
+                raise KeyboardInterrupt
+            file.write(answers)
+
+        with RowFile(out, resume=True) as file:
+            start = file.skip // WINDOW
+            with RayTagger(rule, cluster, tmp_path / "shards", start=start) as tagging:
+                tag_rows(tagging, source, RowReport(), write, skip=file.skip)
+
+    with pytest.raises(KeyboardInterrupt):
+        tag(fails_after=2)
+    # The first shard (windows 0 and 1) was finished, and only its first window written.
+    assert out.read_bytes() == b"".join(alone.read_bytes().splitlines(keepends=True)[:WINDOW])
+    marked = []
+    for shard in (tmp_path / "shards").iterdir():
+        answers = json.loads(shard.read_bytes())
+        if answers[0]["uid"] == "0":
+            answers[WINDOW]["mark"] = "not tagged again"
+            shard.write_text(json.dumps(answers))
+            marked.append(shard)
+    tag()
+    told, wanted = ([json.loads(line) for line in path.open()] for path in (out, alone))
+    assert len(marked) == 1 and told[WINDOW].pop("mark") == "not tagged again"
+    assert told == wanted and wanted[700]["line"] == 701
+    assert not (tmp_path / "shards").exists()
 
 
 def test_a_whole_run_on_the_cluster_is_that_of_one_machine(

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from ezxmc.cli.console import bad_rows, watching
+from ezxmc.cli.engine import Address, Engine, Workers, cluster
 from ezxmc.config import Backend, Precision
-from ezxmc.errors import ConfigError
 
 Runtime = Annotated[Backend, typer.Option(help="What runs the encoder.")]
 ComputedIn = Annotated[
@@ -40,26 +40,29 @@ def predict(
     decide: Annotated[bool, typer.Option(help="Keep what the bundle's decision keeps.")] = False,
     backend: Runtime = "torch",
     precision: ComputedIn = "auto",
+    engine: Engine = None,
+    workers: Workers = None,
+    ray_address: Address = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first bad row.")] = False,
 ) -> None:
     """Tag documents, one JSON line each, in their order and in bounded memory.
 
     A row that cannot be used gives a line with "error", its file and line, in
-    its place, and exit code 3 at the end.
+    its place, and exit code 3 at the end. With --engine ray the workers of a
+    cluster tag, each with the bundle opened for itself.
 
     Example: ezxmc predict run/bundle new.jsonl --threshold 0.5 -o tags.jsonl --resume
     """
     from ezxmc.data import RowReport
-    from ezxmc.predict import Predictor
-    from ezxmc.tagging import RowFile, json_line, tag_rows
+    from ezxmc.predict import WINDOW
+    from ezxmc.tagging import RowFile, Tagging, json_line, tag_rows
+    from ezxmc.tagging_ray import RayTagger, Rule
 
-    if resume and out is None:
-        raise typer.BadParameter("--resume needs --out")
-    predictor = Predictor.load(bundle, backend=backend, precision=precision)
-    decision = predictor.bundle.decision if decide else None
-    if decide and decision is None:
-        raise ConfigError(f"bundle {bundle} has no decision", "make one with `ezxmc decide`")
-    predictor.check(k=k, threshold=threshold, decision=decision)
+    ray = cluster(engine, workers, ray_address)
+    if out is None and (resume or ray):
+        raise typer.BadParameter("--resume and --engine ray need --out")
+    rule = Rule(str(bundle), backend, precision, k, threshold, decide)
+    tagger = rule.tagger()
 
     def show(rows: list[dict[str, Any]]) -> None:
         sys.stdout.write(b"".join(map(json_line, rows)).decode())
@@ -71,15 +74,18 @@ def predict(
         watch = stack.enter_context(watching())
         if file and file.skip:
             watch.say(f"{out}: going on after row {file.skip:,}")
+        skip = file.skip if file else 0
+        tagging: Tagging = tagger
+        if ray and out:
+            shards = out.with_name(f"{out.name}-shards")
+            start = skip // WINDOW
+            tagging = stack.enter_context(RayTagger(rule, ray, shards, start=start, say=watch.say))
         tag_rows(
-            predictor,
+            tagging,
             documents,
             rows,
             file.write if file else show,
-            k=k,
-            threshold=threshold,
-            decision=decision,
-            skip=file.skip if file else 0,
+            skip=skip,
             progress=watch.stage("tagging"),
         )
         watch.say(f"documents: {rows.summary()}")

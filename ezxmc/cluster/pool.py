@@ -86,6 +86,7 @@ class Pool:
             disconnect()
             raise
         self._offered = 0
+        self._open: dict[int, Task] = {}
         self._failure = "it ended early"
         self._finished: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._reader = threading.Thread(target=self._read, args=(stream,), name="ezxmc-ray", daemon=True)
@@ -102,24 +103,37 @@ class Pool:
                 a worker's words what it cannot do; what was yielded is not lost.
         """
         source = iter(tasks)
-        open_tasks: dict[int, Task] = {}
         while True:
-            while len(open_tasks) < self._depth and (task := next(source, None)) is not None:
-                open_tasks[self._offered] = task
-                self._ray.get(self._board.offer.remote(task))
-                self._offered += 1
-            if not open_tasks:
+            while not self.full and (task := next(source, None)) is not None:
+                self.offer(task)
+            if not self._open:
                 return
+            yield self.done()
+
+    @property
+    def full(self) -> bool:
+        """Whether the workers have enough to do for now: two tasks each."""
+        return len(self._open) >= self._depth
+
+    def offer(self, task: Task) -> None:
+        """Give the workers one more task."""
+        self._open[self._offered] = task
+        self._ray.get(self._board.offer.remote(task))
+        self._offered += 1
+
+    def done(self) -> Task:
+        """Wait for any of the tasks to be done. Raises as `map`."""
+        while True:
             row = self._next()
             number = row["number"]
             # Ray may do a step again whose result is long taken.
-            if (task := open_tasks.pop(number, None)) is None:
+            if (task := self._open.pop(number, None)) is None:
                 continue
             self._board.drop.remote(number)
             if row["error"]:
                 raise ClusterError(row["error"], row["cure"])
             _seen(Path(task.path))
-            yield task
+            return task
 
     def rates(self) -> list[WorkerRate]:
         """How fast each worker is."""

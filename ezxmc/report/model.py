@@ -329,6 +329,7 @@ class RunReport(_Part):
     shortlist: list[ShortlistSummary] = Field(default_factory=list)
     cycles: list[CycleSummary] = Field(default_factory=list)
     skipped_cycles: int = Field(0, description="cycles not done, because those before brought no gain")
+    head: str = Field("", description="what became of the sparse head")
     calibration: CalibrationSummary | None = None
     evaluation: EvaluationSummary | None = None
     held_out: EvaluationSummary | None = Field(

@@ -1,6 +1,7 @@
 """The whole line at 10⁴, 10⁵ and 10⁶ labels: seconds and peak memory of each stage, and how they grow.
 
     python tests/bench/million.py WORDNET_FOLDER OUT [--labels 10000,100000,1000000] [--documents 100000]
+    python tests/bench/million.py WORDNET_FOLDER OUT --labels 10000 --documents 10000,100000
 
 **Synthetic labels.** The 17,138 labels of wordnet (data_cards/wordnet.md) come first, then pairs of
 labels that some gloss carries together ("animal: disease"), then random pairs, which no document carries,
@@ -211,34 +212,39 @@ def one(folder: Path, judgments: int) -> dict[str, Any]:
     return {"stages": dict(clock.stages), "peak": peak, "P@1": measured["P@1"], "R@5": measured["R@5"]}
 
 
-def show(found: dict[str, dict[str, Any]]) -> None:
+def show(found: dict[tuple[int, int], dict[str, Any]]) -> None:
     sizes = list(found)
     names = list(dict.fromkeys(name for one in found.values() for name in one["stages"]))
-    print(f"{'stage':34}" + "".join(f"{int(size):>12,} {'':>8}{'':>9}" for size in sizes) + "   exponents")
-    print(f"{'':34}" + f"{'s':>12} {'cpu s':>8} {'GB':>8}" * len(sizes))
+    heads = [f"{labels:,} x {documents:,}" for labels, documents in sizes]
+    print(f"{'labels x documents':30}" + "".join(f"{head:>30}" for head in heads) + "   exponents")
+    print(f"{'':30}" + f"{'s':>12} {'cpu s':>8} {'GB':>8}" * len(sizes))
     for name in names:
         cells = [one["stages"].get(name, [0.0, 0.0, 0.0]) for one in found.values()]
         line = "".join(f"{clock:12.1f} {cpu:8.0f} {peak / 1e9:8.2f}" for clock, cpu, peak in cells)
         growth = [
-            f"{math.log(b[1] / a[1]) / math.log(int(large) / int(small)):.2f}"
+            f"{math.log(b[1] / a[1]) / math.log(math.prod(large) / math.prod(small)):.2f}"
             for a, b, small, large in zip(cells, cells[1:], sizes, sizes[1:], strict=False)
             if a[1] > _SHORTEST
         ]
-        print(f"{name:34}{line}   {', '.join(growth)}")
-    for size, one in found.items():
+        print(f"{name:30}{line}   {', '.join(growth)}")
+    for head, one in zip(heads, found.values(), strict=True):
         total = [sum(stage[i] for stage in one["stages"].values()) for i in (0, 1)]
         print(
-            f"{int(size):,} labels: {total[0]:,.0f} s, {total[1]:,.0f} cpu s, "
+            f"{head}: {total[0]:,.0f} s, {total[1]:,.0f} cpu s, "
             f"peak {one['peak'] / 1e9:.1f} GB, P@1 {one['P@1']:.3f}, R@5 {one['R@5']:.3f} (oracle)"
         )
+
+
+def numbers(text: str) -> list[int]:
+    return [int(one) for one in text.split(",")]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("source", type=Path, help="documents.jsonl, labels.jsonl, qrels.tsv")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--labels", default="10000,100000,1000000")
-    parser.add_argument("--documents", type=int, default=100_000)
+    parser.add_argument("--labels", type=numbers, default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--documents", type=numbers, default=[100_000])
     parser.add_argument("--judgments", type=int, default=100_000)
     parser.add_argument("--one", action="store_true", help="run what OUT holds, and print what it took")
     given = parser.parse_args()
@@ -246,15 +252,15 @@ def main() -> None:
         print(json.dumps(one(given.out, given.judgments)))
         return
     found = {}
-    for size in given.labels.split(","):
-        folder = given.out / f"{size}x{given.documents}"
+    for labels, documents in itertools.product(given.labels, given.documents):
+        folder = given.out / f"{labels}x{documents}"
         if not (folder / "gold.tsv").exists():
-            make(given.source, folder, int(size), given.documents)
+            make(given.source, folder, labels, documents)
         command = [sys.executable, __file__, str(given.source), str(folder), "--one"]
         told = subprocess.run(
             [*command, "--judgments", str(given.judgments)], check=True, stdout=subprocess.PIPE, text=True
         )
-        found[size] = json.loads(told.stdout.splitlines()[-1])
+        found[labels, documents] = json.loads(told.stdout.splitlines()[-1])
         (folder / "result.json").write_text(told.stdout.splitlines()[-1], encoding="utf-8")
         show(found)
 

@@ -1,0 +1,167 @@
+"""Tagging shared out over a Ray cluster: each worker has the bundle, the driver puts answers in order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from shutil import rmtree
+from types import TracebackType
+from typing import Self
+
+from ezxmc.cluster import RayConfig
+from ezxmc.cluster.board import Task
+from ezxmc.cluster.files import durable
+from ezxmc.cluster.pool import Pool, Say, Tell
+from ezxmc.config import Backend, Precision
+from ezxmc.errors import ConfigError
+from ezxmc.hashing import json_hash
+from ezxmc.manifest import read_manifest
+from ezxmc.predict import WINDOW, Predictor
+from ezxmc.tagging import Row, Tagger, Window
+
+SHARD = 8  # windows; so many documents take a worker some seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How documents are tagged, in words that can travel.
+
+    Attributes:
+        bundle: Its folder.
+        backend: As for `Predictor.load`.
+        precision: As for `Predictor.load`.
+        k: As for `Predictor.predict`.
+        threshold: As for `Predictor.predict`.
+        decide: Whether to keep what the bundle's decision keeps.
+    """
+
+    bundle: str
+    backend: Backend = "torch"
+    precision: Precision = "auto"
+    k: int | None = None
+    threshold: float | None = None
+    decide: bool = False
+
+    def tagger(self) -> Tagger:
+        """Open the bundle.
+
+        Raises:
+            BundleError, ConfigError, ModelError: As of `Predictor.load` and `Predictor.predict`,
+                or a decision is asked for that the bundle does not have.
+        """
+        predictor = Predictor.load(self.bundle, backend=self.backend, precision=self.precision)
+        decision = predictor.bundle.decision if self.decide else None
+        if self.decide and decision is None:
+            raise ConfigError(f"bundle {self.bundle} has no decision", "make one with `ezxmc decide`")
+        return Tagger(predictor, self.k, self.threshold, decision)
+
+    @property
+    def state(self) -> str:
+        """Hash of what answers depend on beside the documents."""
+        return json_hash([asdict(self), read_manifest(Path(self.bundle)).model_dump()])
+
+
+class RayTagger:
+    """Tags with the workers of a Ray cluster; see `ezxmc.tagging.Tagging`.
+
+    Answers are those of one process. Shards are files named by what is in
+    them: those that were finished when a job was killed are not tagged again.
+
+    Args:
+        rule: How; the bundle lies on a file system that all nodes share.
+        cluster: Where the workers are.
+        folder: Of the shards, on a shared file system; deleted with the context's end, unless by an error.
+        start: Number of the first window, so that a job that goes on cuts its shards as before.
+        say: Told every half minute how fast each worker is.
+
+    Raises:
+        ClusterError: Ray is not installed, there is no such cluster, or it lost the job.
+    """
+
+    def __init__(
+        self, rule: Rule, cluster: RayConfig, folder: Path, *, start: int = 0, say: Say | None = None
+    ) -> None:
+        self._rule, self._state, self._folder, self._number = rule, rule.state, folder, start
+        folder.mkdir(parents=True, exist_ok=True)
+        self._pool = Pool(cluster, _Tagging(rule, self._state), gpus=True, say=say)
+        self._shard: Window = []
+        self._due: list[Path] = []
+        """Shards not yet given out, in order."""
+        self._there: set[Path] = set()
+
+    def put(self, window: Window) -> Iterator[list[Row]]:
+        """See `Tagging`; waits while the workers have enough to do."""
+        self._shard.extend(window)
+        self._number += 1
+        if self._number % SHARD == 0:
+            self._offer()
+            while self._pool.full:
+                yield from self._take()
+
+    def end(self) -> Iterator[list[Row]]:
+        """See `Tagging`."""
+        if self._shard:
+            self._offer()
+        while self._due:
+            yield from self._take()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.close()
+        if kind is None:
+            rmtree(self._folder, ignore_errors=True)
+
+    def _offer(self) -> None:
+        shard, self._shard = self._shard, []
+        # Its place is in the name, too: the same rows twice are two shards.
+        path = self._folder / f"{json_hash([self._state, self._number, [repr(item) for item in shard]])}.json"
+        self._due.append(path)
+        self._pool.offer(Task(str(path), shard))
+
+    def _take(self) -> Iterator[list[Row]]:
+        self._there.add(Path(self._pool.done().path))
+        while self._due and self._due[0] in self._there:
+            path = self._due.pop(0)
+            self._there.remove(path)
+            rows: list[Row] = json.loads(path.read_bytes())
+            for start in range(0, len(rows), WINDOW):
+                yield rows[start : start + WINDOW]
+            path.unlink()
+
+
+@dataclass(frozen=True, slots=True)
+class _Tagging:
+    """The workers' job: tag shards as this rule says."""
+
+    rule: Rule
+    state: str
+
+    def open(self, slot: int) -> _Tag:
+        """See `ezxmc.cluster.pool.Job`."""
+        tagger = self.rule.tagger()
+        if self.rule.state != self.state:
+            raise ConfigError(
+                f"bundle {self.rule.bundle} was changed while it tagged",
+                "start again, without --resume: half a file would be tagged with the old labels",
+            )
+        return _Tag(tagger)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tag:
+    tagger: Tagger
+
+    def __call__(self, task: Task, tell: Tell) -> None:
+        rows: list[Row] = []
+        for start in range(0, len(task.items), WINDOW):
+            for answered in self.tagger.put(list(task.items[start : start + WINDOW])):
+                rows += answered
+                tell(len(answered))
+        with durable(Path(task.path)) as file:
+            file.write(json.dumps(rows).encode())
