@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from types import TracebackType
@@ -83,8 +83,10 @@ class RayTagger:
     def __init__(
         self, rule: Rule, cluster: RayConfig, folder: Path, *, start: int = 0, say: Say | None = None
     ) -> None:
-        self._rule, self._state, self._folder, self._number = rule, rule.state, folder, start
-        folder.mkdir(parents=True, exist_ok=True)
+        # Workers on other nodes have working directories of their own.
+        rule = replace(rule, bundle=str(Path(rule.bundle).absolute()))
+        self._state, self._folder, self._number = rule.state, folder.absolute(), start
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._pool = Pool(cluster, _Tagging(rule, self._state), gpus=True, say=say)
         self._shard: Window = []
         self._due: list[Path] = []

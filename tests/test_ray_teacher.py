@@ -259,9 +259,10 @@ def test_a_catalog_is_encoded_as_by_one_process_and_what_is_done_is_kept(
     cluster: RayConfig, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_encoder, "SHARD", 40)
+    monkeypatch.chdir(tmp_path)  # which is not where the workers are
     texts = [f"the {word} of boat {number}" for number in range(50) for word in ("rose", "comet", "drum" * 9)]
     alone = BiEncoder(tiny_encoder, max_length=32)
-    shared = RayEncoder(tiny_encoder, cluster, tmp_path / "vectors", max_length=32)
+    shared = RayEncoder(tiny_encoder, cluster, Path("vectors"), max_length=32)
     told: list[tuple[int, int]] = []
     first = shared.encode_documents(texts, progress=lambda *now: told.append(now))
     assert np.abs(first - alone.encode_documents(texts)).max() < 1e-5
@@ -285,6 +286,7 @@ def test_a_file_is_tagged_as_by_one_process_and_what_is_done_is_kept(
     cluster: RayConfig, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tagging_ray, "SHARD", 2)
+    monkeypatch.chdir(tmp_path)  # which is not where the workers are
     save_bundle(tmp_path / "bundle", BiEncoder(tiny_encoder), LABELS, max_length=32, k=3)
     rows = [
         json.dumps({"uid": str(n), "text": f"the {'rose' if n % 3 else 'comet'} {n}"}) for n in range(2200)
@@ -292,7 +294,7 @@ def test_a_file_is_tagged_as_by_one_process_and_what_is_done_is_kept(
     rows[700] = "{"
     source, alone, out = tmp_path / "in.jsonl", tmp_path / "alone.jsonl", tmp_path / "out.jsonl"
     source.write_text("\n".join(rows))
-    rule = Rule(str(tmp_path / "bundle"), precision="float32", k=2)
+    rule = Rule("bundle", precision="float32", k=2)
     with RowFile(alone) as file:
         tag_rows(rule.tagger(), source, RowReport(), file.write)
 
@@ -306,7 +308,7 @@ def test_a_file_is_tagged_as_by_one_process_and_what_is_done_is_kept(
 
         with RowFile(out, resume=True) as file:
             start = file.skip // WINDOW
-            with RayTagger(rule, cluster, tmp_path / "shards", start=start) as tagging:
+            with RayTagger(rule, cluster, Path("shards"), start=start) as tagging:
                 tag_rows(tagging, source, RowReport(), write, skip=file.skip)
 
     with pytest.raises(KeyboardInterrupt):

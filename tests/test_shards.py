@@ -155,8 +155,10 @@ def test_shards_of_a_job_at_work_are_left_to_it(tmp_path: Path) -> None:
         assert store.get([judged[0].key])
 
 
-def test_a_shard_is_deleted_when_all_of_it_is_stored(tmp_path: Path) -> None:
-    folder = ShardFolder(tmp_path / "shards")
+def test_a_shard_is_deleted_when_all_of_it_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = ShardFolder(Path("shards"))
+    assert folder.path.parent == tmp_path / "shards", "workers elsewhere find it, too"
     docs, labels = catalog(2, 3)
     paths = []
     for doc in docs:

@@ -50,8 +50,9 @@ class RayEncoder(BiEncoder):
         say: Say | None = None,
     ) -> None:
         super().__init__(source, max_length=max_length)
-        self._cluster, self._folder, self._say = cluster, folder, say
-        self._source = str(source)
+        self._cluster, self._folder, self._say = cluster, folder.absolute(), say
+        # Workers on other nodes have working directories of their own.
+        self._source = str(Path(source).absolute() if Path(source).exists() else source)
 
     @property
     def _named(self) -> str:

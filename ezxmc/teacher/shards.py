@@ -123,7 +123,8 @@ class ShardFolder:
 
     def __init__(self, parent: Path | None) -> None:
         self.lasting = parent is not None
-        self._parent = parent or Path(tempfile.mkdtemp(prefix="ezxmc-shards-"))
+        # Workers on other nodes have working directories of their own.
+        self._parent = (parent or Path(tempfile.mkdtemp(prefix="ezxmc-shards-"))).absolute()
         self.path = self._parent / uuid4().hex
         try:
             self.path.mkdir(parents=True)
