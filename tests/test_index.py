@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ezxmc.errors import BundleError, ModelError
-from ezxmc.retrieval import LabelIndex
+from ezxmc.retrieval import LabelIndex, ann
 from ezxmc.retrieval.ann import EXACT_UP_TO, HNSW_UP_TO, Kind, choose, document_like, recall
 
 KINDS: list[Kind] = ["exact", "hnsw", "ivf"]
@@ -72,6 +72,15 @@ def test_what_is_found_is_what_brute_force_finds(
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, rows, 1), atol=1e-5)
     assert (np.diff(scores, axis=1) <= 0).all() and built.kind == kind and built.reason
     assert built.recall_at == 100 and abs(built.recall - found) < 0.05
+
+
+def test_queries_go_in_blocks_and_nobody_sees_it(
+    built: LabelIndex, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = built.search(queries, 20)
+    monkeypatch.setattr(ann, "_QUERIES_AT_ONCE", 7)
+    for in_blocks, at_once in zip(built.search(queries, 20), whole, strict=True):
+        np.testing.assert_allclose(in_blocks, at_once, atol=1e-6)
 
 
 def test_recall_counts_what_was_missed() -> None:
