@@ -26,14 +26,14 @@ class Measured:
     inserts_per_second: float = 22_700.0
     # tests/bench/million.py, 100,000 documents x 1,000,000 labels, 20,000 judgments.
     read_row: float = 10e-6
-    lexical_label: float = 13e-6
-    lexical_document: float = 0.19e-3
-    shortlist_document: float = 156e-6  # fusion and files
-    search_document: float = 1.1e-3
-    index_label: float = 160e-6
+    lexical_label: float = 12e-6
+    lexical_document: float = 0.16e-3
+    shortlist_document: float = 160e-6  # fusion and files
+    search_document: float = 0.9e-3
+    index_label: float = 150e-6
     target_judgment: float = 10e-6  # at 10,000 labels; the rest is of the labels
     refine_judgment: float = 1.5e-3  # likewise
-    tag_document: float = 129e-6  # rows and files
+    tag_document: float = 120e-6  # rows and files
     document_memory: float = 16e3  # from reading to the shortlists' peak
     tagged_document_bytes: float = 522.0  # 5 tags
     # Counted: the record, and vectors of 384 float32 held three times while an index is built.
