@@ -48,6 +48,7 @@ pytestmark = pytest.mark.timeout(300)
 
 DOCUMENTS, LABELS = catalog(60, 10)
 SHARD = 50
+TRIED = 2  # prompts with which a client finds out what a server can do
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +195,18 @@ def test_a_dead_replica_is_given_up_and_another_teacher_is_refused(
     older.kill()
 
 
+def workers_of(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """All of its processes but Ray's agents, which outlive it by a minute: they wait to tell of it."""
+    children = psutil.Process(driver.pid).children(recursive=True)
+    return [child for child in children if "Agent" not in child.name()]
+
+
+def kept(path: Path) -> set[str]:
+    """Keys of the judgments in a store, or in a shard that waits to be merged."""
+    left = [Shard.read(shard) for shard in shard_folder(path).glob("*/*.parquet")]
+    return set(stored(path)) | {judgment.key for shard in left for judgment in shard.judgments}
+
+
 def test_a_killed_driver_goes_on_where_its_workers_were(
     server: FakeServer, direct: dict[str, Judgment], tmp_path: Path
 ) -> None:
@@ -203,18 +216,8 @@ def test_a_killed_driver_goes_on_where_its_workers_were(
     write_rows(tmp_path / "s.jsonl", [{"doc": d.uid, "labels": uids} for d in DOCUMENTS])
     path = tmp_path / "feedback.sqlite"
     command = [sys.executable, "-c", "from ezxmc.cli.app import main; main()", "annotate"]
-    command += [
-        "d.jsonl",
-        "l.jsonl",
-        "s.jsonl",
-        "--server",
-        server.url,
-        "--model",
-        "toy",
-        "--tokenizer",
-        str(tmp_path / "toy"),
-    ]
-    command += ["--engine", "ray", "--workers", "2", "--json"]
+    command += ["d.jsonl", "l.jsonl", "s.jsonl", "--server", server.url, "--model", "toy"]
+    command += ["--tokenizer", str(tmp_path / "toy"), "--engine", "ray", "--workers", "2", "--json"]
     most = 2 * 80  # 600 pairs for 2 workers: shards of eight documents
     server.delay = 1.5
     driver = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -223,9 +226,7 @@ def test_a_killed_driver_goes_on_where_its_workers_were(
         while asked(server) < 300:
             assert driver.poll() is None
             time.sleep(0.02)
-        children = psutil.Process(driver.pid).children(recursive=True)
-        # Ray's agents outlive it by a minute: they wait to tell of it.
-        children = [child for child in children if "Agent" not in child.name()]
+        children = workers_of(driver)
         # Stopped first: what workers finish now is left for the next driver.
         driver.send_signal(signal.SIGSTOP)
         until = time.monotonic() + 20
@@ -236,10 +237,8 @@ def test_a_killed_driver_goes_on_where_its_workers_were(
         driver.wait()
     _, alive = psutil.wait_procs(children, timeout=30)
     assert not alive, "a cluster of this machine ends with its driver"
-    before = asked(server)
-    left = [Shard.read(shard) for shard in shard_folder(path).glob("*/*.parquet")]
-    known = set(stored(path)) | {j.key for shard in left for j in shard.judgments}
-    assert left and before < 600
+    before, known = asked(server), kept(path)
+    assert len(known) > len(stored(path)) and before < 600
     assert before - len(known) <= most, "lost: what was in hand"
 
     server.delay = 0.0
@@ -358,13 +357,34 @@ def test_a_whole_run_on_the_cluster_is_that_of_one_machine(
     assert all(judged["ray"][key].log_odds == judged["local"][key].log_odds for key in both)
 
 
+DRIVER = f"""
+import json, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from fakes import catalog
+from ezxmc.cluster import RayConfig
+from ezxmc.config import HttpTeacherConfig
+from ezxmc.feedback.annotate import annotate, pairs_of
+from ezxmc.feedback.shards import merge_shards
+from ezxmc.feedback.store import FeedbackStore
+from ezxmc.teacher import load_teacher
+
+documents, labels = catalog(60, 5)
+teacher = load_teacher(HttpTeacherConfig(**json.loads(sys.argv[1])), cluster=RayConfig(workers=2))
+with FeedbackStore("feedback.sqlite") as store:
+    merge_shards(store)
+    summary = annotate(lambda: pairs_of(documents, labels, [range(5)] * 60), teacher, store)
+teacher.close()
+print(json.dumps({{"asked": summary.asked, "known": summary.known}}))
+"""
+
+
 @pytest.mark.llm
 def test_a_real_llm_behind_vllm_serve_judges_alike(cluster: RayConfig, tmp_path: Path) -> None:
     options = {"model": vllm_server.MODEL, "concurrency": 2, "min_label_mass": 0.0}
     settings = HttpTeacherConfig(base_url=vllm_server.shared().url, **options)
     documents, labels = catalog(30, 5)
     rows = [range(5)] * 30
-    found = {}
+    found, answered = {}, {}
     killed: list[int] = []
 
     def killing(teacher: Teacher) -> Any:
@@ -377,6 +397,7 @@ def test_a_real_llm_behind_vllm_serve_judges_alike(cluster: RayConfig, tmp_path:
         return kill
 
     for name, workers in (("direct", None), ("ray", cluster.model_copy(update={"shard_pairs": 10}))):
+        before = vllm_server.shared().answered()
         teacher = load_teacher(settings, cluster=workers)
         with FeedbackStore(tmp_path / f"{name}.sqlite") as store:
             summary = annotate(
@@ -385,9 +406,43 @@ def test_a_real_llm_behind_vllm_serve_judges_alike(cluster: RayConfig, tmp_path:
         teacher.close()
         assert summary.statuses == {"ok": 150}
         found[name] = stored(tmp_path / f"{name}.sqlite")
+        answered[name] = vllm_server.shared().answered() - before
     assert killed
-    assert found["ray"].keys() == found["direct"].keys()
-    for key, judgment in found["direct"].items():
+    assert answered["direct"] >= 150
+    assert answered["ray"] <= 150 + 10 + 3 * TRIED, "a worker's shard at most was judged twice"
+    alike(found["ray"], found["direct"])
+
+    # The driver is killed; what its workers finished is judged once.
+    path = tmp_path / "feedback.sqlite"
+    command = [sys.executable, "-c", DRIVER, settings.model_dump_json()]
+    before = vllm_server.shared().answered()
+    driver = subprocess.Popen(command, cwd=tmp_path)
+    children = []
+    try:
+        while vllm_server.shared().answered() - before < 100:
+            assert driver.poll() is None
+            time.sleep(0.02)
+        children = workers_of(driver)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert not psutil.wait_procs(children, timeout=30)[1]
+    known = kept(path)
+    assert 0 < len(known) < 300
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told == {"asked": 300 - len(known), "known": len(known)}
+    in_hand = 2 * 40  # 300 pairs for 2 workers: shards of eight documents
+    assert vllm_server.shared().answered() - before <= 300 + in_hand + 5 * TRIED
+    last = stored(path)
+    assert len(last) == 300
+    alike({key: last[key] for key in found["direct"]}, found["direct"])
+
+
+def alike(some: dict[str, Judgment], others: dict[str, Judgment]) -> None:
+    """A cached prefix was computed in other batches: equal up to rounding."""
+    assert some.keys() == others.keys()
+    for key, judgment in others.items():
         assert judgment.log_odds is not None
-        # A cached prefix was computed in other batches: equal up to rounding.
-        assert found["ray"][key].log_odds == pytest.approx(judgment.log_odds, abs=0.02)
+        assert some[key].log_odds == pytest.approx(judgment.log_odds, abs=0.02)

@@ -87,6 +87,13 @@ class VllmServer:
                     ) from None
                 time.sleep(0.2)
 
+    def answered(self) -> int:
+        """Prompts answered so far."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as page:
+            lines = page.read().decode().splitlines()
+        counts = [line for line in lines if line.startswith("vllm:request_success_total")]
+        return round(sum(float(line.split()[-1]) for line in counts if 'reason="abort"' not in line))
+
     def kill(self) -> None:
         """kill -9 of it and its children."""
         process, self._process = self._process, None
