@@ -48,7 +48,6 @@ pytestmark = pytest.mark.timeout(300)
 
 DOCUMENTS, LABELS = catalog(60, 10)
 SHARD = 50
-TRIED = 2  # prompts with which a client finds out what a server can do
 
 
 @pytest.fixture(scope="module")
@@ -379,6 +378,7 @@ print(json.dumps({{"asked": summary.asked, "known": summary.known}}))
 
 
 @pytest.mark.llm
+@pytest.mark.timeout(600)
 def test_a_real_llm_behind_vllm_serve_judges_alike(cluster: RayConfig, tmp_path: Path) -> None:
     options = {"model": vllm_server.MODEL, "concurrency": 2, "min_label_mass": 0.0}
     settings = HttpTeacherConfig(base_url=vllm_server.shared().url, **options)
@@ -408,8 +408,10 @@ def test_a_real_llm_behind_vllm_serve_judges_alike(cluster: RayConfig, tmp_path:
         found[name] = stored(tmp_path / f"{name}.sqlite")
         answered[name] = vllm_server.shared().answered() - before
     assert killed
-    assert answered["direct"] >= 150
-    assert answered["ray"] <= 150 + 10 + 3 * TRIED, "a worker's shard at most was judged twice"
+    tries = answered["direct"] - 150  # with which a client finds out what a server can do
+    assert 0 <= tries < 5
+    # Clients are the driver's, the two workers' and the new worker's.
+    assert answered["ray"] <= 150 + 10 + 4 * tries, "a worker's shard at most was judged twice"
     alike(found["ray"], found["direct"])
 
     # The driver is killed; what its workers finished is judged once.
@@ -434,7 +436,7 @@ def test_a_real_llm_behind_vllm_serve_judges_alike(cluster: RayConfig, tmp_path:
     told = json.loads(done.stdout)
     assert told == {"asked": 300 - len(known), "known": len(known)}
     in_hand = 2 * 40  # 300 pairs for 2 workers: shards of eight documents
-    assert vllm_server.shared().answered() - before <= 300 + in_hand + 5 * TRIED
+    assert vllm_server.shared().answered() - before <= 300 + in_hand + 6 * tries
     last = stored(path)
     assert len(last) == 300
     alike({key: last[key] for key in found["direct"]}, found["direct"])
