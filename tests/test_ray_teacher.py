@@ -27,7 +27,7 @@ from ezxmc import tagging_ray
 from ezxmc.bundle import save_bundle
 from ezxmc.cluster import RayConfig
 from ezxmc.cluster.connection import connect, disconnect
-from ezxmc.config import HttpTeacherConfig, RunConfig
+from ezxmc.config import HttpTeacherConfig, RunConfig, VllmTeacherConfig
 from ezxmc.data import RowReport
 from ezxmc.errors import TeacherError
 from ezxmc.feedback.annotate import AnnotateSummary, annotate, pairs_of
@@ -35,7 +35,7 @@ from ezxmc.feedback.shards import merge_shards, shard_folder
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.pipeline import run
 from ezxmc.predict import WINDOW
-from ezxmc.records import Judgment, Status
+from ezxmc.records import Judgment, Pair, Status
 from ezxmc.retrieval import BiEncoder, ray_encoder
 from ezxmc.retrieval.ray_encoder import RayEncoder
 from ezxmc.tagging import Row, RowFile, tag_rows
@@ -440,6 +440,23 @@ def test_a_real_llm_behind_vllm_serve_judges_alike(cluster: RayConfig, tmp_path:
     last = stored(path)
     assert len(last) == 300
     alike({key: last[key] for key in found["direct"]}, found["direct"])
+
+
+@pytest.mark.llm
+@pytest.mark.timeout(600)
+def test_each_worker_has_an_engine_of_its_own(cluster: RayConfig) -> None:
+    settings = VllmTeacherConfig(model=vllm_server.MODEL, kv_cache_gib=0.5, min_label_mass=0.0)
+    documents, labels = catalog(8, 5)
+    pairs = [Pair(document, label) for document in documents for label in labels]
+    found: dict[str, dict[str, Judgment]] = {}
+    for name, workers in (("ray", cluster.model_copy(update={"shard_pairs": 10})), ("direct", None)):
+        teacher = load_teacher(settings, cluster=workers)
+        found[name] = {one.key: one for one in teacher.score(pairs, expected=len(pairs))}
+        if isinstance(teacher, RayTeacher):
+            assert sum(row["items"] for row in teacher.workers()) == 40  # type: ignore[misc]
+        teacher.close()
+    assert len(found["ray"]) == 40
+    alike(found["ray"], found["direct"])
 
 
 def alike(some: dict[str, Judgment], others: dict[str, Judgment]) -> None:
