@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
@@ -18,9 +18,12 @@ from typing import IO, Any, Protocol, Self
 import pyarrow.parquet
 
 from ezxmc.calibration.decisions import Decision
+from ezxmc.config import Backend, Precision
 from ezxmc.data import RowProblem, RowReport, iter_documents
 from ezxmc.data.readers import source_kind
-from ezxmc.errors import DataError
+from ezxmc.errors import ConfigError, DataError
+from ezxmc.hashing import json_hash
+from ezxmc.manifest import read_manifest
 from ezxmc.predict import WINDOW, Predictor, prediction_row
 from ezxmc.records import Document
 
@@ -74,6 +77,45 @@ class Tagger:
         return []
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How documents are tagged, in words that can travel.
+
+    Attributes:
+        bundle: Its folder.
+        backend: As for `Predictor.load`.
+        precision: As for `Predictor.load`.
+        k: As for `Predictor.predict`.
+        threshold: As for `Predictor.predict`.
+        decide: Whether to keep what the bundle's decision keeps.
+    """
+
+    bundle: str
+    backend: Backend = "torch"
+    precision: Precision = "auto"
+    k: int | None = None
+    threshold: float | None = None
+    decide: bool = False
+
+    def tagger(self) -> Tagger:
+        """Open the bundle.
+
+        Raises:
+            BundleError, ConfigError, ModelError: As of `Predictor.load` and `Predictor.predict`,
+                or a decision is asked for that the bundle does not have.
+        """
+        predictor = Predictor.load(self.bundle, backend=self.backend, precision=self.precision)
+        decision = predictor.bundle.decision if self.decide else None
+        if self.decide and decision is None:
+            raise ConfigError(f"bundle {self.bundle} has no decision", "make one with `ezxmc decide`")
+        return Tagger(predictor, self.k, self.threshold, decision)
+
+    @property
+    def state(self) -> str:
+        """Hash of what answers depend on beside the documents."""
+        return json_hash([asdict(self), read_manifest(Path(self.bundle)).model_dump()])
+
+
 def tag_rows(
     tagging: Tagging,
     source: str | Path,
@@ -116,13 +158,19 @@ def tag_rows(
         for rows in answers:
             write(rows)
             done += len(rows)
-            if progress:
-                progress(done, max(total, done) if total else 0)
+            show()
+
+    def show() -> None:
+        if progress:
+            progress(done, max(total, done) if total else 0)
 
     def finish() -> None:
+        before = done
         if window:
             tell(tagging.put(window))
         tell(tagging.end())
+        if done == before:
+            show()  # the total is known only now
 
     report.listener = take
     try:
@@ -133,8 +181,6 @@ def tag_rows(
         raise
     total = read
     finish()
-    if progress:
-        progress(done, total)
 
 
 def row_count(source: str | Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from types import TracebackType
@@ -14,53 +14,12 @@ from ezxmc.cluster import RayConfig
 from ezxmc.cluster.board import Task
 from ezxmc.cluster.files import durable
 from ezxmc.cluster.pool import Pool, Say, Tell
-from ezxmc.config import Backend, Precision
 from ezxmc.errors import ConfigError
-from ezxmc.hashing import json_hash
-from ezxmc.manifest import read_manifest
-from ezxmc.predict import WINDOW, Predictor
-from ezxmc.tagging import Row, Tagger, Window
+from ezxmc.hashing import text_hash
+from ezxmc.predict import WINDOW
+from ezxmc.tagging import Row, Rule, Tagger, Window
 
 SHARD = 8  # windows; so many documents take a worker some seconds
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """How documents are tagged, in words that can travel.
-
-    Attributes:
-        bundle: Its folder.
-        backend: As for `Predictor.load`.
-        precision: As for `Predictor.load`.
-        k: As for `Predictor.predict`.
-        threshold: As for `Predictor.predict`.
-        decide: Whether to keep what the bundle's decision keeps.
-    """
-
-    bundle: str
-    backend: Backend = "torch"
-    precision: Precision = "auto"
-    k: int | None = None
-    threshold: float | None = None
-    decide: bool = False
-
-    def tagger(self) -> Tagger:
-        """Open the bundle.
-
-        Raises:
-            BundleError, ConfigError, ModelError: As of `Predictor.load` and `Predictor.predict`,
-                or a decision is asked for that the bundle does not have.
-        """
-        predictor = Predictor.load(self.bundle, backend=self.backend, precision=self.precision)
-        decision = predictor.bundle.decision if self.decide else None
-        if self.decide and decision is None:
-            raise ConfigError(f"bundle {self.bundle} has no decision", "make one with `ezxmc decide`")
-        return Tagger(predictor, self.k, self.threshold, decision)
-
-    @property
-    def state(self) -> str:
-        """Hash of what answers depend on beside the documents."""
-        return json_hash([asdict(self), read_manifest(Path(self.bundle)).model_dump()])
 
 
 class RayTagger:
@@ -122,7 +81,7 @@ class RayTagger:
     def _offer(self) -> None:
         shard, self._shard = self._shard, []
         # Its place is in the name, too: the same rows twice are two shards.
-        path = self._folder / f"{json_hash([self._state, self._number, [repr(item) for item in shard]])}.json"
+        path = self._folder / f"{text_hash(self._state, str(self._number), *map(repr, shard))}.json"
         self._due.append(path)
         self._pool.offer(Task(str(path), shard))
 

@@ -38,8 +38,8 @@ from ezxmc.predict import WINDOW
 from ezxmc.records import Judgment, Pair, Status
 from ezxmc.retrieval import BiEncoder, ray_encoder
 from ezxmc.retrieval.ray_encoder import RayEncoder
-from ezxmc.tagging import Row, RowFile, tag_rows
-from ezxmc.tagging_ray import RayTagger, Rule
+from ezxmc.tagging import Row, RowFile, Rule, tag_rows
+from ezxmc.tagging_ray import RayTagger
 from ezxmc.teacher import Teacher, load_teacher
 from ezxmc.teacher.ray_data import RayTeacher
 from ezxmc.teacher.shards import Shard

@@ -55,8 +55,8 @@ def predict(
     """
     from ezxmc.data import RowReport
     from ezxmc.predict import WINDOW
-    from ezxmc.tagging import RowFile, Tagging, json_line, tag_rows
-    from ezxmc.tagging_ray import RayTagger, Rule
+    from ezxmc.tagging import RowFile, Rule, Tagging, json_line, tag_rows
+    from ezxmc.tagging_ray import RayTagger
 
     ray = cluster(engine, workers, ray_address)
     if out is None and (resume or ray):

@@ -224,7 +224,7 @@ def show(found: dict[tuple[int, int], dict[str, Any]]) -> None:
         growth = [
             f"{math.log(b[1] / a[1]) / math.log(math.prod(large) / math.prod(small)):.2f}"
             for a, b, small, large in zip(cells, cells[1:], sizes, sizes[1:], strict=False)
-            if a[1] > _SHORTEST
+            if a[1] > _SHORTEST and math.prod(large) != math.prod(small)
         ]
         print(f"{name:30}{line}   {', '.join(growth)}")
     for head, one in zip(heads, found.values(), strict=True):
