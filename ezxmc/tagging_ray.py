@@ -25,8 +25,9 @@ SHARD = 8  # windows; so many documents take a worker some seconds
 class RayTagger:
     """Tags with the workers of a Ray cluster; see `ezxmc.tagging.Tagging`.
 
-    Answers are those of one process. Shards are files named by what is in
-    them: those that were finished when a job was killed are not tagged again.
+    Answers are those of one process, up to rounding: a worker may compute on
+    fewer threads. Shards are files named by what is in them: those that were
+    finished when a job was killed are not tagged again.
 
     Args:
         rule: How; the bundle lies on a file system that all nodes share.
