@@ -62,6 +62,7 @@ class Variant:
     answer: Any = None
     document: Callable[[Document], Document] = lambda document: document
     label: Callable[[Label], Label] = lambda label: label
+    document_tokens: int = 256
 
     def prompt(self) -> str:
         fields = {
@@ -86,8 +87,13 @@ def cut(characters: int) -> Callable[[Document], Document]:
     return shorten
 
 
-def variants(plain: dict[str, str]) -> list[Variant]:
+def variants(plain: dict[str, str], candidates: dict[str, list[Label]]) -> list[Variant]:
     """The first is the one the others are compared with."""
+
+    def beside(document: Document) -> Document:
+        tags = "; ".join(label.title for label in candidates[document.uid])
+        return Document(document.uid, "", f"{document.shown[:1000]}\nCandidate tags: {tags}")
+
     return [
         Variant("system question, yes/no, faceted title"),
         Variant("graded 0-4", system=GRADE + WARNING, answer=GRADED),
@@ -116,6 +122,7 @@ def variants(plain: dict[str, str]) -> list[Variant]:
         Variant("reminder after the document", user="Package: {document}\n" + REMINDER + "\nTag: {label}"),
         Variant("document 512 characters", document=cut(512)),
         Variant("document 256 characters", document=cut(256)),
+        Variant("all candidates shown after the document", document=beside, document_tokens=512),
         Variant("title only", document=lambda document: replace(document, text="")),
     ]
 
@@ -135,13 +142,12 @@ class Bench:
         self.select, self.report = drawn[:DOCUMENTS], drawn[DOCUMENTS : 2 * DOCUMENTS]
         self.context = drawn[2 * DOCUMENTS : 2 * DOCUMENTS + CONTEXT]
         encoder = BiEncoder(resolve_model("all-MiniLM-L6-v2", kind="encoder"), max_length=256)
-        both = self.select + self.report
-        found = shortlist(
-            both, self.labels, encoder, ShortlistConfig(size=SIZE, explore=0, lexical=False), seed=0
-        )
+        every = self.select + self.report + self.context
+        nearest = ShortlistConfig(size=SIZE, explore=0, lexical=False, centre=0, descriptions=0)
+        found = shortlist(every, self.labels, encoder, nearest, seed=0)
         self.candidates = {
             document.uid: [self.labels[row] for row in candidates.labels]
-            for document, candidates in zip(both, found, strict=True)
+            for document, candidates in zip(every, found, strict=True)
         }
         self.store = FeedbackStore(out / "feedback.sqlite")
         self.engine: Any = None
@@ -150,7 +156,9 @@ class Bench:
         """Judgments under the pairs' uids, and computed tokens per pair."""
         file = self.out / "prompt.toml"
         file.write_text(variant.prompt(), encoding="utf-8")
-        teacher = VllmTeacher(VllmTeacherConfig(model=self.model, prompt=str(file)))
+        teacher = VllmTeacher(
+            VllmTeacherConfig(model=self.model, prompt=str(file), max_document_tokens=variant.document_tokens)
+        )
         # One engine for all: prompts differ, weights and longest prompt do not.
         if self.engine is None:
             self.engine = teacher.engine
@@ -259,7 +267,7 @@ def main() -> None:
     )
     options = arguments.parse_args()
     bench = Bench(options.data, options.out, options.model)
-    every = variants(bench.plain)
+    every = variants(bench.plain, bench.candidates)
     wanted = [v for v in every if not options.only or any(part in v.name for part in options.only)]
 
     rows: dict[str, dict[str, float]] = {}

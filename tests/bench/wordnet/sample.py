@@ -5,7 +5,8 @@
     ezxmc bench methods OUT/all.jsonl OUT/labels.jsonl OUT/qrels.tsv --report OUT/report.txt \\
         --judgments OUT/run/feedback.sqlite --proposer OUT/run/cycles/1/student
 
-`tests/bench/wordnet/judgments.parquet` holds the judgments of such a run, for `--judgments`.
+`tests/bench/wordnet/judgments.parquet` holds the judgments of such a run; with `tests/bench/former.py` they
+take its place.
 """
 
 from __future__ import annotations
