@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from former import HEADS, figures, first_student, opened, parts
+from former import HEADS, development, figures, first_student, opened
+from shortlists import Remembering, recall
 
 from ezxmc.bench.baselines import METHODS, Task
 from ezxmc.bench.baselines.maclr import pseudo_positives, title_and_sentences
@@ -27,12 +28,12 @@ from ezxmc.data import read_gold
 from ezxmc.feedback.targets import DocumentTargets, PriorCorrection, Targets
 from ezxmc.models import resolve_model
 from ezxmc.records import Document, Label
-from ezxmc.retrieval import BiEncoder, shortlist
+from ezxmc.retrieval import BiEncoder
 from ezxmc.training import train_bi_encoder
 
-DATA = Path(__file__).parent / "debtags"
+REPORT = Path(__file__).parent / "debtags" / "report.txt"
 RATE, KEEP_TITLE = 5e-5, 0.1
-SIZES = (8, 10, 20)
+CANDIDATES = ShortlistConfig(size=10, explore=0)
 
 
 def certain(positives: Mapping[str, Sequence[str]]) -> Targets:
@@ -55,8 +56,7 @@ def titles_find_contents(task: Task, out: Path) -> None:
         contents.append(Document(document.uid, "", " ".join(kept).strip() or " ".join(sentences)))
         own[document.uid] = [uid_of.setdefault(title, f"title {len(uid_of)}")]
     titles = [Label(uid, title) for title, uid in uid_of.items()]
-    config = task.config.model_copy(update={"learning_rate": RATE, "epochs": 1})
-    train_bi_encoder(contents, titles, certain(own), config, out)
+    train_bi_encoder(contents, titles, certain(own), task.config, out)
 
 
 def documents_find_pseudo_labels(task: Task, base: Path, out: Path) -> None:
@@ -67,23 +67,7 @@ def documents_find_pseudo_labels(task: Task, base: Path, out: Path) -> None:
         if rows
     }
     documents = [document for document in task.rest if document.uid in labels]
-    config = task.config.model_copy(update={"learning_rate": RATE, "epochs": 1})
-    train_bi_encoder(documents, task.labels, certain(labels), config, out, base=base)
-
-
-def recalls(task: Task, encoder: BiEncoder, gold: Mapping[str, set[str]]) -> list[float]:
-    """Share of a document's gold tags in its fused shortlist, mean over documents, for each of SIZES."""
-    values = []
-    for size in SIZES:
-        config = ShortlistConfig(size=size, explore=0)
-        found = shortlist(task.report, task.labels, encoder, config, background=task.rest)
-        shares = [
-            len({task.labels[row].uid for row in candidates.labels} & gold[candidates.doc_uid])
-            / len(gold[candidates.doc_uid])
-            for candidates in found
-        ]
-        values.append(float(np.mean(shares)))
-    return values
+    train_bi_encoder(documents, task.labels, certain(labels), task.config, out, base=base)
 
 
 def main() -> None:
@@ -93,13 +77,14 @@ def main() -> None:
     parser.add_argument("sets", type=Path)
     parser.add_argument("folder", type=Path)
     sets, folder = vars(parser.parse_args()).values()
-    names = ("documents.jsonl", "labels_faceted.jsonl", "qrels.tsv")
-    files = (*(sets / name for name in names), DATA / "development.txt")
-    first = parts(DATA / "judgments.parquet", ["prior", "first"], folder / "first.parquet")
-    second = parts(DATA / "judgments.parquet", ["prior", "first", "second"], folder / "second.parquet")
+    files, first, both = development(sets, folder)
     one = opened(*files, first)
-    reported = set((DATA / "report.txt").read_text(encoding="utf-8").split())
-    texts = replace(one.task, rest=[document for document in one.task.rest if document.uid not in reported])
+    reported = set(REPORT.read_text(encoding="utf-8").split())
+    texts = replace(
+        one.task,
+        rest=[document for document in one.task.rest if document.uid not in reported],
+        config=TrainingConfig(learning_rate=RATE, epochs=1),
+    )
     titled, adapted = folder / "titled", folder / "adapted"
     if not titled.exists():
         titles_find_contents(texts, titled)
@@ -112,16 +97,15 @@ def main() -> None:
         encoder = BiEncoder(weights or resolve_model("all-MiniLM-L6-v2", kind="encoder"), max_length=256)
         print(f"{name:32}" + figures(one, one.task.ranked_by(encoder)), flush=True)
         if weights != titled:
-            found = zip(SIZES, recalls(one.task, encoder, gold), strict=True)
-            shares = "  ".join(f"@{size} {100 * recall:.1f}" for size, recall in found)
-            print(f"  its shortlists' recall: {shares}", flush=True)
+            found = recall(one.task.report, one.task.labels, Remembering(encoder), CANDIDATES, gold)
+            print(f"  its shortlists of ten: R@10 {found['R@10']:.1f}", flush=True)
     for name, start in (("", "all-MiniLM-L6-v2"), (", from the adapted", str(adapted))):
         config, former = TrainingConfig(encoder=start), folder / f"former{name}"
         if not former.exists():
             first_student(replace(one.task, config=config), former)
         ranked = one.task.ranked_by(BiEncoder(former, max_length=256))
         print(f"{f'one cycle{name}':32}" + figures(one, ranked), flush=True)
-        two = opened(*files, second, former)
+        two = opened(*files, both, former)
         ranked = METHODS["student"].rank(replace(two.task, config=config), 0)
         print(f"{f'two cycles{name}':32}" + figures(two, ranked), flush=True)
 

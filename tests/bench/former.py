@@ -62,6 +62,16 @@ def parts(judgments: Path, names: list[str], out: Path) -> Path:
     return out
 
 
+def development(sets: Path, folder: Path) -> tuple[tuple[Path, Path, Path, Path], Path, Path]:
+    """Debtags' development documents: files for `opened`, and judgments of the first cycle and of both."""
+    data = Path(__file__).parent / "debtags"
+    names = ("documents.jsonl", "labels_faceted.jsonl", "qrels.tsv")
+    documents, labels, gold = (sets / name for name in names)
+    first = parts(data / "judgments.parquet", ["prior", "first"], folder / "first.parquet")
+    both = parts(data / "judgments.parquet", ["prior", "first", "second"], folder / "second.parquet")
+    return (documents, labels, gold, data / "development.txt"), first, both
+
+
 def first_student(task: Task, out: Path) -> None:
     """Train on a task's judgments without a former student; a share of the documents selects the epoch."""
     judged = {judgment.doc_uid for judgment in task.judgments}

@@ -17,12 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from former import HEADS, figures, first_student, opened, parts
+from former import HEADS, development, figures, first_student, opened
 
 from ezxmc.bench.baselines import METHODS
 from ezxmc.config import TrainingConfig
 
-DATA = Path(__file__).parent / "debtags"
 LOSSES = ("listwise_kl", "soft_topk", "dcl", "mw", "bce", "triplet_ohnm")
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -48,15 +47,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--seed", type=int, default=0, help="of the recipes; the former student stays")
     args = parser.parse_args()
-    args.folder.mkdir(parents=True, exist_ok=True)
-    names = ("documents.jsonl", "labels_faceted.jsonl", "qrels.tsv")
-    files = (*(args.sets / name for name in names), DATA / "development.txt")
-    every, former = DATA / "judgments.parquet", args.folder / "former"
+    files, first, both = development(args.sets, args.folder)
+    former = args.folder / "former"
     if not former.exists():
-        first = parts(every, ["prior", "first"], args.folder / "first.parquet")
         first_student(opened(*files, first).task, former)
-    second = parts(every, ["prior", "first", "second"], args.folder / "second.parquet")
-    bench = opened(*files, second, former)
+    bench = opened(*files, both, former)
     print(f"{'':32}  seconds  " + HEADS, flush=True)
     for name in args.only:
         changed = {key: str(former) if value == "FORMER" else value for key, value in RECIPES[name].items()}

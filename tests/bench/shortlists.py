@@ -27,7 +27,7 @@ from ezxmc.models import resolve_model
 from ezxmc.records import Document, Label
 from ezxmc.retrieval import BiEncoder, shortlist
 
-SIZES = (5, 8, 14, 20, 50)
+SIZES = (5, 8, 10, 14, 20, 50)
 DENSE = ShortlistConfig(size=max(SIZES), explore=0, lexical=False, centre=0, descriptions=0)
 WAYS: dict[str, dict[str, Any]] = {
     "dense": {},
@@ -57,8 +57,8 @@ class Remembering:
 
 
 def recall(
-    documents: list[Document],
-    labels: list[Label],
+    documents: Sequence[Document],
+    labels: Sequence[Label],
     encoder: Remembering,
     config: ShortlistConfig,
     gold: dict[str, set[str]],
