@@ -460,8 +460,9 @@ def test_each_worker_has_an_engine_of_its_own(cluster: RayConfig) -> None:
 
 
 def alike(some: dict[str, Judgment], others: dict[str, Judgment]) -> None:
-    """A cached prefix was computed in other batches: equal up to rounding."""
+    """A prefix may have been computed in other batches: equal up to a bfloat16 step of the logits."""
     assert some.keys() == others.keys()
-    for key, judgment in others.items():
-        assert judgment.log_odds is not None
-        assert some[key].log_odds == pytest.approx(judgment.log_odds, abs=0.02)
+    differences = sorted(abs(some[key].log_odds - one.log_odds) for key, one in others.items())
+    assert differences[-1] < 0.26 and differences[len(differences) // 2] < 0.13
+    wanted = [one.log_odds for one in others.values()]
+    assert max(wanted) - min(wanted) > 0.5, "the comparison must be able to fail"
