@@ -11,4 +11,5 @@ lint-imports
 # The models first, with their progress in sight: a test that downloads looks hung.
 ezxmc models pull all-MiniLM-L6-v2
 ezxmc models pull SmolLM2-135M-Instruct
-pytest "$@"
+# A test by itself seldom needs both cores: most models in tests are tiny, and most time goes to imports.
+pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

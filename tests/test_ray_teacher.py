@@ -445,7 +445,10 @@ def test_a_real_llm_behind_vllm_serve_judges_alike(cluster: RayConfig, tmp_path:
 @pytest.mark.llm
 @pytest.mark.timeout(600)
 def test_each_worker_has_an_engine_of_its_own(cluster: RayConfig) -> None:
-    settings = VllmTeacherConfig(model=vllm_server.MODEL, kv_cache_gib=0.5, min_label_mass=0.0)
+    # Single precision: bfloat16 kernels round otherwise in batches of other sizes.
+    settings = VllmTeacherConfig(
+        model=vllm_server.MODEL, dtype="float32", kv_cache_gib=0.5, min_label_mass=0.0
+    )
     documents, labels = catalog(8, 5)
     pairs = [Pair(document, label) for document in documents for label in labels]
     found: dict[str, dict[str, Judgment]] = {}
@@ -460,9 +463,8 @@ def test_each_worker_has_an_engine_of_its_own(cluster: RayConfig) -> None:
 
 
 def alike(some: dict[str, Judgment], others: dict[str, Judgment]) -> None:
-    """A prefix may have been computed in other batches: equal up to a bfloat16 step of the logits."""
+    """A cached prefix was computed in other batches: equal up to rounding."""
     assert some.keys() == others.keys()
-    differences = sorted(abs(some[key].log_odds - one.log_odds) for key, one in others.items())
-    assert differences[-1] < 0.26 and differences[len(differences) // 2] < 0.13
-    wanted = [one.log_odds for one in others.values()]
-    assert max(wanted) - min(wanted) > 0.5, "the comparison must be able to fail"
+    for key, judgment in others.items():
+        assert judgment.log_odds is not None
+        assert some[key].log_odds == pytest.approx(judgment.log_odds, abs=0.02)

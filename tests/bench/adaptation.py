@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from former import HEADS, development, figures, first_student, opened
+from former import HEADS, figures, first_student, opened, recorded
 from shortlists import Remembering, recall
 
 from ezxmc.bench.baselines import METHODS, Task
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("sets", type=Path)
     parser.add_argument("folder", type=Path)
     sets, folder = vars(parser.parse_args()).values()
-    files, first, both = development(sets, folder)
+    files, first, both = recorded(sets, folder)
     one = opened(*files, first)
     reported = set(REPORT.read_text(encoding="utf-8").split())
     texts = replace(

@@ -62,14 +62,16 @@ def parts(judgments: Path, names: list[str], out: Path) -> Path:
     return out
 
 
-def development(sets: Path, folder: Path) -> tuple[tuple[Path, Path, Path, Path], Path, Path]:
-    """Debtags' development documents: files for `opened`, and judgments of the first cycle and of both."""
+def recorded(
+    sets: Path, folder: Path, part: str = "development"
+) -> tuple[tuple[Path, Path, Path, Path], Path, Path]:
+    """Debtags with its figures of `part`: files for `opened`, judgments of the first cycle and of both."""
     data = Path(__file__).parent / "debtags"
     names = ("documents.jsonl", "labels_faceted.jsonl", "qrels.tsv")
     documents, labels, gold = (sets / name for name in names)
     first = parts(data / "judgments.parquet", ["prior", "first"], folder / "first.parquet")
     both = parts(data / "judgments.parquet", ["prior", "first", "second"], folder / "second.parquet")
-    return (documents, labels, gold, data / "development.txt"), first, both
+    return (documents, labels, gold, data / f"{part}.txt"), first, both
 
 
 def first_student(task: Task, out: Path) -> None:
