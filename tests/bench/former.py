@@ -63,15 +63,21 @@ def parts(judgments: Path, names: list[str], out: Path) -> Path:
 
 
 def recorded(
-    sets: Path, folder: Path, part: str = "development"
+    sets: Path, folder: Path, dataset: str = "debtags", part: str = "development"
 ) -> tuple[tuple[Path, Path, Path, Path], Path, Path]:
-    """Debtags with its figures of `part`: files for `opened`, judgments of the first cycle and of both."""
-    data = Path(__file__).parent / "debtags"
-    names = ("documents.jsonl", "labels_faceted.jsonl", "qrels.tsv")
+    """Files for `opened`, figures being of `part`, and judgments of the first cycle and of both."""
+    data = Path(__file__).parent / dataset
+    if dataset == "debtags":
+        names, uids = ("documents.jsonl", "labels_faceted.jsonl", "qrels.tsv"), data / f"{part}.txt"
+        asked, then = ["prior", "first"], ["second"]
+    else:
+        of = {"development": "train.jsonl", "report": "all.jsonl"}
+        names, uids = (of[part], "labels.jsonl", "qrels.tsv"), sets / f"{part}.txt"
+        asked, then = ["cycle 1"], ["cycle 2"]
     documents, labels, gold = (sets / name for name in names)
-    first = parts(data / "judgments.parquet", ["prior", "first"], folder / "first.parquet")
-    both = parts(data / "judgments.parquet", ["prior", "first", "second"], folder / "second.parquet")
-    return (documents, labels, gold, data / f"{part}.txt"), first, both
+    first = parts(data / "judgments.parquet", asked, folder / "first.parquet")
+    both = parts(data / "judgments.parquet", [*asked, *then], folder / "second.parquet")
+    return (documents, labels, gold, uids), first, both
 
 
 def first_student(task: Task, out: Path) -> None:

@@ -1,5 +1,7 @@
 """The part of wordnet that the methods are compared on: 12,000 documents to learn from, 2,000 to report on.
 
+Of the 12,000, 2,000 that were never judged are named in OUT/development.txt, to choose by.
+
     python tests/bench/wordnet/sample.py WORDNET_FOLDER OUT
     cp tests/bench/wordnet/run.yaml OUT && ezxmc run OUT/run.yaml
     ezxmc bench methods OUT/all.jsonl OUT/labels.jsonl OUT/qrels.tsv --report OUT/report.txt \\
@@ -15,10 +17,13 @@ import argparse
 import csv
 import hashlib
 import json
+import random
 import shutil
 from pathlib import Path
 
-LEARN, REPORT = 12_000, 2_000
+import pyarrow.parquet as pq
+
+LEARN, REPORT, DEVELOPMENT = 12_000, 2_000, 2_000
 
 
 def main() -> None:
@@ -33,10 +38,14 @@ def main() -> None:
     rows.sort(key=lambda row: hashlib.sha256(f"wordnet4{row['uid']}".encode()).hexdigest())
     learn = [row for row in rows if part_of[row["uid"]] == "train"][:LEARN]
     report = [row for row in rows if part_of[row["uid"]] == "test"][:REPORT]
+    judged = set(pq.read_table(Path(__file__).parent / "judgments.parquet")["doc"].to_pylist())
+    free = sorted(row["uid"] for row in learn if row["uid"] not in judged)
+    development = random.Random(7).sample(free, DEVELOPMENT)
     for name, some in (("train.jsonl", learn), ("all.jsonl", [*learn, *report])):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in some)
         (out / name).write_text(text, encoding="utf-8")
-    (out / "report.txt").write_text("".join(f"{row['uid']}\n" for row in report), encoding="utf-8")
+    for name, uids in (("report.txt", [row["uid"] for row in report]), ("development.txt", development)):
+        (out / name).write_text("".join(f"{uid}\n" for uid in uids), encoding="utf-8")
     chosen = {row["uid"] for row in (*learn, *report)}
     pairs = (source / "qrels.tsv").read_text(encoding="utf-8").splitlines(keepends=True)
     (out / "qrels.tsv").write_text(
