@@ -71,11 +71,11 @@ def as_parquet() -> bytes:
     [
         ("d.jsonl", as_jsonl()),
         ("d.json", as_jsonl()),
-        ("d.jsonl.gz", gzip.compress(as_jsonl())),
+        ("d.jsonl.gz", gzip.compress(as_jsonl(), mtime=0)),
         ("bom.jsonl", b"\xef\xbb\xbf" + as_jsonl()),
         ("crlf.jsonl", as_jsonl().replace(b"\n", b"\r\n\r\n")),
         ("d.csv", as_csv()),
-        ("d.csv.gz", gzip.compress(as_csv())),
+        ("d.csv.gz", gzip.compress(as_csv(), mtime=0)),
         ("bom.csv", b"\xef\xbb\xbf" + as_csv()),
         ("crlf.csv", as_csv().replace(b"\n", b"\r\n")),
         ("d.tsv", as_tsv()),

@@ -141,7 +141,6 @@ def _answers(teacher: OpenAITeacher) -> tuple[tuple[int, ...], tuple[float, ...]
         (lambda choice: _all(choice, -12.0), Status.LOW_MASS),
         (lambda choice: choice.update(index=99), Status.NO_LOGPROBS),
     ],
-    ids=str,
 )
 def test_a_bad_answer_is_a_status_of_its_own_pair(
     server: FakeServer, teacher_of: Make, spoil: Callable[[Any], Any], status: Status
