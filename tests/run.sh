@@ -11,5 +11,11 @@ lint-imports
 # The models first, with their progress in sight: a test that downloads looks hung.
 ezxmc models pull all-MiniLM-L6-v2
 ezxmc models pull SmolLM2-135M-Instruct
-# A test by itself seldom needs both cores: most models in tests are tiny, and most time goes to imports.
-pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+if [ $# -gt 0 ]; then
+    exec pytest "$@"
+fi
+# Most models in tests are tiny and use one core; engines want the machine for themselves.
+failed=0
+pytest -n 2 --dist loadfile -m "not llm" || failed=$?
+pytest -m llm || failed=$?
+exit "$failed"
