@@ -40,7 +40,7 @@ from ezxmc.training.processes import processes_of
 from ezxmc.training.ranks import ALONE, Ranks, enough_gpus
 from ezxmc.training.worker import _Failing
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.timeout(600)]
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 HERE = Path(__file__).parent
@@ -86,7 +86,7 @@ def results(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> lis
     """Of every case: alone, on rank 0, on rank 1."""
     out = tmp_path_factory.mktemp("ranks")
     command = [*TORCHRUN, str(HERE / "rank_cases.py"), str(tiny_encoder), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=400)
     # The last thing they do is to find out that their inputs differ.
     assert done.returncode and "process 1 of 2 was given other inputs than the first" in done.stderr
     before = torch.get_num_threads()
@@ -357,7 +357,7 @@ def test_torchrun_trains_by_the_command(
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
-        timeout=200,
+        timeout=400,
     )
     assert (left.value.code, done.returncode) == (3, 0), done.stderr
     two = json.loads(done.stdout)  # of one process, and nothing else

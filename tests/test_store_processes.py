@@ -85,7 +85,7 @@ def check(path: Path) -> None:
     db.close()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_a_hundred_kills_lose_nothing_and_store_nothing_twice(tmp_path: Path) -> None:
     path, rng = tmp_path / "f.sqlite", random.Random(0)
     done: set[str] = set()
