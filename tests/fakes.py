@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ezxmc.hashing import judgment_key, text_hash
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 
@@ -60,6 +62,21 @@ class FakeTeacher:
 
     def close(self) -> None:
         self.closed += 1
+
+
+class Clock:
+    """Time that passes only while a teacher thinks, so that a busy machine changes no count."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1.0
+        monkeypatch.setattr("fakes.time", self)
+        monkeypatch.setattr("ezxmc.feedback.annotate.time", self)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def monotonic(self) -> float:
+        return self.now
 
 
 def catalog(documents: int, labels: int) -> tuple[list[Document], list[Label]]:

@@ -19,8 +19,7 @@ _HEAD = "<!-- Made by `python tests/reference.py`; a test compares it with the c
 
 def reference() -> str:
     """Every command with its arguments and options, in Markdown."""
-    if not app.registered_commands:
-        _register()
+    _register()
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=Context(command, info_name="ezxmc"), name="ezxmc")
     return _HEAD + "\n".join(line.rstrip() for line in text.splitlines()) + "\n"

@@ -14,7 +14,7 @@ from tinyworld import topical
 
 from ezxmc import cycles, pipeline
 from ezxmc.config import RunConfig
-from ezxmc.report import RunReport
+from ezxmc.report import RunReport, figures
 
 
 @dataclass
@@ -78,5 +78,7 @@ def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | No
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cycles, "build_targets", build_targets)
         patch.setattr(cycles, "train_bi_encoder", train_bi_encoder)
+        # Drawing took more than half of a run this small; tests of reports draw.
+        patch.setattr(figures, "svg", lambda *args: "<svg></svg>")
         spy.report = pipeline.run(settings, teacher=spy.teacher, watch=watch)
     return spy

@@ -115,6 +115,17 @@ def test_it_listens_on_this_machine_alone_and_reports_to_nobody(cluster: RayConf
     assert not usage_lib.usage_stats_enabled()
 
 
+def test_it_tells_of_its_troubles_on_stderr_alone(
+    cluster: RayConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ray._private import worker
+
+    # As its listener for errors does, whatever `log_to_driver` says.
+    worker.print_to_stdstream({"lines": ["a worker died"], "pid": "raylet", "is_err": False}, False)
+    out, err = capsys.readouterr()
+    assert out == "" and "a worker died" in err
+
+
 def test_a_killed_worker_repeats_its_shard_and_nothing_is_lost(
     cluster: RayConfig, server: FakeServer, direct: dict[str, Judgment], tmp_path: Path
 ) -> None:

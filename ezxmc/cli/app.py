@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from typing import Annotated, NoReturn
 
 import typer
@@ -33,6 +34,7 @@ def _options(
         os.environ["EZXMC_DEBUG"] = "1"
 
 
+@cache  # commands registered again would be built again, by every call
 def _register() -> None:
     from ezxmc.cli import (
         bench,

@@ -69,6 +69,7 @@ def disconnect() -> None:
 
 
 def _init(ray: Any, config: RayConfig) -> None:
+    _keep_from_stdout()
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         if config.address is None:
@@ -88,3 +89,16 @@ def _init(ray: Any, config: RayConfig) -> None:
             "start it (`ray start --head --port=6379`; examples/cluster) and name it in ray.address "
             "(--ray-address); without one, a cluster of this machine is started",
         ) from error
+
+
+def _keep_from_stdout() -> None:
+    """Let Ray tell of workers that died on stderr: on stdout it would stand among answers and JSON."""
+    from ray._private import worker
+
+    tell = worker.print_to_stdstream
+    if tell.__module__ != __name__:
+
+        def on_stderr(data: dict[str, Any], *args: Any, **options: Any) -> None:
+            tell({**data, "is_err": True}, *args, **options)
+
+        worker.print_to_stdstream = on_stderr
