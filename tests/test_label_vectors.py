@@ -8,7 +8,9 @@ from typing import cast
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 
 from ezxmc.bundle import load_bundle, save_bundle
 from ezxmc.feedback.targets import DocumentTargets, PriorCorrection, Targets
@@ -75,6 +77,33 @@ def test_the_same_seed_gives_the_same_vectors() -> None:
     )
     np.testing.assert_array_equal(a, b)
     assert np.abs(a - c).max() > 1e-6
+
+
+def test_shifts_are_those_of_a_solver_of_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own loss in float64 and scipy's L-BFGS, over labels with 1, 4, 16 and 64 judgments."""
+    monkeypatch.setattr(label_vectors, "_UNJUDGED_WEIGHT", 0.0)  # drawn at random
+    rng = np.random.default_rng(0)
+    documents, titles = (rng.normal(size=(rows, WIDTH)) / WIDTH**0.5 for rows in (64, 4))
+    counts = np.array([1, 4, 16, 64])
+    pairs = [(row, label) for label, count in enumerate(counts) for row in range(count)]
+    rows, columns = np.array(pairs).T
+    wanted, scale, zero = rng.uniform(size=len(rows)), 8.0, -2.0
+
+    def loss(flat: NDArray[np.float64]) -> float:
+        shifts = flat.reshape(4, WIDTH)
+        z = scale * (documents[rows] * (titles + shifts)[columns]).sum(axis=1) + zero
+        cross_entropy = np.logaddexp(0, z) - wanted * z
+        held = ((shifts**2).sum(axis=1) / np.sqrt(counts)).sum()
+        return float(cross_entropy.mean() + 10 / len(rows) * held)
+
+    solved = minimize(loss, np.zeros(4 * WIDTH), method="L-BFGS-B", options={"maxfun": 10**6})
+    assert solved.success
+    tensors = [torch.from_numpy(a).float() for a in (documents, titles)]
+    places = [torch.from_numpy(a) for a in (rows, columns)]
+    found = label_vectors._shifts(
+        *tensors, *places, torch.from_numpy(wanted).float(), torch.tensor(scale), torch.tensor(zero)
+    )
+    np.testing.assert_allclose(found.numpy(), solved.x.reshape(4, WIDTH), atol=2e-3)
 
 
 def test_blocks_of_labels_are_fitted_as_well_as_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
