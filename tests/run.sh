@@ -14,8 +14,8 @@ ezxmc models pull SmolLM2-135M-Instruct
 if [ $# -gt 0 ]; then
     exec pytest "$@"
 fi
-# Most models in tests are tiny: a process of them is fastest on one core, and where it waits for threads
-# that share a core, far slower. Engines want the machine for themselves.
+# Most models in tests are tiny, so one thread a process: threads of two processes on two cores wait for each
+# other. Engines want the machine for themselves.
 failed=0
 OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not llm" || failed=$?
 pytest -m llm || failed=$?
