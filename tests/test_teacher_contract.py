@@ -90,8 +90,8 @@ def http(folder: Path) -> Backend:
 
 
 def ray(folder: Path) -> Backend:
-    """A worker of a real local cluster, a client of the server of `http`."""
-    cluster = RayConfig(workers=1, shard_pairs=5)
+    """Each worker of a real local cluster a client of the server of `http`."""
+    cluster = RayConfig(workers=2, shard_pairs=5)
     tokenizer = save_tokenizer(folder / "toy")
     server, older = FakeServer(tokenizer), FakeServer(tokenizer, root="/mnt/toy-0")
 

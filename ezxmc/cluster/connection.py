@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -91,14 +92,14 @@ def _init(ray: Any, config: RayConfig) -> None:
         ) from error
 
 
+@cache  # wrapped once, however many clusters a process starts
 def _keep_from_stdout() -> None:
     """Let Ray tell of workers that died on stderr: on stdout it would stand among answers and JSON."""
     from ray._private import worker
 
     tell = worker.print_to_stdstream
-    if tell.__module__ != __name__:
 
-        def on_stderr(data: dict[str, Any], *args: Any, **options: Any) -> None:
-            tell({**data, "is_err": True}, *args, **options)
+    def on_stderr(data: dict[str, Any], *args: Any, **options: Any) -> None:
+        tell({**data, "is_err": True}, *args, **options)
 
-        worker.print_to_stdstream = on_stderr
+    worker.print_to_stdstream = on_stderr
