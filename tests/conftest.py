@@ -2,16 +2,73 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
+from support.browser import Browser
 from tinyworld import build_encoder, write_catalog
 
-# How long an example takes depends on what else the machine does.
-settings.register_profile("ezxmc", deadline=None)
-settings.load_profile("ezxmc")
+from ezxmc.cluster import RayConfig
+from ezxmc.cluster.connection import connect, disconnect
+
+# Few examples find what a change breaks; many (HYPOTHESIS_PROFILE=long) what nobody thought of.
+for _name, _examples in (("short", 40), ("long", 400)):
+    settings.register_profile(
+        _name,
+        max_examples=_examples,
+        # How long an example takes depends on what else the machine does.
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `long`, unless the marks asked for speak of it."""
+    if "long" in config.option.markexpr or any("::" in argument for argument in config.args):
+        return
+    left = [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in left]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each thing that this machine lacks."""
+    lacking = Counter(
+        report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.getreports("skipped")
+    )
+    if lacking:
+        terminalreporter.section("not tested on this machine")
+    for reason, tests in lacking.items():
+        terminalreporter.line(f"{tests} test{'s' * (tests > 1)}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[RayConfig]:
+    """One local cluster a session; each pool starts and ends its own workers in it."""
+    config = RayConfig(workers=2, shard_pairs=50)
+    connect(config)
+    yield config
+    disconnect()
+
+
+@pytest.fixture(scope="session")
+def one_browser() -> Iterator[Browser]:
+    if missing := Browser.missing():
+        pytest.skip(f"needs {missing}")
+    with Browser() as found:
+        yield found
+
+
+@pytest.fixture
+def browser(one_browser: Browser) -> Browser:
+    """The session's browser as it was at its start."""
+    one_browser.reset()
+    return one_browser
 
 
 @pytest.fixture(scope="session")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
+from support.commands import Command
 from tinyworld import document, label_rows
 
 from ezxmc.bundle import add_calibrator, save_bundle
@@ -23,7 +20,6 @@ from ezxmc.records import Document, Label
 PATIENCE = 600.0  # seconds; a busy machine takes minutes to import torch
 DOCUMENTS = [Document(**document(number)) for number in range(40)]
 EVIL = '<img src=x onerror="window.hacked=1"><script>window.hacked=2</script>'
-_RUN = "from ezxmc.cli.app import main; main()"
 
 
 def write_bundle(path: Path, encoder: Path, *, calibrated: bool = True) -> Path:
@@ -58,39 +54,9 @@ def served(app: object) -> Iterator[httpx.Client]:
             thread.join()
 
 
-class ServeProcess:
+class ServeProcess(Command):
     """`ezxmc serve` as a process; `url` is where it answers."""
 
     def __init__(self, bundle: Path, *options: str, port: int = 0) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", _RUN, "serve", str(bundle), "--port", str(port), *options],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-        )
-        assert self.process.stderr is not None
-        self.said: list[str] = []
-        for line in self.process.stderr:
-            self.said.append(line)
-            if " at http://" in line:
-                break
-        else:
-            raise AssertionError("".join(self.said))
-        self.url = line.rsplit(" ", 1)[1].strip()
-        self._reader = threading.Thread(target=lambda: self.said.extend(self.process.stderr or ()))
-        self._reader.start()
-
-    def end(self, signal: int) -> int:
-        """Send a signal, wait for the end, return the exit code."""
-        self.process.send_signal(signal)
-        code = self.process.wait(PATIENCE)
-        self._reader.join()
-        return code
-
-
-def until(true: object, patience: float = PATIENCE) -> None:
-    """Wait until a call answers something true."""
-    end = time.monotonic() + patience
-    while not true():  # type: ignore[operator]
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.02)
+        super().__init__("serve", bundle, "--port", port, *options)
+        self.url = self.said(" at http://").rsplit(" ", 1)[1]

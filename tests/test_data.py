@@ -15,7 +15,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ezxmc.data import (
@@ -31,8 +31,6 @@ from ezxmc.data import (
 )
 from ezxmc.errors import DataError
 from ezxmc.records import Document, Label
-
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def put(path: Path, content: str | bytes) -> Path:
@@ -294,7 +292,6 @@ def test_the_problem_list_is_bounded_and_the_counts_exact(tmp_path: Path) -> Non
     assert report.counts["bad_json"] == report.bad == 1_500
 
 
-@FUZZ
 @given(content=st.binary(max_size=400), suffix=st.sampled_from([".jsonl", ".txt", ".tsv", ".csv"]))
 def test_arbitrary_bytes_never_crash(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = put(tmp_path / f"f{suffix}", content)
@@ -321,7 +318,6 @@ words = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 )
 
 
-@FUZZ
 @given(texts=st.lists(words, max_size=8), junk=st.lists(st.sampled_from([b"{", b"3", b"\xff"]), max_size=8))
 def test_each_row_is_kept_or_reported_at_its_line(
     tmp_path: Path, texts: list[str], junk: list[bytes]

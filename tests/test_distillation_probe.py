@@ -38,9 +38,9 @@ def share(uid: str) -> float:
 
 
 def figures(
-    model: str | Path, documents: list[Document], labels: list[Label], gold: dict[str, set[str]]
+    model: str | Path, length: int, documents: list[Document], labels: list[Label], gold: dict[str, set[str]]
 ) -> dict[str, float]:
-    encoder = BiEncoder(model, max_length=256)
+    encoder = BiEncoder(model, max_length=length)
     index = LabelIndex(encoder.encode_labels([label.title for label in labels]))
     _, found = index.search(encoder.encode_documents([document.shown for document in documents]), 50)
     hits = np.array(
@@ -51,7 +51,18 @@ def figures(
     return precision | {f"R@{k}": 100 * float((hits[:, :k].sum(axis=1) / sizes).mean()) for k in (10, 50)}
 
 
-def test_one_round_gains_ten_points(tmp_path: Path) -> None:
+# Share of the judged documents that is trained on, of the others that is reported on, tokens of a document,
+# and the least gains in P@1 and R@10.
+SIZES = [
+    pytest.param(0.2, 0.06, 64, 3, 4, id="small"),
+    pytest.param(1.0, 0.2, 256, 10, 7, id="whole", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize(("judged_share", "report_share", "length", "precision", "recall"), SIZES)
+def test_one_round_of_distillation_gains(
+    judged_share: float, report_share: float, length: int, precision: float, recall: float, tmp_path: Path
+) -> None:
     judgments = [
         Judgment("0" * 64, row["doc"], row["label"], Status.OK, row["log_odds"], row["mass"])
         for row in rows("judgments.jsonl")
@@ -65,22 +76,23 @@ def test_one_round_gains_ten_points(tmp_path: Path) -> None:
         if label in known:
             gold[document].add(label)
     documents = [Document(row["uid"], row["title"], row["content"]) for row in rows("documents.jsonl")]
-    train = [d for d in documents if d.uid in judged and share(d.uid) >= 1 / 7]
-    held_out = [d for d in documents if d.uid in judged and share(d.uid) < 1 / 7]
-    report = [d for d in documents if d.uid not in judged and gold[d.uid] and share(d.uid) < 0.2]
-    config = TrainingConfig()
+    ours = [d for d in documents if d.uid in judged and share(d.uid) < judged_share]
+    train = [d for d in ours if share(d.uid) >= judged_share / 7]
+    held_out = [d for d in ours if share(d.uid) < judged_share / 7]
+    report = [d for d in documents if d.uid not in judged and gold[d.uid] and share(d.uid) < report_share]
+    config = TrainingConfig(max_length=length)
 
     base = resolve_model(config.encoder, kind="encoder")
-    before = figures(base, report, labels, gold)
+    before = figures(base, length, report, labels, gold)
     summary = train_bi_encoder(
         train, labels, build_targets(judgments, config), config, tmp_path / "student", held_out=held_out
     )
-    after = figures(tmp_path / "student", report, labels, gold)
+    after = figures(tmp_path / "student", length, report, labels, gold)
 
     print(f"\n{len(report)} documents never judged, {summary.samples_per_second:.1f} samples/s in training")
     for name, values in (("untrained", before), ("one round", after)):
         print(f"{name:10}", "  ".join(f"{key} {value:.1f}" for key, value in values.items()))
     print("agreement with the teacher by epoch:", [round(value, 3) for value in summary.selection])
     assert summary.best_epoch > 0
-    assert after["P@1"] >= before["P@1"] + 10
-    assert after["R@10"] >= before["R@10"] + 7
+    assert after["P@1"] >= before["P@1"] + precision
+    assert after["R@10"] >= before["R@10"] + recall

@@ -42,6 +42,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return pretend
 
 
+@pytest.mark.llm
+@pytest.mark.encoder
 def test_this_machine_has_no_failure(tmp_path: Path) -> None:
     before = dict(os.environ)
     found = doctor.check(tmp_path / "new" / "home")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
 from tinyworld import TOPICS, document
@@ -217,7 +217,6 @@ def test_what_is_missing_is_named(
         convert(BiEncoder(tiny_encoder, device="cpu"), tmp_path, TEXTS, backend="onnx")
 
 
-@settings(max_examples=60)
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 600))
 def test_passes_hold_every_row_once_within_their_budget(lengths: list[int], budget: int) -> None:
     found = passes(lengths, budget)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -275,7 +275,6 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.dictionaries(st.sampled_from(["uid", "tags", "error"]), values), max_size=4))
 def test_any_json_is_kept_or_reported(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
     path = tmp_path / "p.jsonl"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from fakes import FakeTeacher, catalog
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ezxmc.errors import StoreError, TeacherError
@@ -210,7 +210,6 @@ def test_faulty_files_are_named_with_a_cure(tmp_path: Path) -> None:
 finite = st.floats(-50, 50, allow_nan=False)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(
         st.tuples(st.text(max_size=20), st.text(max_size=20), st.sampled_from(list(Status)), finite),

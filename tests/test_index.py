@@ -7,7 +7,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ezxmc.errors import BundleError, ModelError
@@ -153,7 +153,6 @@ def test_a_loaded_index_reads_its_vectors_where_they_lie(tmp_path: Path) -> None
     st.lists(st.tuples(st.booleans(), st.integers(0, 2**20), st.integers(1, 6)), max_size=12),
     st.integers(1, 40),
 )
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 def test_any_history_of_changes_equals_a_fresh_index(history: list[tuple[bool, int, int]], k: int) -> None:
     rng = np.random.default_rng(0)
     kept = {row: vector for row, vector in enumerate(rng.normal(size=(12, 5)).astype(np.float32))}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.llm, pytest.mark.encoder, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.llm, pytest.mark.encoder]
 
 TOPICS = {
     "astronomy": ("Stars and planets", "a telescope shows stars, planets and galaxies at night"),

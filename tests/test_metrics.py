@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss, ndcg_score
 
@@ -46,7 +46,6 @@ def test_by_hand() -> None:
     assert ndcg_at_k([["a", "b"]], [set("abcdefgh")], 2) == pytest.approx(1.0)
 
 
-@settings(deadline=None)
 @given(cases=cases, k=st.integers(1, 15))
 def test_ranking_equals_a_plain_loop(cases: list[tuple[list[str], set[str]]], k: int) -> None:
     ranked, gold = [case[0] for case in cases], [case[1] for case in cases]
@@ -82,7 +81,6 @@ def test_ranking_refuses_what_has_no_value() -> None:
 counts = st.fixed_dictionaries({uid: st.integers(0, 900) for uid in UIDS})
 
 
-@settings(deadline=None)
 @given(cases=cases, counts=counts, k=st.integers(1, 15))
 def test_psp_equals_a_plain_loop(
     cases: list[tuple[list[str], set[str]]], counts: dict[str, int], k: int
@@ -154,7 +152,6 @@ def test_frequency_groups_hold_a_third_of_the_pairs_each() -> None:
     assert frequency_groups({"x": 0, "y": 0}) == {"x": "tail", "y": "tail"}
 
 
-@settings(deadline=None)
 @given(pairs=pairs, bins=st.integers(1, 15))
 def test_ece_equals_a_direct_loop(pairs: list[tuple[float, bool]], bins: int) -> None:
     p, y = [pair[0] for pair in pairs], [pair[1] for pair in pairs]

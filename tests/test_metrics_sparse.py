@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.sparse import csr_array, csr_matrix
 from sklearn.metrics import f1_score, ndcg_score
@@ -96,7 +96,6 @@ row = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=150)
 @given(
     rows=st.lists(row, min_size=1, max_size=8).filter(lambda rows: any(g for _, g in rows)), data=st.data()
 )

@@ -10,11 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
 import pytest
+from support.commands import until
 
 from ezxmc.errors import ModelError
 from ezxmc.models import (
@@ -270,10 +270,8 @@ def start(tmp_path: Path, mode: str) -> subprocess.Popen[bytes]:
 def test_killed_pull_is_never_seen_and_is_cleared(index: Path, tmp_path: Path) -> None:
     process = start(tmp_path, "hang")
     try:
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "log.half").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: process.poll() is not None or (tmp_path / "log.half").exists(), process.pid)
+        assert process.poll() is None
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -288,7 +286,7 @@ def test_killed_pull_is_never_seen_and_is_cleared(index: Path, tmp_path: Path) -
 
 def test_two_processes_download_once(index: Path, tmp_path: Path) -> None:
     rivals = [start(tmp_path, "go") for _ in range(2)]
-    assert [rival.wait(timeout=120) for rival in rivals] == [0, 0]
+    assert [rival.wait() for rival in rivals] == [0, 0]
     assert (tmp_path / "log.txt").read_text().split() == ["toypart1==1.0", "toypart2==1.0"]
     assert left_over() == ["toy"] and verify("toy") == []
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_server import FakeServer, save_tokenizer
 from fakes import FakeTeacher, catalog
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -80,7 +80,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@settings(deadline=None, max_examples=150)
 @given(edit=edits())
 def test_any_change_of_a_prompt_changes_every_key(toy: Path, edit: tuple[Prompt, Prompt, str]) -> None:
     """Whatever is edited, with or without a new version: no old answer is taken for a new one."""

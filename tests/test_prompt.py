@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 from toytokens import CHATML, CONTROL, sentencepiece, tokenizer
@@ -177,7 +177,6 @@ RENDERERS = {
 
 
 @pytest.mark.parametrize("kind", RENDERERS)
-@settings(deadline=None, max_examples=100)
 @given(document=texts, label=texts)
 def test_prefix_is_whole_blocks_and_the_prompt_reads_as_the_template(
     kind: str, document: str, label: str
@@ -215,7 +214,6 @@ def test_prefix_is_whole_blocks_and_the_prompt_reads_as_the_template(
     assert re.fullmatch(whole, text(prefix + suffix))
 
 
-@settings(deadline=None, max_examples=100)
 @given(
     document=texts,
     label=texts,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import torch
 from fakes import FakeTeacher
 from filelock import FileLock
 from spying import Messages, spied
+from support.commands import forked
 from tinyworld import topical, write_catalog
 
 import ezxmc.pipeline as pipeline
@@ -144,7 +144,6 @@ def killed_and_resumed(
     logs: Path,
     *,
     attempts: int,
-    preload: str,
     look: Callable[[], object] = lambda: None,
 ) -> tuple[set[str], int]:
     """Do `target(config, log)` again and again, killed at random but for the last time.
@@ -154,16 +153,12 @@ def killed_and_resumed(
     Returns:
         Keys stored in the end, and how many attempts were killed at work.
     """
-    # A fork server loads torch once; every attempt is still a process of its own, killed for real.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
     place, rng = Path(RunConfig.load(config).run_dir), random.Random(0)
     done: set[str] = set()
     killed = 0
     for attempt in range(attempts):
         log = logs / f"asked-{attempt}"
-        process = context.Process(target=target, args=(str(config), str(log)))
-        process.start()
+        process = forked(target, str(config), str(log))
         if attempt < attempts - 1:
             while not log.exists() and process.is_alive():
                 time.sleep(0.01)
@@ -187,7 +182,7 @@ def test_kill_9_at_any_moment_loses_nothing_and_asks_nothing_twice(
     whole = spied(write_catalog(tmp_path / "whole", tiny_encoder, **ENDS_EARLY))
     config = write_catalog(tmp_path / "killed", tiny_encoder, **ENDS_EARLY)
     place = Path(RunConfig.load(config).run_dir)
-    done, killed = killed_and_resumed(slow_run, config, tmp_path, attempts=4, preload="ezxmc.pipeline")
+    done, killed = killed_and_resumed(slow_run, config, tmp_path, attempts=4)
     assert killed >= 2
     assert done == set(whole.teacher.asked)
     # Interrupted or not, the result is the same.

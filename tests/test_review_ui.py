@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from browser import CHROMIUM, DRIVER, Browser
 from fakes import catalog
-from serving import EVIL, PATIENCE, served, until
+from serving import EVIL, served
+from support.browser import Browser
+from support.commands import Command, until
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
@@ -150,124 +146,95 @@ def test_a_session_counts_what_is_decided_elsewhere(store: Path) -> None:
         }  # fmt: skip
 
 
-class Page:
+class Page(Command):
     """`ezxmc review ui` as a process; `url` holds its token."""
 
     def __init__(self, *arguments: object, port: int = 0) -> None:
-        code = "from ezxmc.cli.app import main; main()"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, "review", "ui", *map(str, arguments), "--port", str(port)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert self.process.stderr is not None
-        line = ""
-        for line in self.process.stderr:
-            if "http://" in line:
-                break
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/#\S+", line)
-        assert found, line
+        super().__init__("review", "ui", *arguments, "--port", port)
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/#\S+", self.said("http://"))
+        assert found
         self.url, self.port = found[0], int(found[1])
-        # A test that fails leaves the process; neither it nor its reader may outlive the tests.
-        atexit.register(self.process.kill)
-        self._reader = threading.Thread(target=self.process.stderr.read, daemon=True)
-        self._reader.start()
-
-    def end(self, number: int) -> int:
-        self.process.send_signal(number)
-        code = self.process.wait(PATIENCE)
-        self._reader.join()
-        return code
 
 
 def press(browser: Browser, key: str) -> None:
     browser.type("body", key)
 
 
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver on this machine")
-def test_decided_by_keyboard_in_a_browser(store: Path, tmp_path: Path) -> None:
+def test_decided_by_keyboard_in_a_browser(store: Path, browser: Browser, tmp_path: Path) -> None:
     pairs = tmp_path / "review.jsonl"
     write_picks(pairs, PICKS)
     page = Page(pairs, "--reviewer", "ann")
-    with Browser() as browser:
 
-        def shown() -> list[str]:
-            found: list[str] = browser.run(
-                "return ['label', 'about', 'title', 'text', 'counts']"
-                ".map(id => document.getElementById(id).textContent)"
+    def shown() -> list[str]:
+        found: list[str] = browser.run(
+            "return ['label', 'about', 'title', 'text', 'counts']"
+            ".map(id => document.getElementById(id).textContent)"
+        )
+        return found
+
+    browser.open(page.url)
+    until(lambda: "0 of 12" in shown()[4])
+    assert shown()[:4] == [EVIL, EVIL, EVIL, DOCS[0].text]
+    assert browser.run("return [window.hacked ?? null, document.images.length]") == [None, 0]
+    for number, (key, answer) in enumerate([("y", "yes"), ("n", "no"), ("S", "skip")], start=1):
+        press(browser, key)
+        until(lambda number=number: f"{number} of 12" in shown()[4])
+        assert held(store)[PICKS[number - 1].id] == answer
+    assert shown()[:3] == [LABELS[0].title, LABELS[0].text, DOCS[1].title]
+    press(browser, "u")
+    until(lambda: "2 of 12" in shown()[4])
+    assert held(store)[PICKS[2].id] is None and shown()[0] == LABELS[2].title
+    press(browser, "x")
+    browser.run("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'y', repeat: true}))")
+    browser.run("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'y', ctrlKey: true}))")
+    browser.click("button[data-answer=no]")
+    until(lambda: "3 of 12" in shown()[4])
+    assert "1 yes, 2 no, 0 skipped" in shown()[4]
+
+    papers = []
+    for dark in (False, True):
+        browser.dark(dark)
+        papers.append(browser.run("return getComputedStyle(document.body).backgroundColor"))
+        for width in (400, 1400):
+            browser.resize(width)
+            look = browser.run(
+                "const box = (id) => document.getElementById(id).getBoundingClientRect();"
+                "return [document.documentElement.scrollWidth - innerWidth,"
+                " box('text').left > box('label').right, innerHeight - box('undo').bottom]"
             )
-            return found
+            assert look[0] <= 0 and look[1] == (width > 900) and 0 <= look[2] < 60, look
+            browser.screenshot(tmp_path / f"review-{width}-{'dark' if dark else 'light'}.png")
+    assert papers[0] != papers[1]
 
-        browser.open(page.url)
-        until(lambda: "0 of 12" in shown()[4])
-        assert shown()[:4] == [EVIL, EVIL, EVIL, DOCS[0].text]
-        assert browser.run("return [window.hacked ?? null, document.images.length]") == [None, 0]
-        for number, (key, answer) in enumerate([("y", "yes"), ("n", "no"), ("S", "skip")], start=1):
-            press(browser, key)
-            until(lambda number=number: f"{number} of 12" in shown()[4])
-            assert held(store)[PICKS[number - 1].id] == answer
-        assert shown()[:3] == [LABELS[0].title, LABELS[0].text, DOCS[1].title]
-        press(browser, "u")
-        until(lambda: "2 of 12" in shown()[4])
-        assert held(store)[PICKS[2].id] is None and shown()[0] == LABELS[2].title
-        press(browser, "x")
-        browser.run("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'y', repeat: true}))")
-        browser.run("document.dispatchEvent(new KeyboardEvent('keydown', {key: 'y', ctrlKey: true}))")
-        browser.click("button[data-answer=no]")
-        until(lambda: "3 of 12" in shown()[4])
-        assert "1 yes, 2 no, 0 skipped" in shown()[4]
-
-        papers = []
-        for dark in (False, True):
-            browser.dark(dark)
-            papers.append(browser.run("return getComputedStyle(document.body).backgroundColor"))
-            for width in (400, 1400):
-                browser.resize(width)
-                look = browser.run(
-                    "const box = (id) => document.getElementById(id).getBoundingClientRect();"
-                    "return [document.documentElement.scrollWidth - innerWidth,"
-                    " box('text').left > box('label').right, innerHeight - box('undo').bottom]"
-                )
-                assert look[0] <= 0 and look[1] == (width > 900) and 0 <= look[2] < 60, look
-                browser.screenshot(tmp_path / f"review-{width}-{'dark' if dark else 'light'}.png")
-        assert papers[0] != papers[1]
-
-        # Killed in the middle: nothing is lost, and the page says that a key was not stored.
-        before = held(store)
-        assert page.end(signal.SIGKILL) == -signal.SIGKILL
-        press(browser, "y")
-        until(lambda: "Not stored" in browser.run("return document.getElementById('error').innerText"))
-        assert held(store) == before
-        again = Page(pairs, port=page.port)
-        press(browser, "y")
-        until(lambda: "earlier start" in browser.run("return document.getElementById('error').innerText"))
-        assert held(store) == before and "3 of 12" in shown()[4]
-        browser.open("about:blank")
-        browser.open(again.url)
-        until(lambda: "3 of 12" in shown()[4])
-        assert shown()[2] == DOCS[1].title and shown()[0] == LABELS[0].title
-        for number in range(4, 13):
-            press(browser, "n")
-            until(lambda number=number: f"{number} of 12" in shown()[4])
-        assert "All pairs are decided" in browser.run("return document.body.innerText")
-        assert browser.run("return document.querySelector('button[data-answer=yes]').disabled") is True
-        assert again.end(signal.SIGINT) == 0
-        assert list(held(store).values()).count("no") == 11 and len(held(store)) == 12
-        refused = [
-            text for text in browser.complaints() if "401" not in text and "ERR_CONNECTION" not in text
-        ]
-        assert refused == []
-        asked = [one for one in browser.requested() if not one.startswith(("data:", "chrome:", "about:"))]
-        assert asked and all(one.startswith(f"http://127.0.0.1:{page.port}/") for one in asked)
+    # Killed in the middle: nothing is lost, and the page says that a key was not stored.
+    before = held(store)
+    assert page.end(signal.SIGKILL) == -signal.SIGKILL
+    press(browser, "y")
+    until(lambda: "Not stored" in browser.run("return document.getElementById('error').innerText"))
+    assert held(store) == before
+    again = Page(pairs, port=page.port)
+    press(browser, "y")
+    until(lambda: "earlier start" in browser.run("return document.getElementById('error').innerText"))
+    assert held(store) == before and "3 of 12" in shown()[4]
+    browser.open("about:blank")
+    browser.open(again.url)
+    until(lambda: "3 of 12" in shown()[4])
+    assert shown()[2] == DOCS[1].title and shown()[0] == LABELS[0].title
+    for number in range(4, 13):
+        press(browser, "n")
+        until(lambda number=number: f"{number} of 12" in shown()[4])
+    assert "All pairs are decided" in browser.run("return document.body.innerText")
+    assert browser.run("return document.querySelector('button[data-answer=yes]').disabled") is True
+    assert again.end(signal.SIGINT) == 0
+    assert list(held(store).values()).count("no") == 11 and len(held(store)) == 12
+    refused = [text for text in browser.complaints() if "401" not in text and "ERR_CONNECTION" not in text]
+    assert refused == []
+    asked = [one for one in browser.requested() if not one.startswith(("data:", "chrome:", "about:"))]
+    assert asked and all(one.startswith(f"http://127.0.0.1:{page.port}/") for one in asked)
 
 
 def test_a_page_needs_its_store(tmp_path: Path) -> None:
     write_picks(tmp_path / "review.jsonl", PICKS)
-    code = "from ezxmc.cli.app import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "review", "ui", str(tmp_path / "review.jsonl")],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and "--store" in done.stderr and not (tmp_path / "feedback.sqlite").exists()
+    refused = Command("review", "ui", tmp_path / "review.jsonl")
+    assert refused.wait() == 2 and "--store" in refused.stderr
+    assert not (tmp_path / "feedback.sqlite").exists()

@@ -7,7 +7,7 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax, logsumexp
 
@@ -39,7 +39,6 @@ def likely(**changes: float) -> dict[int, float]:
     return {token: math.log(p) for token, p in known.items()} | {int(k[1:]): v for k, v in changes.items()}
 
 
-@settings(deadline=None)
 @given(
     logits=st.lists(st.floats(-80, 80), min_size=4, max_size=40),
     split=st.tuples(st.integers(1, 100), st.integers(1, 100)),
@@ -60,7 +59,6 @@ def test_log_odds_and_mass_are_those_of_scipy(logits, split, order) -> None:
     assert 0 <= judgment.label_mass <= 1
 
 
-@settings(deadline=None, max_examples=200)
 @given(
     logits=st.lists(st.floats(-60, 60), min_size=8, max_size=40),
     spellings=st.lists(st.integers(1, 3), min_size=2, max_size=7),
@@ -156,7 +154,6 @@ def test_rounding_above_probability_one_is_clipped() -> None:
     assert judgment.status is Status.OK and judgment.label_mass == 1.0
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from([2, 3, 5, 7, 11, 13]), st.floats()))
 def test_whatever_the_engine_says_there_is_no_sentinel(logprobs: dict[int, float]) -> None:
     judgment = ask(logprobs, min_label_mass=0.5)

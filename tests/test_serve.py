@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
-from serving import DOCUMENTS, EVIL, PATIENCE, served, until, write_bundle
+from serving import DOCUMENTS, EVIL, PATIENCE, served, write_bundle
+from support.commands import until
 from tinyworld import label_rows
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
@@ -424,7 +425,7 @@ def test_a_fuzzer_finds_no_error_of_the_service(described: Any, operation: str, 
     statuses = set()
 
     @given(case=described[path][method].as_strategy(generation_mode=mode))
-    @settings(max_examples=60, database=None, suppress_health_check=list(HealthCheck))
+    @settings(database=None, suppress_health_check=list(HealthCheck))
     def fuzz(case: Any) -> None:
         # A longer URL is refused by the HTTP parser, in its own words, before the service sees it.
         assume(len(Request(**case.as_transport_kwargs()).prepare().url or "") < 60_000)

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from browser import CHROMIUM, DRIVER, Browser
-from serving import DOCUMENTS, EVIL, PATIENCE, ServeProcess, served, until, write_bundle
+from serving import DOCUMENTS, EVIL, PATIENCE, ServeProcess, served, write_bundle
+from support.browser import Browser
+from support.commands import until
 from tinyworld import write_rows
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
 from ezxmc.bench.serving import bench_serving
+from ezxmc.models import resolve_model
 from ezxmc.predict import Predictor
 from ezxmc.serve.app import create_app
 from ezxmc.serve.service import Settings
@@ -36,10 +38,9 @@ def bundle(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver on this machine")
-def test_the_page_in_a_browser(made: Path, tmp_path: Path) -> None:
+def test_the_page_in_a_browser(made: Path, browser: Browser, tmp_path: Path) -> None:
     token = "0123456789abcdef"
-    with served(create_app(Settings(made, token=token))) as client, Browser() as browser:
+    with served(create_app(Settings(made, token=token))) as client:
         url = str(client.base_url).rstrip("/")
         browser.open(f"{url}/")
         until(lambda: "token" in browser.run("return document.getElementById('about').textContent"))
@@ -90,12 +91,12 @@ def test_it_ends_after_the_requests_in_hand(bundle: Path) -> None:
         ThreadPoolExecutor() as pool,
     ):
         assert client.get("/healthz").json()["status"] == "ok"
-        service.process.send_signal(signal.SIGHUP)
+        service.send_signal(signal.SIGHUP)
         until(lambda: 'ezxmc_reloads_total{outcome="ok"} 1.0' in client.get("/metrics").text)
         waiting = pool.submit(client.post, "/predict", json={"documents": ["guitar melody " * 2_000] * 250})
         until(lambda: "ezxmc_batch_documents_count 1.0" in client.get("/metrics").text)
         code = service.end(signal.SIGTERM)
-        assert waiting.result().status_code == 200 and code == 0, "".join(service.said)
+        assert waiting.result().status_code == 200 and code == 0, service.stderr
 
 
 def test_killed_under_load_it_restarts_clean(bundle: Path) -> None:
@@ -145,7 +146,9 @@ def test_killed_under_load_it_restarts_clean(bundle: Path) -> None:
     assert "after" in Predictor.load(bundle).bundle.rows()
 
 
-def test_the_load_test_measures_both_ways(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.encoder
+def test_the_load_test_measures_both_ways(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", Path(resolve_model("all-MiniLM-L6-v2", kind="encoder")))
     documents = write_rows(tmp_path / "d.jsonl", [{"uid": one.uid, "text": one.text} for one in DOCUMENTS])
     found = bench_serving(bundle, documents, seconds=1, connections=(2,), watch=Unwatched())
     assert found["generator"] == ("wrk" if shutil.which("wrk") else "httpx")

@@ -13,7 +13,7 @@ import pytest
 import typer
 import yaml
 from fakes import FakeTeacher, catalog
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ezxmc.cli.engine import with_engine
@@ -64,7 +64,6 @@ JUDGMENTS = st.builds(
 )
 
 
-@settings(max_examples=30)
 @given(st.lists(JUDGMENTS, min_size=1))
 def test_a_shard_comes_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, judgments: list[Judgment]
@@ -99,7 +98,6 @@ class Crashing:
         return new
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.lists(st.lists(JUDGMENTS, min_size=1, max_size=5), max_size=3), max_size=3),
     st.lists(JUDGMENTS, max_size=3),

@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 import typer
 from fakes import FakeTeacher, catalog
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -85,7 +85,6 @@ number = st.floats(allow_nan=False, allow_infinity=False)
 row = st.tuples(text, text, number, st.floats(0, 1), st.integers(0, 2**40), st.integers(0, 2**40))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(row, max_size=20), suffix=st.sampled_from([".parquet", ".jsonl"]))
 def test_what_is_exported_is_imported_bit_for_bit(tmp_path_factory, rows, suffix: str) -> None:
     folder = tmp_path_factory.mktemp("exchange")

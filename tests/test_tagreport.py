@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM, DRIVER, Browser
 from serving import write_bundle
+from support.browser import Browser
 from test_report import EVIL, Page, full
 from typer.testing import CliRunner
 
@@ -164,21 +164,21 @@ def test_the_command_compares_and_shows_the_decision(tmp_path: Path, tiny_encode
     assert runner.invoke(app, ["report", "--compare", one]).exit_code == 2
 
 
-@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver")
-def test_the_pages_fit_wide_and_narrow_windows_and_need_nothing_else(tmp_path: Path) -> None:
+def test_the_pages_fit_wide_and_narrow_windows_and_need_nothing_else(
+    browser: Browser, tmp_path: Path
+) -> None:
     pages = {"report.html": render_report(tables()), "compare.html": render_comparison(full(), tables())}
-    with Browser() as browser:
-        for name, html in pages.items():
-            (tmp_path / name).write_text(html)
-            browser.open((tmp_path / name).as_uri())
-            for width in (1400, 390):
-                browser.resize(width)
-                shown = browser.run("return [document.documentElement.scrollWidth, window.innerWidth]")
-                assert shown[0] <= shown[1], (name, width)
-            colours = []
-            for dark in (False, True):
-                browser.dark(dark)
-                colours.append(browser.run("return getComputedStyle(document.body).backgroundColor"))
-            assert len(set(colours)) == 2
-            asked = [url for url in browser.requested() if not url.startswith("file:")]
-            assert asked == []
+    for name, html in pages.items():
+        (tmp_path / name).write_text(html)
+        browser.open((tmp_path / name).as_uri())
+        for width in (1400, 390):
+            browser.resize(width)
+            shown = browser.run("return [document.documentElement.scrollWidth, window.innerWidth]")
+            assert shown[0] <= shown[1], (name, width)
+        colours = []
+        for dark in (False, True):
+            browser.dark(dark)
+            colours.append(browser.run("return getComputedStyle(document.body).backgroundColor"))
+        assert len(set(colours)) == 2
+        asked = [url for url in browser.requested() if not url.startswith("file:")]
+        assert asked == []

@@ -10,13 +10,15 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import vllm_server
 from fake_server import FakeServer, save_tokenizer
 from fakes import FakeTeacher, catalog
+from support import engines
+from support.commands import gone
 
 from ezxmc.cluster import RayConfig
-from ezxmc.cluster.connection import connect, disconnect
 from ezxmc.config import HttpTeacherConfig, ReplayTeacherConfig, VllmTeacherConfig
 from ezxmc.records import Document, Label, Pair, Status
 from ezxmc.teacher import Teacher, load_teacher
@@ -34,6 +36,7 @@ class Backend:
     others: tuple[Callable[[], Teacher], ...]
     by_uid: bool = False
     stop: Callable[[], None] = lambda: None
+    processes: Callable[[], list[psutil.Process]] = list  # which end when the teacher is closed
 
 
 def fake(_: Path) -> Backend:
@@ -90,52 +93,31 @@ def http(folder: Path) -> Backend:
 
 
 def ray(folder: Path) -> Backend:
-    """Each worker of a real local cluster a client of the server of `http`."""
-    cluster = RayConfig(workers=2, shard_pairs=5)
-    tokenizer = save_tokenizer(folder / "toy")
-    server, older = FakeServer(tokenizer), FakeServer(tokenizer, root="/mnt/toy-0")
+    """Each worker of a real local cluster a client of the server of `http_vllm`."""
+    workers = RayConfig(workers=2, shard_pairs=5)
 
-    def make(server: FakeServer = server) -> Teacher:
-        config = HttpTeacherConfig(base_url=server.url, model="toy", tokenizer=str(tokenizer), concurrency=4)
-        return load_teacher(config, cluster=cluster)
+    def make(**changes: Any) -> Teacher:
+        return vllm_server.teacher(cluster=workers, **changes)
 
-    def stop() -> None:
-        for each in (server, older):
-            each.kill()
-        disconnect()
-
-    connect(cluster)  # one cluster, however often its workers are sent away
-    return Backend(make(), make, (lambda: make(older),), stop=stop)
+    others = (lambda: make(prompt=other_prompt(folder)), lambda: make(min_label_mass=0.5))
+    return Backend(make(), make, others)
 
 
 def http_vllm(folder: Path) -> Backend:
-    server = vllm_server.shared()
-
-    def make(**changes: Any) -> Teacher:
-        options: dict[str, Any] = {"model": vllm_server.MODEL, "concurrency": 4, "min_label_mass": 0.0}
-        return load_teacher(HttpTeacherConfig(base_url=server.url, **{**options, **changes}))
-
+    make = vllm_server.teacher
     others = ({"prompt": other_prompt(folder)}, {"max_document_tokens": 64}, {"min_label_mass": 0.5})
     return Backend(make(), make, tuple(lambda o=other: make(**o) for other in others))
 
 
 def vllm(folder: Path) -> Backend:
-    def make(**changes: Any) -> Teacher:
-        options: dict[str, Any] = {
-            "model": "SmolLM2-135M-Instruct",
-            "kv_cache_gib": 0.25,
-            "max_num_seqs": 8,
-            "min_label_mass": 0.0,
-        }
-        return load_teacher(VllmTeacherConfig(**{**options, **changes}))
-
+    others = ({"prompt": other_prompt(folder)}, {"max_document_tokens": 64}, {"min_label_mass": 0.5})
+    make = engines.teacher
     others = (
-        {"prompt": other_prompt(folder)},
-        {"max_document_tokens": 64},
-        {"min_label_mass": 0.5},
-        {"dtype": "float32"},
+        *(lambda o=other: make(**o) for other in others),
+        # Never asked, so it starts no engine of its own.
+        lambda: load_teacher(VllmTeacherConfig(**engines.SETTINGS, dtype="float32")),
     )
-    return Backend(make(), make, tuple(lambda o=other: make(**o) for other in others))
+    return Backend(make(), make, others, processes=engines.workers)
 
 
 @pytest.fixture(
@@ -144,16 +126,19 @@ def vllm(folder: Path) -> Backend:
         fake,
         replay,
         http,
-        ray,
+        pytest.param(ray, marks=pytest.mark.llm),
         pytest.param(vllm, marks=pytest.mark.llm),
         pytest.param(http_vllm, marks=pytest.mark.llm),
     ],
     ids=lambda make: make.__name__,
 )
 def backend(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    if request.param is ray:
+        request.getfixturevalue("cluster")  # of the session, however often its workers are sent away
     made = request.param(tmp_path_factory.mktemp("teacher"))
     yield made
-    made.teacher.close()
+    if request.param is not vllm:  # the session's engine serves other tests too
+        made.teacher.close()
     made.stop()
 
 
@@ -257,8 +242,10 @@ def test_description_is_plain_json(backend: Backend) -> None:
 
 def test_closed_twice_it_can_be_used_again(backend: Backend) -> None:
     before = {j.key: j.status for j in backend.teacher.score(PAIRS[:3])}
+    processes = backend.processes()
     backend.teacher.close()
     backend.teacher.close()
+    gone(processes)
     assert backend.teacher.key(PAIRS[0]) in before
     assert {j.key: j.status for j in backend.teacher.score(PAIRS[:3])} == before
-    backend.teacher.close()
+    assert len(backend.processes()) == len(processes)

@@ -445,7 +445,6 @@ def test_kill_9_loses_nothing_and_asks_nothing_twice(
         config,
         tmp_path,
         attempts=3,
-        preload="ezxmc.growth",
         look=lambda: load_bundle(place / "bundle"),
     )
     assert killed >= 1

@@ -6,17 +6,15 @@ import time
 from collections import Counter
 from importlib.metadata import metadata
 from itertools import islice
-from typing import Any
 
 import pytest
 from fakes import catalog
-from vllm_server import MODEL, shared
+from support import engines
+from vllm_server import shared, teacher
 
-from ezxmc.config import HttpTeacherConfig, VllmTeacherConfig
 from ezxmc.records import Document, Label, Pair, Status
-from ezxmc.teacher import Teacher, load_teacher
 
-pytestmark = [pytest.mark.llm, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.llm
 
 PACKAGES = ("numpy", "httpx", "pydantic", "torch", "rich", "pyarrow", "matplotlib", "filelock")
 LABELS = [
@@ -31,39 +29,27 @@ def documents() -> list[Document]:
     return [Document(name, name, f"{about['Summary']}\n{about.get_payload()}") for name, about in found]
 
 
-def over_http(**changes: Any) -> Teacher:
-    return load_teacher(
-        HttpTeacherConfig(base_url=shared().url, model=MODEL, min_label_mass=0.0, concurrency=4, **changes)
-    )
-
-
 def test_scores_equal_those_of_the_engine_in_this_process() -> None:
     pairs = [Pair(document, label) for document in documents() for label in LABELS]
-    remote = {(j.doc_uid, j.label_uid): j for j in over_http().score(pairs)}
-    inside = load_teacher(
-        VllmTeacherConfig(
-            model=MODEL, kv_cache_gib=0.5, max_num_seqs=16, min_label_mass=0.0, dtype="float32", compile=False
-        )
-    )
-    try:
-        local = {(j.doc_uid, j.label_uid): j for j in inside.score(pairs)}
-    finally:
-        inside.close()
+    remote = {(j.doc_uid, j.label_uid): j for j in teacher().score(pairs)}
+    local = {(j.doc_uid, j.label_uid): j for j in engines.teacher().score(pairs)}
     assert len(remote) == len(local) == 40
     differences = [abs(j.log_odds - local[pair].log_odds) for pair, j in remote.items()]  # type: ignore[operator]
     print("log-odds over HTTP against in-process, nats: largest", max(differences))
-    assert max(differences) < 0.1
+    # In float32 there and bfloat16 here: one step of its logits is rounding. Both stand beside transformers
+    # in `test_vllm_teacher`.
+    assert max(differences) < 0.4
     odds = sorted(j.log_odds for j in local.values() if j.log_odds is not None)
     assert odds[-1] - odds[0] > 0.5, "the comparison must be able to fail"
     for pair, j in remote.items():
         assert j.prompt_tokens == local[pair].prompt_tokens
-        assert j.label_mass == pytest.approx(local[pair].label_mass, rel=0.1)
+        assert j.label_mass == pytest.approx(local[pair].label_mass, rel=0.15)
     told, true = (sum(j.cached_tokens for j in judged.values()) for judged in (remote, local))
     assert 0.9 * true <= told <= true, "a lower bound, and a near one"
 
 
 def test_the_server_is_named_and_gives_every_answer_token() -> None:
-    described = over_http().description
+    described = teacher().description
     assert described["mode"] == "full"
     assert described["engine"].startswith("vllm-")
     assert "/" not in described["served"]
@@ -72,7 +58,7 @@ def test_the_server_is_named_and_gives_every_answer_token() -> None:
 def test_a_label_that_does_not_fit_says_so() -> None:
     document = documents()[0]
     labels = [LABELS[0], Label("long", "endless " * 400), LABELS[1]]
-    statuses = {j.label_uid: j.status for j in over_http().score(Pair(document, label) for label in labels)}
+    statuses = {j.label_uid: j.status for j in teacher().score(Pair(document, label) for label in labels)}
     assert statuses == {
         LABELS[0].uid: Status.OK,
         "long": Status.TRUNCATED_TOO_FAR,
@@ -83,8 +69,8 @@ def test_a_label_that_does_not_fit_says_so() -> None:
 def test_killed_and_started_again_in_the_middle_it_answers_every_pair_once() -> None:
     docs, labels = catalog(60, 10)
     pairs = [Pair(document, label) for document in docs for label in labels]
-    teacher = over_http(timeout=60.0)
-    stream = teacher.score(pairs)
+    asks = teacher(timeout=60.0)
+    stream = asks.score(pairs)
     judged = list(islice(stream, 100))
     shared().kill()
     killed = time.monotonic()
@@ -93,6 +79,6 @@ def test_killed_and_started_again_in_the_middle_it_answers_every_pair_once() -> 
         judged += stream
     finally:
         shared().wait()
-    assert Counter(j.key for j in judged) == Counter(map(teacher.key, pairs))
+    assert Counter(j.key for j in judged) == Counter(map(asks.key, pairs))
     assert {j.status for j in judged} == {Status.OK}
     print(f"gone and back, and the job done, in {time.monotonic() - killed:.0f} s")

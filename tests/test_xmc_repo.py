@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ezxmc.config import DataConfig
@@ -20,8 +20,6 @@ from ezxmc.data.xmc_matrix import PairFile, iter_gold, iter_sparse, write_pairs,
 from ezxmc.data.xmc_text import label_columns, write_label_text, write_raw_text
 from ezxmc.errors import DataError
 from ezxmc.records import Document, Label
-
-FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 LABELS = ["boats", "garden_tools", "music", "stars"]
 TRAIN = [
@@ -315,7 +313,6 @@ ENTRIES = st.lists(
 )
 
 
-@FUZZ
 @given(rows=ENTRIES)
 def test_sparse_files_come_back(tmp_path: Path, rows: list[list[tuple[int, float]]]) -> None:
     path = tmp_path / "m_X_Y.txt"
@@ -335,7 +332,6 @@ def test_a_wrong_shape_is_refused(tmp_path: Path) -> None:
         write_sparse(tmp_path / "m.txt", [[], []], (1, 1))
 
 
-@FUZZ
 @given(pairs=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 10**9)), max_size=30))
 def test_pair_files_come_back(tmp_path: Path, pairs: list[tuple[int, int]]) -> None:
     path = tmp_path / "filter.txt"
@@ -357,7 +353,6 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 WORDS = TEXT.filter(lambda text: bool(text.strip()))
 
 
-@FUZZ
 @given(
     titles=st.lists(WORDS, min_size=1, max_size=5),
     rows=st.lists(st.tuples(WORDS, TEXT, st.sets(st.integers(0, 4))), max_size=8),
@@ -401,7 +396,6 @@ NOISE = st.lists(
 NOISE = NOISE.filter(lambda text: b"[" not in text.partition(b"\n")[0])
 
 
-@FUZZ
 @given(
     noise=st.fixed_dictionaries({name: NOISE for name in ("texts", "gold", "labels", "pairs")}),
     kind=st.integers(0, 2),

@@ -13,20 +13,25 @@ from typing import Any, Self
 import httpx
 
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-DRIVER = shutil.which("chromedriver")
+_CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+_DRIVER = shutil.which("chromedriver")
 
 
 class Browser:
     """A window 900 pixels wide; `requested` are the URLs it asked for since it was last read."""
 
+    @staticmethod
+    def missing() -> str:
+        """What this machine lacks of it."""
+        return "" if _CHROMIUM and _DRIVER else "Chromium with chromedriver (Debian: chromium-driver)"
+
     def __init__(self, patience: float = 600.0) -> None:
-        assert CHROMIUM and DRIVER
+        assert _CHROMIUM and _DRIVER
         # It binds a free port twice, for both protocols: the second may be taken by then.
-        port = next(filter(None, (self._start(DRIVER) for _ in range(5))))
+        port = next(filter(None, (self._start(_DRIVER) for _ in range(5))))
         self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=patience, trust_env=False)
         options = {
-            "binary": CHROMIUM,
+            "binary": _CHROMIUM,
             "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=900,900"],
         }
         wanted = {
@@ -51,6 +56,14 @@ class Browser:
         self._client.close()
         self._driver.terminate()
         self._driver.wait()
+
+    def reset(self) -> None:
+        """Forget what former pages did."""
+        self.open("about:blank")
+        self._emulate("setEmulatedMedia", features=[])
+        self._emulate("clearDeviceMetricsOverride")
+        self.requested()
+        self.complaints()
 
     def open(self, url: str) -> None:
         self._post("/url", {"url": url})
