@@ -216,7 +216,7 @@ def train(
     from ezxmc.data import Catalog
     from ezxmc.feedback.priors import context_of
     from ezxmc.feedback.reviews import Decided
-    from ezxmc.feedback.targets import build_targets
+    from ezxmc.feedback.targets import build_targets, doubt
     from ezxmc.training import train_bi_encoder
 
     config = TrainingConfig(
@@ -227,11 +227,16 @@ def train(
         apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
         judgments = [judgment for judgment in newest_judgments(store) if judgment.doc_uid not in apart]
         verdicts = Decided.load(store, catalog.documents, catalog.labels).verdicts_outside(apart)
+        targets = build_targets(
+            judgments, config, context_of(judgments, len(catalog.labels)), verdicts=verdicts
+        )
+        if doubtful := doubt(judgments):
+            watch.say(doubtful)
         bar = watch.stage("training")
         summary = train_bi_encoder(
             [catalog.documents[i] for i in catalog.to_train],
             catalog.labels,
-            build_targets(judgments, config, context_of(judgments, len(catalog.labels)), verdicts=verdicts),
+            targets,
             config,
             out,
             held_out=[catalog.documents[i] for i in catalog.to_select],

@@ -73,7 +73,7 @@ def read_gold(
     """
     reader = _Reader(
         str(source),
-        None if documents is None else Names(documents),
+        None if documents is None else Names(dict.fromkeys(documents, "")),
         None if labels is None else Names(labels),
         more_documents,
         more_labels,
@@ -139,7 +139,7 @@ class _Reader:
         if isinstance(tags, str) and not self._is_label(tags) and (items := listed(tags)) is not None:
             open_ended = self.labels is None or self.more_labels or not items
             if open_ended or any(map(self._is_label, items)):
-                self._count("lists of labels written as text", reprlib.repr(tags))
+                self._count("lists of labels written as text", some([tags]))
                 tags = items
         if tags == []:
             self.gold.setdefault(uid, set())
@@ -193,7 +193,7 @@ class _Reader:
             )
             names = parts(name, separator) if separator else [name]
             if separator:
-                self._count(f"cells with several labels, divided at {separator!r}", reprlib.repr(name))
+                self._count(f"cells with several labels, divided at {separator!r}", some([name]))
             for part in names:
                 label, _ = self._label(part)
                 if label is not None:
@@ -291,15 +291,14 @@ class _Reader:
     def _cause(self, kind: str) -> str:
         """Why names may have no partner, from how they look."""
         strange = list(self.strangers[kind])
-        names = self.documents if kind == "document" else self.labels
-        there = list(islice(names.uids, _SHOWN)) if names else []
+        known = self.documents if kind == "document" else self.labels
+        there = list(islice(known.uids, _SHOWN)) if known else []
         if kind == "label" and any(one in name for name in strange for one in SEPARATORS[:3]):
             return "several labels in one cell? A list, or one of ; | , between labels that exist, is read"
-        if all(name.replace(".", "").isdigit() for name in strange) and not all(
-            name.isdigit() for name in there
-        ):
+        digits = [sum(name.replace(".", "").isdigit() for name in names) for names in (strange, there)]
+        if 2 * digits[0] > len(strange) and 2 * digits[1] < len(there):
             return f"numbers in place of {kind} ids? A number in a list is no id: write the id or the title"
-        if kind == "label" and names and not any(names.uids.values()):
+        if kind == "label" and known and not any(known.uids.values()):
             return "titles where labels have ids, or another label list?"
         return f"another list of {kind}s, or an older one?"
 

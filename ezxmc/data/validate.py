@@ -133,10 +133,10 @@ class RowReport:
         for note in self.notes:
             say(f"  note: {note}")
         # The summary shows the first problem already.
-        others = [problem for problem in self.problems[1:] if problem.kind not in WARNINGS][:_TOLD]
+        others = sorted(self.problems[1:], key=lambda problem: problem.kind in WARNINGS)[:_TOLD]
         for problem in others:
             say(f"  {problem}")
-        shown = len(others) + sum(problem.kind not in WARNINGS for problem in self.problems[:1])
+        shown = sum(problem.kind not in WARNINGS for problem in (*self.problems[:1], *others))
         if self.bad > shown:
             say(f"  and {self.bad - shown:,} more bad rows; --json gives the first {PROBLEMS_KEPT:,}")
 
