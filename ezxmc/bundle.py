@@ -292,7 +292,10 @@ def add_labels(
     """
     with writing(path) as manifest:
         bundle = load_bundle(path)
-        refuse_same_labels(labels, [bundle.labels[row] for row in bundle.index.rows.tolist()])
+        # A label that is changed by its uid may leave its title to another.
+        given = {label.uid for label in labels}
+        there = (bundle.labels[row] for row in bundle.index.rows.tolist())
+        refuse_same_labels(labels, [label for label in there if label.uid not in given])
         rows, known = bundle.rows(), list(bundle.labels)
         fresh = []
         for label in labels:

@@ -11,7 +11,6 @@ import typer
 from ezxmc.cli.console import Json, answer, bad_rows, watching
 from ezxmc.cli.judgments import opened
 from ezxmc.cli.pipeline import Documents, Seed, newest_judgments
-from ezxmc.errors import DataError
 
 
 class TargetName(StrEnum):
@@ -111,11 +110,6 @@ def calibrate(
             tags = decided.complete(predictions, depth)
             watch.say(f"{decided.line}; {len(tags):,} documents have their whole top {depth} decided")
     human = tag_verdicts(tags)
-    if gold is not None and not any(human(p.uid, label) for p in predictions for label in p.labels[:depth]):
-        raise DataError(
-            f"{gold}: none of its labels is among the first {depth} that the bundle answers for its document",
-            "a probability fitted to this would be 0 everywhere: are these the documents of this gold?",
-        )
     if aim is TargetName.HUMAN:
         calibrator = fit_calibrator(predictions, human, target="human", k=depth, kinds=kinds)
     elif store is None:
