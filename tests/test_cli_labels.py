@@ -43,9 +43,11 @@ def test_labels_come_and_go(bundle: Path, tmp_path: Path) -> None:
     assert len(listed) == 25 and "l-guitar\tguitar" in listed
     rows = [{"uid": "l-new", "title": "boat wind"}, {"uid": "l-rose", "title": "rose 2"}]
     file = write_rows(tmp_path / "new.jsonl", rows)
-    done = json.loads(call("labels", "add", bundle, file, "--json"))
-    assert done.pop("rows")["labels"]["kept"] == 2
-    assert done == {"added": 1, "changed": 1, "bundle": str(bundle)}
+    assert json.loads(call("labels", "add", bundle, file, "--json")) == {
+        "added": 1,
+        "changed": 1,
+        "bundle": str(bundle),
+    }
     # The very same text: nothing can be nearer.
     assert Predictor(bundle).predict([Document("d", "", "boat wind")])[0].labels[0] == "l-new"
     assert json.loads(call("labels", "remove", bundle, "l-new", "l-boat", "--json"))["removed"] == 2

@@ -140,10 +140,12 @@ def answer(json: bool, values: dict[str, Any], rows: Mapping[str, RowReport | No
     Args:
         json: Whether a program reads it.
         values: The answer.
-        rows: How reading each input went, for JSON; `bad_rows` tells people.
+        rows: How reading each input went: where there is something to say, it is in the JSON;
+            `bad_rows` tells people.
     """
     if json:
-        emit({**values, **({} if rows is None else {"rows": accounts(rows)})})
+        odd = {name: one for name, one in (rows or {}).items() if one and (one.counts or one.notes)}
+        emit({**values, **({"rows": accounts(odd)} if odd else {})})
     else:
         table("", ["", ""], [[name.replace("_", " "), shown(value)] for name, value in values.items()])
 

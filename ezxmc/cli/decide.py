@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import Json, accounts, bad_rows, emit, shown, table, watching
+from ezxmc.cli.console import Json, answer, bad_rows, shown, table, watching
 from ezxmc.cli.pipeline import Documents
 
 
@@ -138,7 +138,7 @@ def decide(
             {"threshold": t, **asdict(rates(reviewed, one.keep(probabilities)))} for t, one in plain.items()
         ]
         found = {"decision": rule, "guarantee": choice.guarantee, "measured": measured, "curve": curve}
-        emit({**found, "rows": accounts(rows)})
+        answer(json, found, rows)
     else:
         rule.pop("promise", None)
         facts = {**rule, "guarantee": choice.guarantee, **measured}
