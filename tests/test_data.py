@@ -456,8 +456,13 @@ RIGHT = {"1": {"L0", "L1"}, "2": {"L2"}, "3": {"L3"}}
         ),
         ("g.csv", "who,ticket,category\nx,1,L0\ny,1,L1\nx,2,L2\nx,3,L3\n", "'ticket' names the document"),
         ("g.csv", "1,L0\n1,L1\n2,L2\n3,L3\n", ""),
-        ("g.csv", "id,doc_id,label\n1,x,L0\n1,x,L1\n2,y,L2\n3,z,L3\n", ""),
-        ("g.csv", "id,doc_id,label\nx,1,L0\nx,1,L1\ny,2,L2\nz,3,L3\n", ""),
+        ("g.csv", "id,doc_id,label\n1,x,L0\n1,x,L1\n2,y,L2\n3,z,L3\n", "'id' is the document"),
+        ("g.csv", "id,doc_id,label\nx,1,L0\nx,1,L1\ny,2,L2\nz,3,L3\n", "'doc_id' is the document"),
+        (
+            "g.csv",
+            "id,Tag 1,Tag 2,by\n1,L0,L1,x\n2,L2,,y\n3,,L3,z\n",
+            "'tag 1', 'tag 2' the label; not read: 'by'",
+        ),
         (
             "g.jsonl",
             '{"n": 1, "labels": ["L0", "L1"]}\n{"n": 2, "labels": "L2"}\n{"n": 3.0, "labels": "l3"}\n',
@@ -493,6 +498,7 @@ def test_gold_without_a_right_label(tmp_path: Path) -> None:
         ),
         ("a,L0\nb,L1\nc,L2\n", True, "unknown documents: 'a', 'b', 'c'; there are '1', '2', '3'"),
         ("1,A; B\n2,C; D\n", False, "several labels in one cell?"),
+        ("1,L0,1\n2\n", False, "holds no usable gold: 2 rows, 0 kept"),
     ],
 )
 def test_gold_of_which_hardly_anything_is_known_is_refused(

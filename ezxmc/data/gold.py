@@ -14,6 +14,7 @@ for "1", several labels in one cell. The rest is named, or the file is refused.
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ezxmc.data.documents import COLUMNS, row_uid
-from ezxmc.data.matching import SEPARATORS, Names, listed, parts, separator_of, some
+from ezxmc.data.matching import SEPARATORS, Names, best_column, listed, parts, separator_of, some
 from ezxmc.data.readers import iter_fields, iter_rows, source_kind
 from ezxmc.data.validate import RowError, RowReport
 from ezxmc.data.xmc_text import targets, uids_by_number
@@ -33,9 +34,10 @@ from ezxmc.errors import DataError
 DOCUMENT_COLUMNS = (*COLUMNS["uid"], "doc", "document", "doc_uid", "document_id")
 LABEL_COLUMNS = ("label", "label_id", "label_uid", "labels", "tag", "tags", "category", "categories")
 
+# One column each for the first, second, ... label.
+_NUMBERED = re.compile(r"(label|tag|category|class)s?[ _.-]?\d+")
 _TABLES = (".csv", ".tsv", ".parquet")
 _SAMPLE = 1_000  # rows that decide what a column is
-_ENOUGH = 0.5  # of a column's sampled values must be known for it to serve by its content
 _HARDLY = 0.1  # of the pairs; where no more are known, the file is refused
 _SHOWN = 1_000  # names kept to be shown
 
@@ -118,6 +120,7 @@ class _Reader:
     found: dict[str, tuple[str | None, str]] = field(default_factory=dict)
     pairs: Counter[str] = field(default_factory=Counter)
     strangers: dict[str, dict[str, None]] = field(default_factory=lambda: {"document": {}, "label": {}})
+    many: list[str] = field(default_factory=list)
     empty: int = 0
 
     def take(self, row: _Row) -> None:
@@ -215,6 +218,11 @@ class _Reader:
         Raises:
             DataError: So it is.
         """
+        compared = self.documents is not None or self.labels is not None
+        if compared and self.report.bad and not self.report.kept and not any(self.strangers.values()):
+            raise DataError(
+                f"{self.source} holds no usable gold: {self.report.summary()}", "see README, Input files"
+            )
         for kind, names, more in (
             ("document", self.documents, self.more_documents),
             ("label", self.labels, self.more_labels),
@@ -314,10 +322,17 @@ class _Reader:
         )
         sample = list(islice(named, _SAMPLE))
         columns = list(dict.fromkeys(name for _, _, row in sample for name in row))
-        documents, labels = self._columns(columns, [[row.get(c) for c in columns] for _, _, row in sample])
+        chosen = self._columns(columns, [[row.get(c) for c in columns] for _, _, row in sample])
+        documents, labels = (
+            # Rows of JSON may name one thing in several ways; a table has one column for it.
+            [one] if one and kind in _TABLES else [*([one] if one else []), *accepted]
+            for one, accepted in zip(chosen, (DOCUMENT_COLUMNS, LABEL_COLUMNS), strict=True)
+        )
+        if sample and kind in _TABLES and all(chosen):
+            self._unread(sample[0][0], columns, documents[0], labels[0])
         uids: list[str | None] | None = None
         for file, line, row in chain(sample, named):
-            tags = _first(row, labels)
+            tags = self._tags(row, labels)
             if "target_ind" in row and tags is None:
                 uids = uids_by_number(Path(file)) if uids is None else uids
                 bad_before = self.report.bad
@@ -337,76 +352,66 @@ class _Reader:
         named = [any(name in accepted for name in header) for accepted in (DOCUMENT_COLUMNS, LABEL_COLUMNS)]
         known = [self.documents is not None and any(map(self.documents.known, first))]
         known.append(self.labels is not None and any(map(self._holds_label, first)))
-        documents: Sequence[str] = ("doc",)
-        labels: Sequence[str] = ("label",)
+        names: list[str] | None = None
         if all(named) or not any(known):
             alike = [fields for _, _, fields in sample[1:] if len(fields) == len(header)]
-            found = self._columns(header, alike)
+            document, label = self._columns(header, alike)
             # Neither names we know nor values we know: a header, if the columns below it are known.
             # Ids mostly have digits, and names of columns mostly have none.
-            there = all(one[0] in header for one in found)
-            if all(named) or (
-                there and (any(named) or not any(map(str.isdigit, header[header.index(found[0][0])])))
-            ):
-                documents, labels = found
-                sample.pop(0)
-                if not all(named):
-                    self.report.notes.append(
-                        f"{file}:{line} is taken for the header: {first[header.index(documents[0])]!r} names "
-                        f"the document, {first[header.index(labels[0])]!r} the label"
-                    )
-            else:
-                header = ["doc", "label"]
+            if document and label and (any(named) or not any(map(str.isdigit, document))):
+                names = [document, label]
+        if names:
+            sample.pop(0)
+            if not all(named):
+                shown = [first[header.index(name)] for name in names]
+                self.report.notes.append(
+                    f"{file}:{line} is taken for the header: {shown[0]!r} names the document, "
+                    f"{shown[1]!r} the label"
+                )
+            self._unread(file, header, *names)
         else:
-            header = ["doc", "label"]
+            header = names = ["doc", "label"]
+            self.many = []
         for file, line, fields in chain(sample, read):
             if len(fields) != len(header):
                 self.report.add(file, line, "field_count", f"{len(fields)} fields, not {len(header)}")
                 continue
             row = {name: value for name, value in zip(header, fields, strict=True) if value.strip()}
-            yield _Row(file, line, _first(row, documents) or "", _first(row, labels), True)
+            yield _Row(file, line, row.get(names[0], ""), self._tags(row, names[1:]), True)
 
-    def _columns(
-        self, names: Sequence[str], rows: Iterable[Sequence[Any]]
-    ) -> tuple[Sequence[str], Sequence[str]]:
-        """The columns of the document and of the label, best first; what nobody knows goes by its name."""
-        values = list(rows)
-        document = self._column(
-            names, values, DOCUMENT_COLUMNS, self.documents is not None, self._is_document
-        )
-        label = self._column(
-            [name for name in names if name != document] if document else names,
-            [[v for n, v in zip(names, row, strict=True) if n != document] for row in values],
-            LABEL_COLUMNS,
-            self.labels is not None,
-            self._holds_label,
-        )
+    def _columns(self, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> tuple[str | None, str | None]:
+        """The columns of the document and of the label: by name, and by content where that decides."""
+        fits = self._is_document if self.documents is not None else None
+        document = best_column(names, rows, DOCUMENT_COLUMNS, fits)
+        many = [name for name in names if _NUMBERED.fullmatch(name)]
+        if len(many) > 1 and not any(name in LABEL_COLUMNS for name in names):
+            label: str | None = many[0]
+            self.many = many
+        else:
+            others = [place for place, name in enumerate(names) if name != document]
+            label = best_column(
+                [names[place] for place in others],
+                [[row[place] for place in others] for row in rows],
+                LABEL_COLUMNS,
+                self._holds_label if self.labels is not None else None,
+            )
         if len(names) == 2 and (document is None) != (label is None):
             other = next(name for name in names if name not in (document, label))
             document, label = document or other, label or other
-        first = [[name] if name else [] for name in (document, label)]
-        # Rows of JSON may name one thing in several ways.
-        return (
-            [*first[0], *(name for name in DOCUMENT_COLUMNS if name != document)],
-            [*first[1], *(name for name in LABEL_COLUMNS if name != label)],
-        )
+        return document, label
 
-    @staticmethod
-    def _column(
-        names: Sequence[str], rows: Sequence[Sequence[Any]], accepted: Sequence[str], known: bool, fits: Any
-    ) -> str | None:
-        named = [name for name in accepted if name in names]
-        if named and (len(named) == 1 or not known):
-            return named[0]
-        if not known:
-            return None
-        hits: Counter[str] = Counter()
-        for row in rows:
-            hits.update(name for name, value in zip(names, row, strict=True) if fits(value))
-        if named:
-            return max(named, key=lambda name: (hits[name], -named.index(name)))
-        best, count = next(iter(hits.most_common(1)), ("", 0))
-        return best if count and count >= _ENOUGH * len(rows) else None
+    def _unread(self, file: str, names: Iterable[str], document: str, label: str) -> None:
+        read = {document, label, *self.many}
+        if unread := [name for name in names if name not in read]:
+            columns = f"'{document}' is the document, {some(self.many or [label])} the label"
+            self.report.notes.append(f"{file}: {columns}; not read: {some(unread)}")
+
+    def _tags(self, row: Mapping[str, Any], labels: Iterable[str]) -> Any:
+        """What a row's label column holds, or all its numbered ones."""
+        if not self.many:
+            return _first(row, labels)
+        found = [row.get(name) for name in self.many]
+        return [tag for tag in found if not _blank(tag)]
 
     def _is_document(self, value: Any) -> bool:
         try:

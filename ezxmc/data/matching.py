@@ -6,7 +6,8 @@ import ast
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 # Marks without width: a byte order mark in mid-file, say, after `cat a.txt b.txt`.
@@ -14,6 +15,7 @@ _UNSEEN = re.compile("[\ufeff\u200b\u2060]")
 _OUTER = re.compile(r"^[\s\ufeff\u200b\u2060]+|[\s\ufeff\u200b\u2060]+$")
 _NUMBER = re.compile(r"0*(\d+)(\.0+)?")
 SEPARATORS = (";", "|", ",", "\n", "\t", "/", " ")
+_ENOUGH = 0.5  # of a column's values must be known for it to serve by its content
 _LONGEST = 100_000  # characters of a list; a longer cell is no list of labels
 _QUOTED = re.compile(r"'([^']*)'|\"([^\"]*)\"")
 # As numpy shows an array of strings: no comma between them.
@@ -132,3 +134,29 @@ def some(names: Iterable[str], most: int = 5) -> str:
     every = list(names)
     more = f" and {len(every) - most:,} more" if len(every) > most else ""
     return ", ".join(f"'{name[:60]}{'…' if len(name) > 60 else ''}'" for name in every[:most]) + more
+
+
+def best_column(
+    names: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    accepted: Sequence[str],
+    fits: Callable[[Any], bool] | None,
+) -> str | None:
+    """The column that serves as something: by an accepted name; by content among several such, or without.
+
+    Args:
+        names: Of the columns.
+        rows: Some rows, a value for each column.
+        accepted: Names in order of preference.
+        fits: Whether a value is what is sought; `None`: nobody can tell.
+    """
+    named = [name for name in accepted if name in names]
+    if len(named) == 1 or fits is None:
+        return named[0] if named else None
+    hits: Counter[str] = Counter()
+    for row in rows:
+        hits.update(name for name, value in zip(names, row, strict=True) if fits(value))
+    if named:
+        return max(named, key=lambda name: (hits[name], -named.index(name)))
+    best, count = next(iter(hits.most_common(1)), ("", 0))
+    return best if count and count >= _ENOUGH * len(rows) else None
