@@ -460,8 +460,8 @@ RIGHT = {"1": {"L0", "L1"}, "2": {"L2"}, "3": {"L3"}}
         ("g.csv", "id,doc_id,label\nx,1,L0\nx,1,L1\ny,2,L2\nz,3,L3\n", "'doc_id' is the document"),
         (
             "g.csv",
-            "id,Tag 1,Tag 2,by\n1,L0,L1,x\n2,L2,,y\n3,,L3,z\n",
-            "'tag 1', 'tag 2' the label; not read: 'by'",
+            "ID,Tag 1,Tag-2,by\n1,L0,L1,x\n2,L2,,y\n3,,L3,z\n",
+            "'tag_1', 'tag_2' the label; not read: 'by'",
         ),
         (
             "g.jsonl",

@@ -114,7 +114,7 @@ class OwnFolder:
                 labels = gold.get(document.uid)
                 yield Example(line, document, None if labels is None else tuple(sorted(labels)))
         if unread and file and not any("documents that are not" in n for n in self.rows[file.name].notes):
-            self.rows[file.name].notes.append(
+            self.rows[file.name].note(
                 f"{len(unread):,} documents that are not in {texts.name}: {some(unread)}"
             )
 

@@ -24,19 +24,19 @@ from pathlib import Path
 from typing import Any
 
 from ezxmc.data.documents import COLUMNS, row_uid
-from ezxmc.data.matching import SEPARATORS, Names, best_column, listed, parts, separator_of, some
+from ezxmc.data.matching import SEPARATORS, Names, best_column, listed, parts, separator_of, some, trim
 from ezxmc.data.readers import iter_fields, iter_rows, source_kind
 from ezxmc.data.validate import RowError, RowReport
 from ezxmc.data.xmc_text import targets, uids_by_number
 from ezxmc.errors import DataError
 
 # A document goes by the same column here as among the documents.
-DOCUMENT_COLUMNS = (*COLUMNS["uid"], "doc", "document", "doc_uid", "document_id")
+DOCUMENT_COLUMNS = tuple(dict.fromkeys((*COLUMNS["uid"], "doc", "document", "doc_uid", "document_id")))
 LABEL_COLUMNS = ("label", "label_id", "label_uid", "labels", "tag", "tags", "category", "categories")
 
 # One column each for the first, second, ... label.
 _NUMBERED = re.compile(r"(label|tag|category|class)s?[ _.-]?\d+")
-_TABLES = (".csv", ".tsv", ".parquet")
+_TABLES = (".csv", ".tsv", ".parquet", ".xlsx")
 _SAMPLE = 1_000  # rows that decide what a column is
 _HARDLY = 0.1  # of the pairs; where no more are known, the file is refused
 _SHOWN = 1_000  # names kept to be shown
@@ -117,7 +117,6 @@ class _Reader:
     doubtful: list[tuple[str, int, str, str]] = field(default_factory=list)
     separators: Counter[str] = field(default_factory=Counter)
     taken: dict[str, tuple[int, str]] = field(default_factory=dict)
-    found: dict[str, tuple[str | None, str]] = field(default_factory=dict)
     pairs: Counter[str] = field(default_factory=Counter)
     strangers: dict[str, dict[str, None]] = field(default_factory=lambda: {"document": {}, "label": {}})
     many: list[str] = field(default_factory=list)
@@ -243,10 +242,10 @@ class _Reader:
 
     def note(self) -> None:
         """Say in the report what was taken for what, and what found no partner."""
-        notes = self.report.notes
-        notes += [f"{count:,} {what}, such as {example}" for what, (count, example) in self.taken.items()]
+        for what, (count, example) in self.taken.items():
+            self.report.note(f"{count:,} {what}, such as {example}")
         if self.empty:
-            notes.append(
+            self.report.note(
                 f"{self.empty:,} documents with an empty label cell: taken as reviewed, no label being right"
             )
         for kind in ("document", "label"):
@@ -255,7 +254,7 @@ class _Reader:
             many = f"{len(strangers):,}{' or more' if len(strangers) == _SHOWN else ''}"
             more = self.more_documents if kind == "document" else self.more_labels
             there = "that are not among those at hand" if more else "that nobody has"
-            notes.append(f"{many} {kind}s {there}: {some(strangers)} ({self._cause(kind)})")
+            self.report.note(f"{many} {kind}s {there}: {some(strangers)} ({self._cause(kind)})")
 
     def _keep(self, uid: str, label: str) -> None:
         self.gold.setdefault(uid, set()).add(label)
@@ -268,9 +267,7 @@ class _Reader:
 
     def _label(self, name: str) -> tuple[str | None, str]:
         assert self.labels
-        if name not in self.found:
-            self.found[name] = self.labels.find(name)
-        return self.found[name]
+        return self.labels.find(name)
 
     def _is_label(self, name: Any) -> bool:
         if self.labels is None or not isinstance(name, str | int | float):
@@ -317,7 +314,7 @@ class _Reader:
             yield from self._fields(source)
             return
         named = (
-            (file, line, {str(name).strip().lower(): value for name, value in row.items()})
+            (file, line, {_name(name): value for name, value in row.items()})
             for file, line, row in iter_rows(source, self.report)
         )
         sample = list(islice(named, _SAMPLE))
@@ -348,7 +345,7 @@ class _Reader:
         if not sample:
             return
         file, line, first = sample[0]
-        header = [name.strip().lower() for name in first]
+        header = [_name(name) for name in first]
         named = [any(name in accepted for name in header) for accepted in (DOCUMENT_COLUMNS, LABEL_COLUMNS)]
         known = [self.documents is not None and any(map(self.documents.known, first))]
         known.append(self.labels is not None and any(map(self._holds_label, first)))
@@ -364,7 +361,7 @@ class _Reader:
             sample.pop(0)
             if not all(named):
                 shown = [first[header.index(name)] for name in names]
-                self.report.notes.append(
+                self.report.note(
                     f"{file}:{line} is taken for the header: {shown[0]!r} names the document, "
                     f"{shown[1]!r} the label"
                 )
@@ -404,7 +401,7 @@ class _Reader:
         read = {document, label, *self.many}
         if unread := [name for name in names if name not in read]:
             columns = f"'{document}' is the document, {some(self.many or [label])} the label"
-            self.report.notes.append(f"{file}: {columns}; not read: {some(unread)}")
+            self.report.note(f"{file}: {columns}; not read: {some(unread)}")
 
     def _tags(self, row: Mapping[str, Any], labels: Iterable[str]) -> Any:
         """What a row's label column holds, or all its numbered ones."""
@@ -427,6 +424,11 @@ class _Reader:
             self._is_label(item) or (isinstance(item, str) and self._separator(item) is not None)
             for item in items
         )
+
+
+def _name(column: Any) -> str:
+    """A column's name in the form of those above: `Doc ID` is `doc_id`."""
+    return re.sub(r"[\s_-]+", "_", trim(str(column))).lower()
 
 
 def _way(way: str) -> str:

@@ -54,6 +54,7 @@ class Names:
     def __init__(self, uids: Collection[str] | Mapping[str, str]) -> None:
         self.uids: Mapping[str, str] = uids if isinstance(uids, Mapping) else dict.fromkeys(uids, "")
         self._tables: dict[str, dict[str, str | None]] = {}
+        self._found: dict[str, tuple[str | None, str]] = {}
 
     def __len__(self) -> int:
         return len(self.uids)
@@ -66,6 +67,11 @@ class Names:
         """
         if name in self.uids:
             return name, ""
+        if name not in self._found:
+            self._found[name] = self._search(name)
+        return self._found[name]
+
+    def _search(self, name: str) -> tuple[str | None, str]:
         ways: tuple[tuple[str, Callable[[str], str | None], bool], ...] = (
             ("title", str, True),
             ("number in another form", _number, False),

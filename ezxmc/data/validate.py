@@ -69,6 +69,7 @@ class RowReport:
         counts: Exact number of problems of each kind.
         listener: Told of every problem as it is found.
         notes: What was done about rows that were not as expected, a sentence each.
+        say: Told of every note as it is made.
         told: Whether a person was told of all this already.
     """
 
@@ -78,6 +79,7 @@ class RowReport:
     counts: Counter[str] = field(default_factory=Counter)
     listener: Callable[[RowProblem], None] | None = None
     notes: list[str] = field(default_factory=list)
+    say: Callable[[str], None] | None = None
     told: bool = False
 
     @property
@@ -111,6 +113,13 @@ class RowReport:
         if self.strict and kind not in WARNINGS:
             raise DataError(str(problem), "mend the row, or read without strict to report and skip bad rows")
 
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            if self.say:
+                self.say(text)
+
     def summary(self) -> str:
         """One line for a person: how many rows, how many of each kind, the first bad one."""
         parts = [f"{self.rows:,} rows, {self.kept:,} kept"]
@@ -130,7 +139,7 @@ class RowReport:
             return
         self.told = True
         say(f"{name}: {self.summary()}" if name else self.summary())
-        for note in self.notes:
+        for note in () if self.say else self.notes:
             say(f"  note: {note}")
         # The summary shows the first problem already.
         others = sorted(self.problems[1:], key=lambda problem: problem.kind in WARNINGS)[:_TOLD]
