@@ -29,6 +29,7 @@ from ezxmc.bundle_head import open_head, renumber_head
 from ezxmc.calibration import Calibrator
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
+from ezxmc.data.documents import refuse_same_labels
 from ezxmc.errors import BundleError, DataError
 from ezxmc.manifest import (
     CALIBRATOR,
@@ -88,6 +89,10 @@ class Bundle:
         """The row of each label that can be answered, by uid."""
         return {self.labels[row].uid: row for row in self.index.rows.tolist()}
 
+    def titles(self) -> dict[str, str]:
+        """The title of each label that can be answered, by uid."""
+        return {self.labels[row].uid: self.labels[row].title for row in self.index.rows.tolist()}
+
     def search(self, vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """`LabelIndex.search`, fused with the head where there is one."""
         return self.head.search(self.index, vectors, k) if self.head else self.index.search(vectors, k)
@@ -133,7 +138,9 @@ def save_bundle(
     Raises:
         BundleError: `path` is taken by something that is no bundle, or the
             student holds files that no bundle may.
+        DataError: Two of the labels are one tag, see `ezxmc.data.read_labels`.
     """
+    refuse_same_labels(labels)
     if path.exists() and not (path / MANIFEST).exists() and (path.is_file() or any(path.iterdir())):
         raise BundleError(f"{path} exists and is no bundle", "choose another folder")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -280,12 +287,15 @@ def add_labels(
 
     Raises:
         BundleError: `path` holds no readable bundle, or cannot be written.
-        DataError: A uid occurs twice in `labels`.
+        DataError: Two of `labels` are one tag, or one of them is in the bundle
+            under another uid: both would be answered, in two ranks.
     """
-    if len({label.uid for label in labels}) < len(labels):
-        raise DataError("a label uid occurs twice among the labels to add", "give each label once")
     with writing(path) as manifest:
         bundle = load_bundle(path)
+        # A label that is changed by its uid may leave its title to another.
+        given = {label.uid for label in labels}
+        there = (bundle.labels[row] for row in bundle.index.rows.tolist())
+        refuse_same_labels(labels, [label for label in there if label.uid not in given])
         rows, known = bundle.rows(), list(bundle.labels)
         fresh = []
         for label in labels:

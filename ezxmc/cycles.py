@@ -20,7 +20,7 @@ from ezxmc.config import RunConfig
 from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.priors import context_documents, context_of
 from ezxmc.feedback.reviews import Decided
-from ezxmc.feedback.targets import Targets, build_targets
+from ezxmc.feedback.targets import Targets, build_targets, doubt
 from ezxmc.models import model_identity
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder, candidate_row, shortlist
@@ -133,6 +133,8 @@ class Cycles:
         self.inquiry.teacher.close()
 
         judgments, priors = self._judgments(), self._priors()
+        if doubtful := doubt(judgments):
+            self.watch.say(doubtful)
         base = former if self.config.start == "warm" else None
         trained = self.place.stage(
             f"cycle-{number}-train",

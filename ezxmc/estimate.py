@@ -66,6 +66,7 @@ class Plan:
         memory: Peaks by what needs them: `teacher`, `training`. They do not add up.
         disk: By what is kept: `judgments`, `students`, `bundle`, `shortlists`.
         notes: What a reader must know about these figures.
+        bad_rows: Rows of the inputs that were left out.
     """
 
     documents: int
@@ -78,6 +79,7 @@ class Plan:
     memory: dict[str, int | None]
     disk: dict[str, int]
     notes: list[str] = field(default_factory=list)
+    bad_rows: int = 0
 
     @property
     def total(self) -> PartPlan:

@@ -131,6 +131,7 @@ class _Planner:
             measured,
         )
         parts = [self._part(*counts, tokens, speed) for counts in self._counts(job)]
+        recorded = getattr(self.teacher, "report", None)
         return Plan(
             documents=len(catalog.documents),
             labels=len(catalog.labels),
@@ -145,6 +146,7 @@ class _Planner:
                 catalog, encoder, self.config.cycles, sum(part.pairs for part in parts), self.shortlist_bytes
             ),
             notes=self.notes + self._fewer_cycles() + self._beyond_hours(parts, speed),
+            bad_rows=sum(report.bad for report in (*catalog.rows.values(), recorded) if report),
         )
 
     def _job(self, encoder: BiEncoder) -> list[list[Pair]]:

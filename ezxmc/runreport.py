@@ -15,7 +15,7 @@ import numpy as np
 
 from ezxmc.calibration import Calibrator
 from ezxmc.config import RunConfig
-from ezxmc.data import Catalog
+from ezxmc.data import Catalog, RowReport
 from ezxmc.evaluation import compare, evaluate
 from ezxmc.feedback.annotate import AnnotateSummary
 from ezxmc.feedback.store import FeedbackStore
@@ -115,7 +115,7 @@ def assemble(
         title=f"ezxmc run: {Path(config.run_dir).name}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.model_dump(mode="json"),
-        data=data_summary(catalog),
+        data=data_summary(catalog, teacher),
         teacher=_teacher(teacher, totals, found.problem_docs),
         budget=_budget(config, found, totals),
         log_odds_histogram=_histogram([j.log_odds for j in judgments]),
@@ -152,12 +152,14 @@ def assemble(
     )
 
 
-def data_summary(catalog: Catalog) -> DataSummary:
-    """How reading a catalog went."""
+def data_summary(catalog: Catalog, teacher: Teacher) -> DataSummary:
+    """How reading a catalog went, and the recorded judgments of a teacher that replays some."""
+    recorded = getattr(teacher, "report", None)
     return DataSummary(
         documents=RowSummary(**catalog.document_rows.to_dict()),
         labels=RowSummary(**catalog.label_rows.to_dict()),
         gold=RowSummary(**catalog.gold_rows.to_dict()) if catalog.gold_rows else None,
+        judgments=RowSummary(**recorded.to_dict()) if isinstance(recorded, RowReport) else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -116,6 +117,31 @@ def test_a_label_is_changed_by_its_uid(bundle: Path) -> None:
     assert "rose" not in found and "tulip 5" in found
     with pytest.raises(DataError, match="occurs twice"):
         add_labels(bundle, [NEW[0], NEW[0]])
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([Label("rose", "rose")], "label 'rose', 'rose', is label 'l-rose'"),
+        ([Label("l-rose ", "another")], "is label 'l-rose'"),
+        ([Label("x", "two\ufeff  words"), Label("two words", "two words")], "is label 'x'"),
+        ([Label("x", "a"), Label("x", "b")], "'x' occurs twice"),
+    ],
+)
+def test_one_tag_is_not_there_under_two_uids(
+    bundle: Path, tiny_encoder: Path, labels: list[Label], said: str
+) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(DataError, match=re.escape(said)):
+        add_labels(bundle, labels)
+    assert (bundle / "manifest.json").read_bytes() == before
+    with pytest.raises(DataError, match=re.escape(said)):
+        save_bundle(bundle.with_name("b"), tiny_encoder, [*LABELS, *labels], max_length=32, k=4)
+
+
+def test_titles_may_be_shared_by_labels_with_uids_of_their_own(bundle: Path) -> None:
+    assert add_labels(bundle, [Label("l-rose-2", "rose"), Label("l-oven", "stove")]).added == 1
+    assert add_labels(bundle, [Label("l-boat", "ship"), Label("boat", "boat")]) == Change(added=1, changed=1)
 
 
 def test_removed_labels_are_answered_no_more(bundle: Path) -> None:

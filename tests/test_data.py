@@ -375,8 +375,8 @@ def test_gold_problems_are_named_and_dropped(tmp_path: Path) -> None:
         (3, "unknown_label"),
         (4, "field_count"),
         (5, "no_document"),
-        (6, "no_label"),
     ]
+    assert any("1 documents with an empty label cell" in note for note in report.notes)
     with pytest.raises(DataError, match=r"g\.tsv:2: unknown_document"):
         read_gold(path, documents=["a"], strict=True)
 
@@ -406,3 +406,141 @@ def test_split_is_stable_and_close_to_its_share() -> None:
     assert split_documents(uids, 0.0, 0)[1] == [] and split_documents(uids, 1.0, 0)[0] == []
     with pytest.raises(ValueError, match="share"):
         split_documents(uids, 1.5, 0)
+
+
+DOCS = ["1", "2", "3"]
+TITLES = {
+    "L0": "Billing and invoices",
+    "L1": "Refund request",
+    "L2": "Café",
+    "L3": "Slow, very slow",
+    "L4": "us",
+}
+RIGHT = {"1": {"L0", "L1"}, "2": {"L2"}, "3": {"L3"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("g.csv", "uid,label\n1,L0\n1,L1\n2,L2\n3,L3\n", ""),
+        ("g.csv", "uid,labels\n1,L0;L1\n2,L2\n3,L3\n", "1 cells with several labels, divided at ';'"),
+        ("g.csv", 'id,tags\n1,"L0, L1"\n2,L2\n3,L3\n', "divided at ','"),
+        ("g.csv", "id,tag\n1,Billing and invoices|Refund request\n2,L2\n3,L3\n", "divided at '|'"),
+        ("g.csv", "id,tag\n1,L0 L1\n2,L2\n3,L3\n", "divided at ' '"),
+        ("g.csv", 'uid,label\n1,"[\'L0\', \'L1\']"\n2,[\'L2\']\n3,"[""L3""]"\n', "3 lists of labels written"),
+        ("g.csv", "uid,label\n1,['L0' 'L1']\n2,<L2>\n3,\"('L3',)\"\n", "3 lists of labels written"),
+        ("g.csv", 'uid,label\n1,"{L0,L1}"\n2,L2\n3,L3\n', "divided at ','"),
+        (
+            "g.tsv",
+            "uid\tlabel\n1\tBilling and invoices\n1\tRefund request\n2\tCafé\n3\tSlow, very slow\n",
+            "4 labels given by their title, such as 'Billing and invoices' for 'L0'",
+        ),
+        (
+            "g.tsv",
+            "uid\tlabel\n1\tl0\n1\trefund REQUEST\n2\tCafe\u0301\n3\t l3 \n",
+            "2 labels found by another case",
+        ),
+        (
+            "g.csv",
+            "uid,label\n1.0,L0\n1.0,L1\n02,L2\n3.0,L3\n",
+            "4 documents found by another number in another",
+        ),
+        (
+            "g.csv",
+            "ticket_id,category\n1,L0\n1,L1\n2,L2\n3,L3\n",
+            "g.csv:1 is taken for the header: 'ticket_id'",
+        ),
+        ("g.csv", "who,ticket,category\nx,1,L0\ny,1,L1\nx,2,L2\nx,3,L3\n", "'ticket' names the document"),
+        ("g.csv", "1,L0\n1,L1\n2,L2\n3,L3\n", ""),
+        ("g.csv", "id,doc_id,label\n1,x,L0\n1,x,L1\n2,y,L2\n3,z,L3\n", "'id' is the document"),
+        ("g.csv", "id,doc_id,label\nx,1,L0\nx,1,L1\ny,2,L2\nz,3,L3\n", "'doc_id' is the document"),
+        (
+            "g.csv",
+            "ID,Tag 1,Tag-2,by\n1,L0,L1,x\n2,L2,,y\n3,,L3,z\n",
+            "'tag_1', 'tag_2' the label; not read: 'by'",
+        ),
+        (
+            "g.jsonl",
+            '{"n": 1, "labels": ["L0", "L1"]}\n{"n": 2, "labels": "L2"}\n{"n": 3.0, "labels": "l3"}\n',
+            "found by another case",
+        ),
+    ],
+)
+def test_gold_takes_what_can_mean_one_thing_only(tmp_path: Path, name: str, text: str, said: str) -> None:
+    gold, report = read_gold(put(tmp_path / name, text), documents=DOCS, labels=TITLES)
+    assert gold == RIGHT and report.bad == 0 and report.kept == 4
+    notes = " ".join(report.notes)
+    assert said in notes and (said or not notes)
+
+
+def test_gold_without_a_right_label(tmp_path: Path) -> None:
+    for name, text in (("g.csv", "uid,label\n1,L0\n2,\n3, \n"), ("g.tsv", "1\tL0\n2\t\n3\t[]\n")):
+        gold, report = read_gold(put(tmp_path / name, text), documents=DOCS, labels=TITLES)
+        assert gold == {"1": {"L0"}, "2": set(), "3": set()} and report.bad == 0
+        assert any("taken as reviewed, no label being right" in note for note in report.notes)
+    pyarrow.parquet.write_table(pa.table({"uid": ["1", "2"], "label": ["L0", None]}), tmp_path / "g.parquet")
+    assert read_gold(tmp_path / "g.parquet", documents=DOCS, labels=TITLES)[0] == {"1": {"L0"}, "2": set()}
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "said"),
+    [
+        ("1,7\n2,8\n3,9\n", False, "of 3 pairs 0 have a label that is there; unknown labels: '7', '8', '9'"),
+        ("1,7\n2,8\n3,9\n", False, "numbers in place of label ids"),
+        (
+            "1,Taxes\n2,Law\n3,War\n",
+            True,
+            "labels that exist but were not predicted are known by the whole list",
+        ),
+        ("a,L0\nb,L1\nc,L2\n", True, "unknown documents: 'a', 'b', 'c'; there are '1', '2', '3'"),
+        ("1,A; B\n2,C; D\n", False, "several labels in one cell?"),
+        ("1,L0,1\n2\n", False, "holds no usable gold: 2 rows, 0 kept"),
+    ],
+)
+def test_gold_of_which_hardly_anything_is_known_is_refused(
+    tmp_path: Path, text: str, more: bool, said: str
+) -> None:
+    path = put(tmp_path / "g.csv", f"uid,label\n{text}")
+    with pytest.raises(DataError) as refused:
+        read_gold(path, documents=DOCS, labels=TITLES, more_documents=more, more_labels=more)
+    assert said in str(refused.value)
+    assert read_gold(path, documents=DOCS, labels=TITLES, refuse=False)[1].bad
+
+
+def test_gold_that_two_labels_could_mean_is_named(tmp_path: Path) -> None:
+    path = put(tmp_path / "g.csv", "uid,label\n1,same\n2,Y; Z\n3,U\n1,Y;Q\n")
+    labels = {"Y": "y", "Z": "z", "a": "same", "b": "same", "u": "ü"}
+    gold, report = read_gold(path, documents=DOCS, labels=labels)
+    assert gold == {"1": {"Y"}, "2": {"Y", "Z"}, "3": {"u"}}
+    assert found(report) == [(2, "unknown_label"), (5, "unknown_label")]
+    assert any("2 labels that nobody has: 'same', 'Q'" in note for note in report.notes)
+    more, report = read_gold(path, documents=DOCS[:2], labels=labels, more_documents=True, more_labels=True)
+    assert more == {"1": {"same", "Y", "Q"}, "2": {"Y", "Z"}, "3": {"u"}} and report.bad == 0
+    assert any("1 documents that are not among those at hand: '3'" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "uids", "problems"),
+    [
+        (
+            "l.txt",
+            "café\ncafe\u0301\n\ufeffRefund\nRefund\nRed  fox\nRed fox\n",
+            ["café", "Refund", "Red  fox"],
+            [(2, "same_label"), (4, "duplicate_uid"), (6, "same_label")],
+        ),
+        (
+            "l.csv",
+            "id,title\nL0,Tax\nTax,Tax\nL1,Tax\nL2, tax\n",
+            ["L0", "L1", "L2"],
+            [(3, "same_label"), (4, "equal_title"), (5, "equal_title")],
+        ),
+        ("l.csv", "id,title\na\u0301,One\n\u00e1,Two\n", ["a\u0301"], [(3, "same_label")]),
+        ("l.txt", "Apple\nＡpple\n", ["Apple", "Ａpple"], [(2, "equal_title")]),
+    ],
+)
+def test_one_label_is_not_there_twice(
+    tmp_path: Path, name: str, text: str, uids: list[str], problems: list[tuple[int, str]]
+) -> None:
+    labels, report = read_labels(put(tmp_path / name, text))
+    assert [label.uid for label in labels] == uids and found(report) == problems
+    assert report.kept == len(labels)

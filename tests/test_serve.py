@@ -238,7 +238,7 @@ def test_labels_are_listed_in_pages_and_searched(client: httpx.Client) -> None:
 def test_labels_come_change_and_go_while_documents_are_tagged(changing: httpx.Client, bundle: Path) -> None:
     before = changing.get("/healthz").json()["bundle"]["version"]
     added = changing.post(
-        "/labels", json={"labels": [{"title": " zzz "}, {"uid": "l-soup", "title": "broth"}]}
+        "/labels", json={"labels": [{"title": " zzz "}, {"uid": " l-soup ", "title": "broth"}]}
     )
     assert added.json() | {"bundle": ""} == {
         "added": 1,
@@ -268,6 +268,8 @@ def test_labels_come_change_and_go_while_documents_are_tagged(changing: httpx.Cl
         ("DELETE", {"params": {"uid": [row["uid"] for row in label_rows()] + ["evil"]}}, 409),
         ("POST", {"json": {"labels": [{"title": "a"}, {"title": "a"}]}}, 422),
         ("POST", {"json": {"labels": [{"title": "  "}]}}, 422),
+        ("POST", {"json": {"labels": [{"uid": " ", "title": "a"}]}}, 422),
+        ("POST", {"json": {"labels": [{"uid": " guitar ", "title": "guitar"}]}}, 422),
         ("POST", {"json": {"labels": []}}, 422),
         ("POST", {"json": {"labels": [{"title": "a", "uid": ""}]}}, 422),
     ],

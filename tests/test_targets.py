@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ezxmc.config import TrainingConfig
 from ezxmc.errors import TrainingError
 from ezxmc.feedback.priors import context_documents, context_of, context_size
-from ezxmc.feedback.targets import build_targets
+from ezxmc.feedback.targets import build_targets, doubt
 from ezxmc.records import Document, Judgment, Status
 
 
@@ -192,3 +192,20 @@ def test_any_judgments_give_sound_targets(rows: list[tuple[int, int, float]]) ->
         assert np.isfinite(document.probabilities).all() and len(document.labels) == len(set(document.labels))
         assert not set(document.positives) & set(document.negatives)
         assert len(document.positives) <= 5
+
+
+@pytest.mark.parametrize(
+    ("yes", "said"), [(0, '"no" to 200 of 200'), (1, '"no" to 199'), (200, '"yes" to 200')]
+)
+def test_a_teacher_that_says_the_same_to_nearly_everything_is_told(yes: int, said: str) -> None:
+    judgments = [ok("d", str(n), (n + 1) / 50 if n < yes else -2 - n / 50) for n in range(200)]
+    assert said in (doubt(judgments) or "") and "cure" in (doubt(judgments) or "")
+    build_targets(judgments, TrainingConfig())  # there still is an order to learn from
+
+
+def test_a_teacher_that_gives_one_answer_to_everything_teaches_nothing() -> None:
+    same = [ok(f"d{n}", "l", -4.0) for n in range(40)]
+    with pytest.raises(TrainingError, match="gave all 40 pairs the same answer"):
+        build_targets(same, TrainingConfig())
+    assert build_targets(same, TrainingConfig(), verdicts={("d1", "l"): True}).documents
+    assert doubt(grid()) is None and doubt(same[:5]) is None

@@ -95,9 +95,11 @@ def load_benchmark(
     docs, doc_rows = read_documents(documents)
     tags, tag_rows = read_labels(labels)
     by_uid, tag_of = {document.uid: document for document in docs}, {label.uid: label for label in tags}
-    right, gold_rows = read_gold(gold, documents=by_uid.keys(), labels=tag_of.keys())
+    right, gold_rows = read_gold(
+        gold, documents=by_uid.keys(), labels={label.uid: label.title for label in tags}
+    )
     for name, rows in (("documents", doc_rows), ("labels", tag_rows), ("gold", gold_rows)):
-        watch.say(f"{name}: {rows.summary()}")
+        rows.tell(watch.say, name)
     right = {uid: found for uid, found in right.items() if found}
     asked, seconds = read_judgments(judgments, by_uid, tag_of) if judgments else ([], None)
     judged = {judgment.doc_uid for judgment in asked}

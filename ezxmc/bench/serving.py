@@ -64,6 +64,7 @@ def bench_serving(
     seconds: float,
     connections: Sequence[int],
     watch: Watch,
+    report: RowReport | None = None,
 ) -> dict[str, Any]:
     """Serve a bundle in a process of its own and load it, one document a request.
 
@@ -76,6 +77,7 @@ def bench_serving(
         seconds: Of each load; a second of warm-up goes before it.
         connections: A load for each of these numbers.
         watch: Told of each load.
+        report: Receives the bad rows among the documents sent.
 
     Returns:
         "generator", its "version", "bytes" of a mean request, and "runs", each a `LoadRun` as a dict.
@@ -86,7 +88,7 @@ def bench_serving(
     """
     bodies = [
         json.dumps({"documents": [{"title": one.title, "text": one.text}]})
-        for one in islice(iter_documents(documents, RowReport()), _BODIES)
+        for one in islice(iter_documents(documents, report or RowReport()), _BODIES)
     ]
     if not bodies:
         raise DataError(f"{documents} holds no usable document", "give documents to send")

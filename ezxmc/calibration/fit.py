@@ -25,7 +25,7 @@ def judged_rows(predictions: Sequence[Prediction], verdict: Verdict, k: int) -> 
         k: Ranks used; all there are where they are fewer.
 
     Raises:
-        TrainingError: Predictions of different lengths, or fewer than 20 pairs with a verdict.
+        TrainingError: Predictions of different lengths, fewer than 20 pairs with a verdict, or none right.
     """
     lengths = {min(k, len(prediction.labels)) for prediction in predictions}
     if len(lengths) > 1:
@@ -38,7 +38,13 @@ def judged_rows(predictions: Sequence[Prediction], verdict: Verdict, k: int) -> 
     hits = np.array([[0.0 if hit is None else hit for hit in row] for row in verdicts], dtype=np.float64)
     known = np.array([[hit is not None for hit in row] for row in verdicts], dtype=bool)
     scores = np.array([p.scores[:k] for p in predictions], dtype=np.float64)
-    return JudgedRows.of(scores.reshape(shape), hits.reshape(shape), known.reshape(shape))
+    rows = JudgedRows.of(scores.reshape(shape), hits.reshape(shape), known.reshape(shape))
+    if not rows.verdicts.any():
+        raise TrainingError(
+            f"none of {rows.pairs:,} judged pairs is right: every probability fitted to them would be 0",
+            "are the verdicts of these documents and labels? If so, this bundle ranks no right label so high",
+        )
+    return rows
 
 
 def fit_calibrator(

@@ -52,8 +52,8 @@ def teacher(
     from ezxmc.models import resolve_model
     from ezxmc.retrieval import BiEncoder, shortlist
 
-    docs, _ = read_documents(documents)
-    tags, _ = read_labels(labels)
+    docs, doc_rows = read_documents(documents)
+    tags, tag_rows = read_labels(labels)
     docs = random.Random(seed).sample(docs, min(count, len(docs)))
     config = VllmTeacherConfig(model=model, prompt=prompt, compile="auto" if compile is None else compile)
     with watching() as watch:
@@ -64,7 +64,12 @@ def teacher(
     figures = result.to_dict()
     if json:
         emit(figures)
-        return
+    else:
+        _show_teacher(figures, f"{model}, prompt {prompt}, {len(docs)} documents x {size} candidates")
+    bad_rows(documents=doc_rows, labels=tag_rows)
+
+
+def _show_teacher(figures: dict[str, Any], title: str) -> None:
     names = {
         "pairs": "ezxmc",
         "prefill": "long prompts, nothing shared",
@@ -72,7 +77,7 @@ def teacher(
         "top20": "(b) top-20 log-probabilities",
     }
     table(
-        f"{model}, prompt {prompt}, {len(docs)} documents x {size} candidates",
+        title,
         ["", "prompts/s", "computed tokens/prompt", "cache share", "computed tokens/s", "TFLOP/s"],
         [
             [

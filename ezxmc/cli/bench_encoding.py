@@ -27,10 +27,14 @@ def encoding(
     Example: ezxmc bench encoding run/bundle documents.jsonl --gold gold.tsv
     """
     from ezxmc.bench.encoding import bench_encoding
+    from ezxmc.bundle import load_bundle
     from ezxmc.data import read_documents, read_gold
 
     docs, doc_rows = read_documents(documents)
-    tags, gold_rows = read_gold(gold) if gold else (None, None)
+    tags, gold_rows = None, None
+    if gold:
+        uids, titles = [document.uid for document in docs], load_bundle(bundle, verify=False).titles()
+        tags, gold_rows = read_gold(gold, documents=uids, labels=titles, more_documents=True)
     with watching() as watch:
         found = bench_encoding(
             bundle, docs, tags, count=count, singles=singles, rounds=rounds, seed=seed, watch=watch
@@ -39,7 +43,7 @@ def encoding(
         emit(found)
     else:
         _show(found)
-    bad_rows(doc_rows.bad, gold_rows.bad if gold_rows else 0)
+    bad_rows(documents=doc_rows, gold=gold_rows)
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Json, emit, table, watching
+from ezxmc.cli.console import Json, bad_rows, emit, table, watching
 from ezxmc.config import TrainingConfig
 
 
@@ -36,8 +36,9 @@ def index(
     from ezxmc.models import resolve_model
     from ezxmc.retrieval import BiEncoder
 
-    tags, _ = read_labels(labels)
-    docs = list(islice(iter_documents(documents, RowReport()), 20 * count))
+    tags, tag_rows = read_labels(labels)
+    doc_rows = RowReport()
+    docs = list(islice(iter_documents(documents, doc_rows), 20 * count))
     docs = random.Random(seed).sample(docs, min(count, len(docs)))
     with watching() as watch:
         model = BiEncoder(resolve_model(encoder, kind="encoder"), max_length=TrainingConfig().max_length)
@@ -55,6 +56,7 @@ def index(
         emit(found)
     else:
         _show(found)
+    bad_rows(documents=doc_rows, labels=tag_rows)
 
 
 def _show(found: dict[str, Any]) -> None:

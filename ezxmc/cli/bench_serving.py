@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Json, emit, table, watching
+from ezxmc.cli.console import Json, bad_rows, emit, table, watching
 
 
 def serving(
@@ -25,6 +25,7 @@ def serving(
     Example: ezxmc bench serving run/bundle documents.jsonl --connections 1,8,32
     """
     from ezxmc.bench.serving import bench_serving
+    from ezxmc.data import RowReport
 
     try:
         counts = [int(part) for part in connections.split(",")]
@@ -34,11 +35,19 @@ def serving(
         raise typer.BadParameter(
             "give whole numbers from 1, with commas", param_hint="--connections"
         ) from None
+    rows = RowReport()
     with watching() as watch:
-        found = bench_serving(bundle, documents, seconds=seconds, connections=counts, watch=watch)
+        found = bench_serving(
+            bundle, documents, seconds=seconds, connections=counts, watch=watch, report=rows
+        )
     if json:
         emit(found)
-        return
+    else:
+        _show(found)
+    bad_rows(documents=rows)
+
+
+def _show(found: dict[str, Any]) -> None:
     table(
         f"{found['generator']} {found['version']}, one document a request, {found['bytes']:,} bytes",
         ["batching", "connections", "requests/s", "p50, ms", "p99, ms", "documents a batch", "errors"],

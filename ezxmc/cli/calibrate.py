@@ -85,12 +85,20 @@ def calibrate(
         raise typer.BadParameter(f"--target {aim} needs {'--store' if people else '--gold or --reviewed'}")
     kinds = KINDS if kind is None else (kind.value,)
     docs, doc_rows = read_documents(documents)
+    uids = [document.uid for document in docs]
     if held_out is not None:
-        part = set(calibration_part([document.uid for document in docs], held_out, seed))
+        part = set(calibration_part(uids, held_out, seed))
         docs = [document for document in docs if document.uid in part]
-    tags, tag_rows = read_gold(gold) if gold is not None else ({}, None)
     with watching() as watch:
+        doc_rows.tell(watch.say, "documents")
         predictor = Predictor(bundle)
+        tags: dict[str, set[str]] = {}
+        tag_rows = None
+        if gold is not None:
+            tags, tag_rows = read_gold(
+                gold, documents=uids, labels=predictor.bundle.titles(), more_documents=True
+            )
+            tag_rows.tell(watch.say, "gold")
         bar = watch.stage("scoring")
         predictions = []
         for done, prediction in enumerate(predictor.stream(docs, k=depth), start=1):
@@ -125,8 +133,9 @@ def calibrate(
         "nll_cross_fitted": losses if json else ", ".join(f"{name} {loss}" for name, loss in losses.items()),
         "bundle": str(bundle),
     }
-    answer(json, {name: value for name, value in facts.items() if value is not None})
-    bad_rows(doc_rows.bad, *([tag_rows.bad] if tag_rows else []))
+    rows = {"documents": doc_rows, "gold": tag_rows}
+    answer(json, {name: value for name, value in facts.items() if value is not None}, rows)
+    bad_rows(**rows)
 
 
 def _target(teacher: bool, people: bool) -> TargetName:

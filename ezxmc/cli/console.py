@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,6 +28,9 @@ from rich.text import Text
 
 from ezxmc.launcher import rank_and_size
 from ezxmc.watch import Unwatched
+
+if TYPE_CHECKING:
+    from ezxmc.data import RowReport
 
 stderr = Console(stderr=True)
 BAD_ROWS = 3  # exit code
@@ -131,10 +134,18 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     Console().print(drawn)
 
 
-def answer(json: bool, values: dict[str, Any]) -> None:
-    """Answer a command with named values: as JSON, or as a table of two columns."""
+def answer(json: bool, values: dict[str, Any], rows: Mapping[str, RowReport | None] | None = None) -> None:
+    """Answer a command with named values: as JSON, or as a table of two columns.
+
+    Args:
+        json: Whether a program reads it.
+        values: The answer.
+        rows: How reading each input went: where there is something to say, it is in the JSON;
+            `bad_rows` tells people.
+    """
     if json:
-        emit(values)
+        odd = {name: one for name, one in (rows or {}).items() if one and (one.counts or one.notes)}
+        emit({**values, **({"rows": accounts(odd)} if odd else {})})
     else:
         table("", ["", ""], [[name.replace("_", " "), shown(value)] for name, value in values.items()])
 
@@ -146,7 +157,27 @@ def shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def bad_rows(*counts: int) -> None:
-    """Leave with exit code 3 if rows were left out: the work is done, but the user should know."""
-    if any(counts):
+def accounts(rows: Mapping[str, RowReport | None]) -> dict[str, Any]:
+    """How reading each input went, JSON-ready."""
+    return {name: report.to_dict() for name, report in rows.items() if report is not None}
+
+
+def bad_rows(*counts: int, **rows: RowReport | None) -> None:
+    """End every command that reads rows: tell of the bad ones, and leave with exit code 3 if there are any.
+
+    The work is done, but the user should know what was left out: by file, line
+    and reason the first some, the others by their number.
+
+    Args:
+        counts: Numbers of bad rows that were told before.
+        rows: How reading went, by what was read; told here, unless that was done.
+    """
+    for name, report in rows.items():
+        if report is not None and (report.counts or report.notes):
+            report.tell(_line, name)
+    if any(counts) or any(report.bad for report in rows.values() if report is not None):
         raise typer.Exit(BAD_ROWS)
+
+
+def _line(text: str) -> None:
+    stderr.print(text, soft_wrap=True, markup=False, highlight=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ezxmc.cli.console import Json, bad_rows, emit, shown, stderr, table
+from ezxmc.cli.console import Json, accounts, bad_rows, emit, shown, table
 from ezxmc.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def stats(folder: Folder, json: Json = False) -> None:
     """
     found, rows = _statistics(folder)
     if json:
-        emit({**found.to_dict(), "rows": _accounts(rows)})
+        emit({**found.to_dict(), "rows": accounts(rows)})
     else:
         splits = list(found.splits.values())
         table(
@@ -103,7 +104,7 @@ def stats(folder: Folder, json: Json = False) -> None:
         if found.test_in_train is not None:
             whole["test texts also in train"] = found.test_in_train
         table("", ["", ""], [[name, _count(value)] for name, value in whole.items()])
-    _leave(rows)
+    bad_rows(**rows)
 
 
 def check(
@@ -127,7 +128,7 @@ def check(
                 "card": known.name,
                 "compared": len(compared),
                 "differences": [asdict(one) for one in differing],
-                "rows": _accounts(rows),
+                "rows": accounts(rows),
             }
         )
     elif differing:
@@ -139,9 +140,10 @@ def check(
     else:
         typer.echo(f"{folder}: all {len(compared)} figures are as the card {known.name} says")
     if differing:
-        _tell(rows)
+        with suppress(typer.Exit):
+            bad_rows(**rows)
         raise typer.Exit(1)
-    _leave(rows)
+    bad_rows(**rows)
 
 
 def convert(
@@ -174,7 +176,7 @@ def convert(
                 "out": str(out),
                 "labels": len(repo.labels()),
                 "splits": {split: asdict(one) for split, one in written.items()},
-                "rows": _accounts(repo.rows),
+                "rows": accounts(repo.rows),
             }
         )
     else:
@@ -186,7 +188,7 @@ def convert(
                 for split, one in written.items()
             ],
         )
-    _leave(repo.rows)
+    bad_rows(**repo.rows)
 
 
 def _statistics(folder: Path) -> tuple[Statistics, dict[str, RowReport]]:
@@ -213,21 +215,6 @@ def _card(folder: Path, name: str | None) -> DataCard:
 def _documents(card: DataCard) -> int | None:
     parts = [size for size in (card.sizes.train, card.sizes.test) if size is not None]
     return card.sizes.documents if card.sizes.documents is not None or not parts else sum(parts)
-
-
-def _accounts(rows: dict[str, RowReport]) -> dict[str, Any]:
-    return {file: report.to_dict() for file, report in rows.items()}
-
-
-def _tell(rows: dict[str, RowReport]) -> None:
-    for file, report in rows.items():
-        if report.counts:
-            stderr.print(f"{file}: {report.summary()}", soft_wrap=True, markup=False, highlight=False)
-
-
-def _leave(rows: dict[str, RowReport]) -> None:
-    _tell(rows)
-    bad_rows(*(report.bad for report in rows.values()))
 
 
 def _count(value: float | None) -> str:

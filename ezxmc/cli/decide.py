@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import Json, bad_rows, emit, shown, table, watching
+from ezxmc.cli.console import Json, answer, bad_rows, shown, table, watching
 from ezxmc.cli.pipeline import Documents
 
 
@@ -88,15 +88,22 @@ def decide(
     if first_tag_error is not None and abstain_below is not None:
         raise typer.BadParameter("--first-tag-error chooses itself where to abstain: drop --abstain-below")
     docs, doc_rows = read_documents(documents)
-    tags, tag_rows = read_gold(gold)
-    docs = [document for document in docs if document.uid in tags]
     with watching() as watch:
+        doc_rows.tell(watch.say, "documents")
         predictor = Predictor(bundle)
         if predictor.bundle.calibrator is None:
             raise ConfigError(
                 f"a decision needs probabilities, and bundle {bundle} has no calibrator",
                 "run `ezxmc calibrate` on it first, with other documents than these",
             )
+        tags, tag_rows = read_gold(
+            gold,
+            documents=[document.uid for document in docs],
+            labels=predictor.bundle.titles(),
+            more_documents=True,
+        )
+        tag_rows.tell(watch.say, "gold")
+        docs = [document for document in docs if document.uid in tags]
         bar = watch.stage("scoring")
         predictions = []
         for done, prediction in enumerate(predictor.stream(docs, k=max(depth, top_k or 0)), start=1):
@@ -123,19 +130,21 @@ def decide(
         choice = maximise_f1(reviewed, per_document=document_f1, abstain_below=abstain_below)
     add_decision(bundle, choice)
     measured = asdict(rates(reviewed, choice.keep(probabilities)))
+    rows = {"documents": doc_rows, "gold": tag_rows}
     rule = {name: value for name, value in choice.to_dict().items() if value is not None}
     if json:
         plain = {float(t): Decision.at_threshold(float(t), depth=at_most) for t in GRID[::-1]}
         curve = [
             {"threshold": t, **asdict(rates(reviewed, one.keep(probabilities)))} for t, one in plain.items()
         ]
-        emit({"decision": rule, "guarantee": choice.guarantee, "measured": measured, "curve": curve})
+        found = {"decision": rule, "guarantee": choice.guarantee, "measured": measured, "curve": curve}
+        answer(json, found, rows)
     else:
         rule.pop("promise", None)
         facts = {**rule, "guarantee": choice.guarantee, **measured}
-        rows = [
+        lines = [
             [name.replace("_", " "), "none" if value is None else shown(value)]
             for name, value in facts.items()
         ]
-        table("", ["", ""], rows)
-    bad_rows(doc_rows.bad, tag_rows.bad)
+        table("", ["", ""], lines)
+    bad_rows(**rows)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Json, bad_rows, emit, table
+from ezxmc.cli.console import Json, accounts, bad_rows, emit, table, watching
 
 if TYPE_CHECKING:
     from ezxmc.metrics import Difference
+    from ezxmc.records import Prediction
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +37,12 @@ def evaluate(
         str | None,
         typer.Option("--filter", help="Pairs, as TSV or JSONL, that count neither as predicted nor as gold."),
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="The label list: gold of others is left out and told. Default: what was predicted."
+        ),
+    ] = None,
     compare: Annotated[
         str | None, typer.Option(help="Predictions of another run, subtracted document by document.")
     ] = None,
@@ -43,12 +50,15 @@ def evaluate(
 ) -> None:
     """Compare predictions with gold tags: P@k, R@k, nDCG@k, coverage, ECE@k, with 95% intervals.
 
+    Gold labels are held against the labels that were predicted, or against all
+    with --labels: a title, several in one cell and the like are taken and told.
+
     Intervals and p values are of the bootstrap over documents, paired where
     two runs are compared.
 
     Example: ezxmc evaluate tags.jsonl gold.tsv --train-gold train.tsv --threshold 0.5 --compare old.jsonl
     """
-    from ezxmc.data import RowReport, read_gold
+    from ezxmc.data import RowReport, read_gold, read_labels
     from ezxmc.data.predictions import read_predictions
     from ezxmc.evaluation import Evaluation
     from ezxmc.evaluation import compare as difference
@@ -59,15 +69,41 @@ def evaluate(
     if propensity and min(propensity) <= 0:
         raise typer.BadParameter("--propensity takes two numbers above 0")
     reports: dict[str, RowReport] = {}
+    if labels is not None:
+        known, reports["labels"] = read_labels(labels)
+        titles = {label.uid: label.title for label in known}
+    # Gold is held against what was predicted, so that is read first; standard input only once.
+    predicted: dict[str, list[Prediction]] = {}
+    seen: tuple[dict[str, None], dict[str, str]] = {}, {}
+    for name, source in (("predictions", predictions), ("compare", compare)):
+        if source is None:
+            continue
+        reports[name] = RowReport()
+        for one in read_predictions(source, reports[name]):
+            if source == "-":
+                predicted.setdefault(name, []).append(one)
+            seen[0][one.uid] = None
+            if labels is None:
+                seen[1].update(zip(one.labels, one.titles, strict=True))
     pairs = {}
     for name, source in (("gold", gold), ("train_gold", train_gold), ("filter", filter_pairs)):
         if source is not None:
-            pairs[name], reports[name] = read_gold(source)
+            pairs[name], reports[name] = read_gold(
+                source,
+                documents=None if name == "train_gold" else seen[0],
+                labels=seen[1] if labels is None else titles,
+                more_documents=True,
+                more_labels=labels is None,
+                refuse=name == "gold",
+            )
+    with watching() as watch:
+        for name, report in reports.items():
+            if report.counts or report.notes:
+                report.tell(watch.say, name)
 
     def assessed(name: str, source: str) -> Evaluation:
-        reports[name] = RowReport()
         return assess(
-            read_predictions(source, reports[name]),
+            predicted[name] if name in predicted else read_predictions(source, RowReport()),
             pairs["gold"],
             train_gold=pairs.get("train_gold"),
             propensity=propensity or (0.55, 1.5),
@@ -97,11 +133,11 @@ def evaluate(
         for row, count in zip(counts, ["other", *(f"{n:,}" for n in other.counts().values())], strict=True):
             row.append(count)
     if json:
-        emit({**answer, "rows": {name: report.to_dict() for name, report in reports.items()}})
+        emit({**answer, "rows": accounts(reports)})
     else:
         for columns, *rows in (metrics, counts):
             table("", columns, rows)
-    bad_rows(*(report.bad for report in reports.values()))
+    bad_rows(**reports)
 
 
 def _cells(gap: Difference | None) -> list[str]:

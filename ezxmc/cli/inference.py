@@ -88,5 +88,5 @@ def predict(
             skip=skip,
             progress=watch.stage("tagging"),
         )
-        watch.say(f"documents: {rows.summary()}")
-    bad_rows(rows.bad)
+        rows.tell(watch.say, "documents")
+    bad_rows(documents=rows)

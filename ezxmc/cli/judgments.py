@@ -146,12 +146,12 @@ def import_(
     report = RowReport()
     with watching() as watch, FeedbackStore(store) as feedback:
         done = import_judgments(feedback, source, report, progress=watch.stage("import"))
-        watch.say(f"{source}: {report.summary()}")
+        report.tell(watch.say, source)
     if json:
         emit({**asdict(done), "rows": report.to_dict(), "store": str(store)})
     else:
         typer.echo(f"{done.new:,} new judgments in {store}, {done.duplicates:,} duplicates skipped")
-    bad_rows(report.bad)
+    bad_rows(judgments=report)
 
 
 def opened(store: Path) -> FeedbackStore:

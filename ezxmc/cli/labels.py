@@ -61,21 +61,25 @@ def add(
 ) -> None:
     """Add labels, or replace those whose uid is there already; documents get them from now on.
 
-    Titles are encoded by the bundle's own student. Nothing is trained, and the
+    A label that is there under another uid (its title is that label's) is left
+    out and told. Titles are encoded by the bundle's own student. Nothing is trained, and the
     index is not built again.
 
     Example: ezxmc labels add run/bundle new_labels.jsonl
     """
-    from ezxmc.bundle import add_labels
+    from ezxmc.bundle import add_labels, load_bundle
     from ezxmc.data import read_labels
 
-    tags, rows = read_labels(labels)
+    there = load_bundle(bundle, verify=False)
+    tags, rows = read_labels(labels, known=[there.labels[row] for row in there.index.rows.tolist()])
+    del there
     if not tags:
         raise DataError(f"{labels} holds no usable label: {rows.summary()}", "see README, Input files")
     with watching() as watch:
         change = add_labels(bundle, tags, progress=watch.stage("encoding titles"))
-    answer(json, {"added": change.added, "changed": change.changed, "bundle": str(bundle)})
-    bad_rows(rows.bad)
+    facts = {"added": change.added, "changed": change.changed, "bundle": str(bundle)}
+    answer(json, facts, {"labels": rows})
+    bad_rows(labels=rows)
 
 
 def remove(

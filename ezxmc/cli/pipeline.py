@@ -96,7 +96,7 @@ def run(
         for place in ("report.html", "predictions.jsonl", "bundle"):
             typer.echo(Path(settings.run_dir) / place)
     if report.data:
-        bad_rows(*(part.bad for part in (report.data.documents, report.data.labels)))
+        bad_rows(report.data.bad)
 
 
 def follow(config: Path, max_pairs: int | None, plan: bool, json: bool) -> None:
@@ -116,7 +116,7 @@ def follow(config: Path, max_pairs: int | None, plan: bool, json: bool) -> None:
             typer.echo(sentence)
         if report.number:
             typer.echo(Path(settings.run_dir) / "updates" / f"{report.number:04}" / "report.html")
-    bad_rows(report.data.documents.bad, report.data.labels.bad)
+    bad_rows(report.data.bad)
 
 
 def with_budget(config: RunConfig, max_pairs: int | None, max_hours: float | None) -> RunConfig:
@@ -175,14 +175,16 @@ def shortlist(
             seed=seed,
             progress=watch.stage("shortlist"),
         )
-        watch.say(f"documents: {doc_rows.summary()}")
-        watch.say(f"labels: {tag_rows.summary()}")
+        rows = {"documents": doc_rows, "labels": tag_rows}
+        for name, report in rows.items():
+            report.tell(watch.say, name)
     with out.open("w", encoding="utf-8") as handle:
         for candidates in found:
             handle.write(jsonlib.dumps(candidate_row(candidates, tags), ensure_ascii=False) + "\n")
     rmtree(vectors, ignore_errors=True)
-    answer(json, {"documents": len(found), "candidates": sum(len(c.labels) for c in found), "out": str(out)})
-    bad_rows(doc_rows.bad, tag_rows.bad)
+    facts = {"documents": len(found), "candidates": sum(len(c.labels) for c in found), "out": str(out)}
+    answer(json, facts, rows)
+    bad_rows(**rows)
 
 
 def train(
@@ -214,7 +216,7 @@ def train(
     from ezxmc.data import Catalog
     from ezxmc.feedback.priors import context_of
     from ezxmc.feedback.reviews import Decided
-    from ezxmc.feedback.targets import build_targets
+    from ezxmc.feedback.targets import build_targets, doubt
     from ezxmc.training import train_bi_encoder
 
     config = TrainingConfig(
@@ -225,11 +227,16 @@ def train(
         apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
         judgments = [judgment for judgment in newest_judgments(store) if judgment.doc_uid not in apart]
         verdicts = Decided.load(store, catalog.documents, catalog.labels).verdicts_outside(apart)
+        targets = build_targets(
+            judgments, config, context_of(judgments, len(catalog.labels)), verdicts=verdicts
+        )
+        if doubtful := doubt(judgments):
+            watch.say(doubtful)
         bar = watch.stage("training")
         summary = train_bi_encoder(
             [catalog.documents[i] for i in catalog.to_train],
             catalog.labels,
-            build_targets(judgments, config, context_of(judgments, len(catalog.labels)), verdicts=verdicts),
+            targets,
             config,
             out,
             held_out=[catalog.documents[i] for i in catalog.to_select],
@@ -238,9 +245,9 @@ def train(
         )
     rank, size = rank_and_size()
     if rank == 0:
-        answer(json, {**summary.to_dict(), "out": str(out)})
+        answer(json, {**summary.to_dict(), "out": str(out)}, catalog.rows)
     if size == 1:
-        bad_rows(catalog.document_rows.bad, catalog.label_rows.bad)
+        bad_rows(**catalog.rows)
 
 
 def index(
@@ -281,8 +288,9 @@ def index(
             "index": manifest.index,
             "out": str(out),
         },
+        {"labels": tag_rows},
     )
-    bad_rows(tag_rows.bad)
+    bad_rows(labels=tag_rows)
 
 
 def newest_judgments(store: Path) -> Any:

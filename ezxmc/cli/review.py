@@ -100,7 +100,7 @@ def export(
         emit({**found, "files": list(map(str, files))})
     else:
         answer(False, {**found, "files": ", ".join(map(str, files))})
-    bad_rows(material.catalog.document_rows.bad, material.catalog.label_rows.bad)
+    bad_rows(**material.catalog.rows)
 
 
 def import_(
@@ -135,9 +135,7 @@ def import_(
                 material.catalog.labels,
                 reviewer=reviewer,
             )
-        watch.say(f"{source}: {report.summary()}")
-        for problem in report.problems:
-            watch.say(str(problem))
+        report.tell(watch.say, str(source))
     if json:
         emit({**asdict(done), "rows": report.to_dict(), "store": str(run_dir / STORE)})
     else:
@@ -145,7 +143,7 @@ def import_(
             f"{done.new:,} new decisions in {run_dir / STORE}, {done.known:,} known before, "
             f"{done.open:,} rows open"
         )
-    bad_rows(report.bad)
+    bad_rows(**{**material.catalog.rows, "decisions": report})
 
 
 def ui(

@@ -56,6 +56,7 @@ def plan(
         found = make_plan(settings, probe_pairs=probe_pairs if probe else 0, watch=watch)
     if json:
         emit(found.to_dict())
+        bad_rows(found.bad_rows)
         return
     parts = (*found.parts, found.total)
     table(
@@ -87,6 +88,7 @@ def plan(
     table("", ["", ""], [[name, value] for name, value in rows.items()])
     for note in found.notes:
         typer.echo(f"note: {note}")
+    bad_rows(found.bad_rows)
 
 
 def _count(value: int | None) -> str:
@@ -178,7 +180,8 @@ def annotate(
     budget = Budget(limits, [document.uid for document in docs], size=max(map(len, wanted), default=1) or 1)
     part = budget.cut(1, wanted)
     with watching() as watch, FeedbackStore(store) as feedback:
-        watch.say(f"shortlist: {report.summary()}")
+        for name, one in (("documents", doc_rows), ("labels", tag_rows), ("shortlist", report)):
+            one.tell(watch.say, name)
         if merged := merge_shards(feedback):
             watch.say(f"{merged:,} judgments of workers whose driver was interrupted")
         teacher = load_teacher(config, cluster=ray, progress=pulling(watch, "teacher"), say=watch.say)
@@ -197,6 +200,8 @@ def annotate(
         totals = feedback.totals(teacher.fingerprint)
     cut = summary.wanted - summary.known - summary.asked if summary.stopped else 0
     done = teacher.workers() if isinstance(teacher, KeepsShards) else []
+    recorded: RowReport | None = getattr(teacher, "report", None)
+    rows = {"documents": doc_rows, "labels": tag_rows, "shortlist": report, "judgments": recorded}
     answer(
         json,
         {
@@ -213,7 +218,8 @@ def annotate(
             "store": str(store),
             **({"workers": done} if json and done else {}),
         },
+        rows,
     )
     if done and not json:
         table("workers", list(done[0]), [[shown(value) for value in row.values()] for row in done])
-    bad_rows(doc_rows.bad, tag_rows.bad, report.bad)
+    bad_rows(**rows)

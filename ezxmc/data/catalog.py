@@ -54,8 +54,8 @@ class Catalog:
             say: Told how reading each file went.
 
         Raises:
-            DataError: A file cannot be read, holds nothing usable, or has a bad
-                row under `strict`.
+            DataError: A file cannot be read, holds nothing usable, has a bad
+                row under `strict`, or hardly any gold is of these documents and labels.
         """
         documents, document_rows = read_documents(config.documents, strict=config.strict)
         labels, label_rows = read_labels(config.labels, strict=config.strict)
@@ -63,7 +63,7 @@ class Catalog:
             ("document", config.documents, document_rows),
             ("label", config.labels, label_rows),
         ):
-            say(f"{kind}s: {rows.summary()}")
+            rows.tell(say, f"{kind}s")
             if not rows.kept:
                 raise DataError(f"{file} holds no usable {kind}: {rows.summary()}", "see README, Input files")
         gold: dict[str, set[str]] = {}
@@ -72,10 +72,10 @@ class Catalog:
             gold, gold_rows = read_gold(
                 config.gold,
                 documents={document.uid for document in documents},
-                labels={label.uid for label in labels},
+                labels={label.uid: label.title for label in labels},
                 strict=config.strict,
             )
-            say(f"gold: {gold_rows.summary()}")
+            gold_rows.tell(say, "gold")
         uids = [document.uid for document in documents]
         rest, select, calibrate = _parts(uids, held_out, seed)
         row = {uid: position for position, uid in enumerate(uids)}
@@ -83,6 +83,11 @@ class Catalog:
         return cls(
             documents, labels, gold, to_train, to_select, to_calibrate, document_rows, label_rows, gold_rows
         )
+
+    @property
+    def rows(self) -> dict[str, RowReport | None]:
+        """How reading each input went, by name."""
+        return {"documents": self.document_rows, "labels": self.label_rows, "gold": self.gold_rows}
 
     @property
     def hash(self) -> str:

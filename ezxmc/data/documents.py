@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ezxmc.data.matching import plain, trim, twin
 from ezxmc.data.readers import iter_rows
 from ezxmc.data.validate import RowError, RowReport
+from ezxmc.errors import DataError
 from ezxmc.records import Document, Label
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -62,13 +64,25 @@ def read_documents(source: str | Path, *, strict: bool = False) -> tuple[list[Do
     return list(iter_documents(source, report)), report
 
 
-def read_labels(source: str | Path, *, strict: bool = False) -> tuple[list[Label], RowReport]:
+def read_labels(
+    source: str | Path, *, strict: bool = False, known: Iterable[Label] = ()
+) -> tuple[list[Label], RowReport]:
     """All labels of a source in order, and what was wrong with the rest.
 
     `aliases` is a list of strings, or one string with `|` between them.
-    Labels whose titles differ only in case and spacing are kept, since they
-    may be meant, and reported as the warning `equal_title`; a label without a
-    title is dropped (`no_title`), since the title is what the models see.
+    Labels of one title and several uids are kept, since they may be meant, and
+    reported as the warning `equal_title`: titles that differ only in case,
+    blanks or Unicode form are equal. A label that is there already is dropped
+    (`same_label`): one whose uid, or whose title where one of the two has no
+    other uid, differs from a former one's in blanks or Unicode form at most. A
+    label without a title is dropped (`no_title`), since the title is what the
+    models see.
+
+    Args:
+        source: Anything `iter_rows` reads.
+        strict: Raise at the first bad row.
+        known: Labels that are there already. A label with the very uid of one
+            of them is meant to replace it.
 
     Raises:
         DataError: As for `iter_documents`.
@@ -76,7 +90,14 @@ def read_labels(source: str | Path, *, strict: bool = False) -> tuple[list[Label
     report = RowReport(strict=strict)
     labels: list[Label] = []
     by_title: dict[str, str] = {}
+    same = SameLabels(known)
+    for label in known:
+        by_title.setdefault(plain(label.title), label.uid)
     for file, line, _, label in iter_records(source, report, label_of):
+        if (other := same.add(label)) is not None:
+            report.kept -= 1
+            report.add(file, line, "same_label", _same(label, other))
+            continue
         labels.append(label)
         first = by_title.setdefault(plain(label.title), label.uid)
         if first != label.uid:
@@ -85,9 +106,59 @@ def read_labels(source: str | Path, *, strict: bool = False) -> tuple[list[Label
     return labels, report
 
 
-def plain(text: str) -> str:
-    """A text but for case and spacing: texts that differ in nothing else are taken for equal."""
-    return " ".join(text.casefold().split())
+class SameLabels:
+    """Finds labels that are one tag under two uids: both would be answered, in two ranks.
+
+    Args:
+        known: Labels that are there.
+    """
+
+    def __init__(self, known: Iterable[Label] = ()) -> None:
+        self._uids: dict[str, str] = {}
+        self._titles: dict[str, tuple[str, bool]] = {}
+        for label in known:
+            self._uids.setdefault(twin(label.uid), label.uid)
+            self._titles.setdefault(twin(label.title), (label.uid, _unnamed(label)))
+
+    def add(self, label: Label) -> str | None:
+        """The uid of the label that is there already; `None`, and it is added, where there is none.
+
+        A label is not the same as the one whose very uid it has: it replaces that one.
+        """
+        uid = self._uids.setdefault(twin(label.uid), label.uid)
+        if uid != label.uid:
+            return uid
+        title = twin(label.title)
+        other, unnamed = self._titles.setdefault(title, (label.uid, _unnamed(label)))
+        if other == label.uid:
+            return None
+        if unnamed or _unnamed(label):
+            return other
+        return None
+
+
+def refuse_same_labels(labels: Iterable[Label], known: Iterable[Label] = ()) -> None:
+    """Refuse labels that are one tag under two uids.
+
+    Raises:
+        DataError: Two of `labels` are the same, or one of them is in `known` under another uid.
+    """
+    same, seen = SameLabels(known), set[str]()
+    for label in labels:
+        if label.uid in seen:
+            raise DataError(f"label uid {label.uid!r} occurs twice", "give each label once")
+        seen.add(label.uid)
+        if (other := same.add(label)) is not None:
+            raise DataError(_same(label, other), f"leave it out, or give it the uid {other!r} to change that")
+
+
+def _same(label: Label, other: str) -> str:
+    return f"label {reprlib.repr(label.uid)}, {reprlib.repr(label.title)}, is label {reprlib.repr(other)}"
+
+
+def _unnamed(label: Label) -> bool:
+    """Whether a label has only its title for uid."""
+    return twin(label.uid) == twin(label.title)
 
 
 def row_uid(value: Any, column: str) -> str:
@@ -103,7 +174,7 @@ def row_uid(value: Any, column: str) -> str:
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
         return str(value)
-    return _string(value, column).strip()
+    return trim(_string(value, column))
 
 
 def iter_records(
@@ -144,7 +215,7 @@ def document_of(row: dict[str, Any]) -> Document:
         RowError: `no_uid`, `empty_text`, `bad_type` or `bad_unicode`.
     """
     uid = row_uid(_column(row, "uid"), "uid")
-    title = _string(_column(row, "title"), "title").strip()
+    title = trim(_string(_column(row, "title"), "title"))
     text = _string(_column(row, "text"), "text")
     if not uid:
         raise _no_uid(row)
@@ -159,7 +230,7 @@ def label_of(row: dict[str, Any]) -> Label:
     Raises:
         RowError: `no_title`, `no_uid`, `bad_type` or `bad_unicode`.
     """
-    title = _string(_column(row, "title"), "title").strip()
+    title = trim(_string(_column(row, "title"), "title"))
     given = _column(row, "uid")
     uid = title if given is None else row_uid(given, "uid")
     text = _string(_column(row, "text"), "text").strip()

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from ezxmc.data.documents import document_of, iter_records, read_labels
 from ezxmc.data.gold import read_gold
+from ezxmc.data.matching import some
 from ezxmc.data.readers import iter_fields
 from ezxmc.data.validate import RowReport
 from ezxmc.data.xmc_repo import Example, XmcRepo
@@ -61,6 +62,7 @@ class OwnFolder:
     split_file: Path | None
     rows: dict[str, RowReport] = field(default_factory=dict)
     _split_of: dict[str, str] | None = None
+    _titles: dict[str, str] | None = None
 
     @classmethod
     def find(cls, folder: Path) -> OwnFolder | None:
@@ -88,6 +90,7 @@ class OwnFolder:
         if file is None:
             raise DataError(f"{self.folder} holds no labels", "add labels.jsonl")
         labels, self.rows[file.name] = read_labels(file)
+        self._titles = {label.uid: label.title for label in labels}
         return labels
 
     def examples(self, split: str) -> Iterator[Example]:
@@ -101,13 +104,19 @@ class OwnFolder:
         file = next((one for name in _GOLD if (one := _table(self.folder, prefix + name))), None)
         gold: dict[str, set[str]] = {}
         if file:
-            gold, self.rows[file.name] = read_gold(file)
+            gold, self.rows[file.name] = read_gold(file, labels=self._titles, more_labels=True, refuse=False)
         wanted = self._splits() if self.split_file else None
         self.rows[texts.name] = report = RowReport()
+        unread = dict.fromkeys(gold)
         for _, line, _, document in iter_records(texts, report, document_of):
+            unread.pop(document.uid, None)
             if wanted is None or wanted.get(document.uid) == split:
                 labels = gold.get(document.uid)
                 yield Example(line, document, None if labels is None else tuple(sorted(labels)))
+        if unread and file and not any("documents that are not" in n for n in self.rows[file.name].notes):
+            self.rows[file.name].note(
+                f"{len(unread):,} documents that are not in {texts.name}: {some(unread)}"
+            )
 
     def _splits(self) -> dict[str, str]:
         if self._split_of is None:

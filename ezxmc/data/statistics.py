@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ezxmc.data.documents import plain
 from ezxmc.data.folder import DataFolder
 
 
@@ -111,11 +110,16 @@ def compute_statistics(data: DataFolder) -> Statistics:
     for split in data.splits:
         splits[split], texts[split], here = _split(data, split, known)
         used |= here
-    titles = {plain(label.title) for label in labels}
+    titles = {_plain(label.title) for label in labels}
     shared = None
     if {"train", "test"} <= texts.keys():
         shared = int(np.isin(texts["test"], texts["train"]).sum())
     return Statistics(len(labels), len(known - used), len(labels) - len(titles), splits, shared)
+
+
+def _plain(text: str) -> str:
+    """A text but for case and spacing, as the data cards' figures were counted."""
+    return " ".join(text.casefold().split())
 
 
 def _split(
@@ -130,7 +134,7 @@ def _split(
     for example in data.examples(split):
         shown = example.document.shown
         characters[len(shown)] += 1
-        hashes.append(int.from_bytes(blake2b(plain(shown).encode(), digest_size=8).digest()))
+        hashes.append(int.from_bytes(blake2b(_plain(shown).encode(), digest_size=8).digest()))
         per_document[len(example.labels or ())] += 1
         pairs += len(example.labels or ())
         filtered += len(example.filtered)

@@ -3,10 +3,12 @@
 Kinds of a dropped row (`bad`): `bad_utf8`, `bad_json`, `not_an_object`,
 `bad_csv`, `field_count` (the file could not be split into rows); `no_uid`,
 `no_title`, `empty_text`, `bad_type`, `bad_unicode`, `duplicate_uid` (a document
-or a label); `no_document`, `no_label` (gold); `unknown_document`,
-`unknown_label` (gold, shortlists); `bad_shortlist`; `bad_prediction`,
-`prediction_error` (predictions); `bad_entry`, `bad_pair`, `row_count`, `bad_uid` (files
-of the XMC repository). Kinds of a kept row (`WARNINGS`): `equal_title`.
+or a label), `same_label` (a label that is there already under another uid);
+`no_document`, `no_label` (gold); `unknown_document`, `unknown_label` (gold,
+shortlists); `bad_shortlist`; `bad_prediction`, `prediction_error` (predictions);
+`bad_entry`, `bad_pair`, `row_count`, `bad_uid` (files of the
+XMC repository). Kinds of a kept row (`WARNINGS`): `equal_title`. A command
+tells of a report once (`RowReport.tell`): how many rows, notes, the first problems.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ WARNINGS = frozenset({"equal_title"})
 
 PROBLEMS_KEPT = 1_000
 """So many problems are kept in full; beyond that they are only counted."""
+_WARNINGS_KEPT = 100  # of these, so that remarks never hide what was lost
+_TOLD = 20  # problems shown to people
 
 
 class RowError(Exception):
@@ -64,6 +68,9 @@ class RowReport:
         problems: The first `PROBLEMS_KEPT` problems, in order of reading.
         counts: Exact number of problems of each kind.
         listener: Told of every problem as it is found.
+        notes: What was done about rows that were not as expected, a sentence each.
+        say: Told of every note as it is made.
+        told: Whether a person was told of all this already.
     """
 
     strict: bool = False
@@ -71,6 +78,9 @@ class RowReport:
     problems: list[RowProblem] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     listener: Callable[[RowProblem], None] | None = None
+    notes: list[str] = field(default_factory=list)
+    say: Callable[[str], None] | None = None
+    told: bool = False
 
     @property
     def bad(self) -> int:
@@ -95,12 +105,20 @@ class RowReport:
         """
         problem = RowProblem(file, line, kind, detail)
         self.counts[kind] += 1
-        if len(self.problems) < PROBLEMS_KEPT:
+        room = PROBLEMS_KEPT if kind not in WARNINGS or self.warnings <= _WARNINGS_KEPT else 0
+        if len(self.problems) < room:
             self.problems.append(problem)
         if self.listener:
             self.listener(problem)
         if self.strict and kind not in WARNINGS:
             raise DataError(str(problem), "mend the row, or read without strict to report and skip bad rows")
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            if self.say:
+                self.say(text)
 
     def summary(self) -> str:
         """One line for a person: how many rows, how many of each kind, the first bad one."""
@@ -109,6 +127,27 @@ class RowReport:
             kinds = ", ".join(f"{count:,} {kind}" for kind, count in self.counts.most_common())
             parts.append(f"{self.bad:,} bad, {self.warnings:,} warnings ({kinds}); first: {self.problems[0]}")
         return "; ".join(parts)
+
+    def tell(self, say: Callable[[str], None], name: str = "") -> None:
+        """Tell a person, once: the summary, the notes, the first bad rows by file, line and reason.
+
+        Args:
+            say: Given one line at a time.
+            name: What was read, to begin the first line with.
+        """
+        if self.told:
+            return
+        self.told = True
+        say(f"{name}: {self.summary()}" if name else self.summary())
+        for note in () if self.say else self.notes:
+            say(f"  note: {note}")
+        # The summary shows the first problem already.
+        others = sorted(self.problems[1:], key=lambda problem: problem.kind in WARNINGS)[:_TOLD]
+        for problem in others:
+            say(f"  {problem}")
+        shown = sum(problem.kind not in WARNINGS for problem in (*self.problems[:1], *others))
+        if self.bad > shown:
+            say(f"  and {self.bad - shown:,} more bad rows; --json gives the first {PROBLEMS_KEPT:,}")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; `problems` holds the first `PROBLEMS_KEPT` only."""
@@ -122,4 +161,5 @@ class RowReport:
                 {"file": problem.file, "line": problem.line, "kind": problem.kind, "detail": problem.detail}
                 for problem in self.problems
             ],
+            "notes": list(self.notes),
         }

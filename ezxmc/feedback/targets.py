@@ -20,6 +20,11 @@ from ezxmc.records import Judgment, Status
 Proposals = Callable[[Sequence[tuple[str, str]]], NDArray[np.float64]]
 """(document uid, label uid) pairs → (P,) cosines of whoever proposed them."""
 
+# Of the pairs: a teacher that says "yes" (or "no") to fewer hardly tells them apart.
+_ODD = 0.01
+_FEW = 20  # pairs; fewer say nothing about a teacher
+_SAME = 1e-6  # nats between answers that are one
+
 
 @dataclass(frozen=True, slots=True)
 class PriorCorrection:
@@ -109,7 +114,7 @@ def build_targets(
         verdicts: People's decisions, by (document uid, label uid).
 
     Raises:
-        TrainingError: No judgment has a score.
+        TrainingError: No judgment has a score, or all have the same.
     """
     scores: dict[str, dict[str, float]] = defaultdict(dict)
     seen: set[str] = set()
@@ -134,6 +139,13 @@ def build_targets(
         pairs = [(doc, label) for doc, row in corrected.items() for label in row]
         for (doc, label), cosine in zip(pairs, proposals(pairs), strict=True):
             corrected[doc][label] += config.fusion * float(cosine)
+    every = [z for row in scores.values() for z in row.values()]
+    if len(every) >= _FEW and max(every) - min(every) < _SAME and not verdicts:
+        raise TrainingError(
+            f"the teacher gave all {len(every):,} pairs the same answer (log-odds {every[0]:.2f}): "
+            "there is nothing to learn from",
+            "look at the prompt and the answers: `ezxmc prompts check`, `ezxmc judgments export`",
+        )
     zero = _zero_point(corrected, config)
     for (doc, label), yes in sorted(verdicts.items()):
         corrected.setdefault(doc, {})[label] = math.inf if yes else -math.inf
@@ -145,6 +157,22 @@ def build_targets(
         unknown=unknown,
         without_judgments=len(seen) - len(scores),
         without_positives=sum(not document.positives for document in documents),
+    )
+
+
+def doubt(judgments: Iterable[Judgment]) -> str | None:
+    """A warning about a teacher that says (nearly) always the same; `None` if it does not."""
+    answers = [judgment.log_odds > 0 for judgment in judgments if judgment.log_odds is not None]
+    asked, agreed = len(answers), sum(answers)
+    least = _ODD * asked
+    if asked < _FEW or least <= agreed <= asked - least:
+        return None
+    said, count = ("no", asked - agreed) if agreed < least else ("yes", agreed)
+    return (
+        f'WARNING: the teacher said "{said}" to {count:,} of {asked:,} pairs. Only the order of its '
+        "answers is left to learn from, and it may mean nothing.\n  cure: look at some of them "
+        "(`ezxmc judgments export`), and whether the prompt (`ezxmc prompts check`), the labels' titles and "
+        "the candidates fit the documents"
     )
 
 

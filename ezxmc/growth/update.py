@@ -133,7 +133,7 @@ class _Update:
             title=f"ezxmc update: {self.run.path.name}",
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             planned=plan,
-            data=data_summary(self.catalog),
+            data=data_summary(self.catalog, self.teacher),
             changes=changes.counts(),
             renamed=[(titles[label.uid], label.title) for label in renamed],
             full_run=whole.pairs(self.config.cycles) + whole.reserved + whole.prior,

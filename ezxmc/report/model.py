@@ -36,6 +36,7 @@ class RowSummary(_Part):
         warnings: Rows kept in spite of a fault.
         counts: Problems by kind, exact.
         problems: The first problems.
+        notes: What was done about rows that were not as expected.
     """
 
     rows: int
@@ -44,6 +45,7 @@ class RowSummary(_Part):
     warnings: int = 0
     counts: dict[str, int] = Field(default_factory=dict)
     problems: list[RowProblemEntry] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
 
 
 class DataSummary(_Part):
@@ -52,6 +54,13 @@ class DataSummary(_Part):
     documents: RowSummary
     labels: RowSummary
     gold: RowSummary | None = None
+    judgments: RowSummary | None = None
+    """Of a teacher that replays recorded judgments."""
+
+    @property
+    def bad(self) -> int:
+        """Rows left out, of all inputs."""
+        return sum(part.bad for part in (self.documents, self.labels, self.gold, self.judgments) if part)
 
 
 class TeacherSummary(_Part):

@@ -192,7 +192,12 @@ def change_cell(value: float, nats: bool, sign: str = "+") -> str:
 def _inputs(data: RunReport) -> list[tuple[str, RowSummary]]:
     if data.data is None:
         return []
-    parts = (("documents", data.data.documents), ("labels", data.data.labels), ("gold", data.data.gold))
+    parts = (
+        ("documents", data.data.documents),
+        ("labels", data.data.labels),
+        ("gold", data.data.gold),
+        ("recorded judgments", data.data.judgments),
+    )
     return [(name, part) for name, part in parts if part is not None]
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ezxmc.data import unfit_character
+from ezxmc.data.matching import trim
 from ezxmc.records import Label
 
 MOST_LABELS = 1_000
@@ -86,8 +87,10 @@ class LabelIn(_Body):
 
     def label(self) -> Label:
         """As a record."""
-        title = self.title.strip()
-        return Label(self.uid or title, title, self.text, tuple(self.aliases), self.parent)
+        title = trim(self.title)
+        return Label(
+            title if self.uid is None else trim(self.uid), title, self.text, tuple(self.aliases), self.parent
+        )
 
 
 class LabelsIn(_Body):

@@ -42,7 +42,10 @@ def load_teacher(
     if isinstance(config, ReplayTeacherConfig):
         from ezxmc.teacher.replay import ReplayTeacher
 
-        return ReplayTeacher(Path(config.judgments))
+        teacher = ReplayTeacher(Path(config.judgments))
+        if say is not None and teacher.report.counts:
+            teacher.report.tell(say, str(config.judgments))
+        return teacher
     if isinstance(config, HttpTeacherConfig):
         from ezxmc.teacher.openai_http import OpenAITeacher
 
