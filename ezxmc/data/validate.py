@@ -6,7 +6,8 @@ Kinds of a dropped row (`bad`): `bad_utf8`, `bad_json`, `not_an_object`,
 or a label); `no_document`, `no_label` (gold); `unknown_document`,
 `unknown_label` (gold, shortlists); `bad_shortlist`; `bad_prediction`,
 `prediction_error` (predictions); `bad_entry`, `bad_pair`, `row_count`, `bad_uid` (files
-of the XMC repository). Kinds of a kept row (`WARNINGS`): `equal_title`.
+of the XMC repository). Kinds that cost no row (`WARNINGS`): `equal_title`, and
+`repeated_header`, a header line in mid-file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from ezxmc.errors import DataError
 
-WARNINGS = frozenset({"equal_title"})
+WARNINGS = frozenset({"equal_title", "repeated_header"})
 """Kinds that are told but do not cost the row."""
 
 PROBLEMS_KEPT = 1_000
@@ -63,7 +64,10 @@ class RowReport:
         kept: Rows that were used.
         problems: The first `PROBLEMS_KEPT` problems, in order of reading.
         counts: Exact number of problems of each kind.
-        listener: Told of every problem as it is found.
+        listener: Told of every dropped row as it is found.
+        notes: What was done about rows that were not as expected, a sentence each.
+        columns: The columns that serve as each field, in order of preference, and those `unread`.
+        say: Told of every note as it is made.
     """
 
     strict: bool = False
@@ -71,6 +75,9 @@ class RowReport:
     problems: list[RowProblem] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     listener: Callable[[RowProblem], None] | None = None
+    notes: list[str] = field(default_factory=list)
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    say: Callable[[str], None] | None = None
 
     @property
     def bad(self) -> int:
@@ -97,10 +104,17 @@ class RowReport:
         self.counts[kind] += 1
         if len(self.problems) < PROBLEMS_KEPT:
             self.problems.append(problem)
-        if self.listener:
+        if self.listener and kind not in WARNINGS:
             self.listener(problem)
         if self.strict and kind not in WARNINGS:
             raise DataError(str(problem), "mend the row, or read without strict to report and skip bad rows")
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            if self.say:
+                self.say(text)
 
     def summary(self) -> str:
         """One line for a person: how many rows, how many of each kind, the first bad one."""
@@ -122,4 +136,6 @@ class RowReport:
                 {"file": problem.file, "line": problem.line, "kind": problem.kind, "detail": problem.detail}
                 for problem in self.problems
             ],
+            "notes": list(self.notes),
+            "columns": self.columns,
         }

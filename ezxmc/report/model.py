@@ -36,6 +36,8 @@ class RowSummary(_Part):
         warnings: Rows kept in spite of a fault.
         counts: Problems by kind, exact.
         problems: The first problems.
+        notes: What was done about rows that were not as expected.
+        columns: The columns that serve as each field, and those unread.
     """
 
     rows: int
@@ -44,6 +46,8 @@ class RowSummary(_Part):
     warnings: int = 0
     counts: dict[str, int] = Field(default_factory=dict)
     problems: list[RowProblemEntry] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+    columns: dict[str, list[str]] = Field(default_factory=dict)
 
 
 class DataSummary(_Part):
