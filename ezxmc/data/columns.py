@@ -15,6 +15,8 @@ from ezxmc.errors import ConfigError, DataError
 
 Kind = Literal["documents", "labels"]
 
+KINDS: tuple[Kind, ...] = ("documents", "labels")
+
 ID_COLUMNS = ("uid", "id", "_id", "doc_id", "doc_uid", "document_id", "key")
 """Names of a document's id, in order of preference, among documents and in gold alike."""
 

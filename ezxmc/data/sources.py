@@ -24,7 +24,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from ezxmc.data.validate import RowReport
 from ezxmc.errors import DataError
@@ -46,6 +46,8 @@ _ENCODINGS = (
     *("cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257"),
     *("shift_jis", "euc_jp", "gb18030", "big5", "euc_kr", "koi8_r", "mac_roman"),
 )
+# A letter beyond ASCII in a word: a stray byte is no encoding.
+_WORD = re.compile(r"[A-Za-z][^\W\d_a-zA-Z]|[^\W\d_a-zA-Z][A-Za-z]|[^\W\d_a-zA-Z]{3}")
 _NOT_READ = {
     b"PK\x03\x04": ("a zip archive or a workbook", "name a workbook .xlsx, or unpack the archive"),
     b"\xd0\xcf\x11\xe0": ("a workbook of an old Excel (.xls)", "save it as .xlsx or .csv"),
@@ -174,7 +176,8 @@ class Lines:
         if self._name == "-":
             stream: Any = sys.stdin.buffer
             unpack = _unpacker(stream.peek(16)) if hasattr(stream, "peek") else None
-            return unpack(stream, "rb") if unpack else _Borrowed(stream)
+            opened: Any = unpack(stream, "rb") if unpack else _Borrowed(stream)
+            return cast(IO[bytes], opened)
         plain = Path(self._name).open("rb")  # noqa: SIM115  (whoever iterates closes it)
         head = plain.peek(16)[:16]
         named = self._name.lower().endswith(_PACKED)
@@ -297,7 +300,7 @@ def _likely(text: bytes) -> str | None:
             found = text.decode(encoding)
         except UnicodeDecodeError:
             continue
-        if any(letter.isalpha() for letter in found if letter > "\x7f"):
+        if _WORD.search(found):
             return encoding
     return None
 

@@ -89,7 +89,7 @@ class _Table:
             if item is None:
                 return
             number, text = item
-            if text[0] == "\ufeff":  # of the second of two files put together
+            if text[:1] == "\ufeff":  # of the second of two files put together
                 text = text[1:]
             if '"' in text:
                 fields = self._quoted(number, text)
