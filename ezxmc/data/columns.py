@@ -54,6 +54,15 @@ def key(name: Any) -> str:
 NAMES = frozenset(key(name) for fields in _OF.values() for names in fields.values() for name in names)
 """All of them, as `key` gives them."""
 
+HEADS = frozenset(
+    form
+    for fields in _OF.values()
+    for names in fields.values()
+    for name in names
+    for form in (name, name.title(), name.capitalize(), name.upper())
+)
+"""How they are usually written, to know at a glance that a row is no header."""
+
 
 def columns_for(kind: Kind, given: Mapping[str, str] | None) -> dict[str, str]:
     """Of columns named by the user, those of one kind of file.

@@ -30,7 +30,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from ezxmc.data.columns import NAMES, key
+from ezxmc.data.columns import HEADS, NAMES, key
 from ezxmc.data.sources import FIELDS, JSON, iter_lines, locate, source_kind
 from ezxmc.data.tables import iter_fields
 from ezxmc.data.validate import RowReport
@@ -95,7 +95,7 @@ def _field_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
     if report.bad > bad_before:
         raise DataError(f"{report.problems[-1]}: there is no readable header line", "mend the first line")
     _check_names(f"{file}:1", header)
-    heads = {header[0], *NAMES} if header else set()
+    heads = {header[0], *HEADS} if header else set()
     for file, line, fields in rows:
         if fields[0] in heads and (again := _header(fields, header)):
             report.add(file, line, "repeated_header", "a header line in mid-file is no row")
@@ -169,6 +169,8 @@ def _sheet_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
             if all(value is None for value in values):
                 continue
             if not header:
+                while values[-1] is None:
+                    values.pop()
                 header = ["" if value is None else str(value) for value in values]
                 _check_names(f"{file}:{number}", header)
                 continue

@@ -186,7 +186,7 @@ class _Table:
             fields: Of the row in hand, if it is whole.
         """
         cells = [text.rstrip("\r\n").split(self.delimiter) for _, text in self.pending[1:]]
-        rows = [row for row in cells if len(row) == self.width]
+        rows = [row for row in cells if len(row) == self.width and row[0].strip()]
         if self.width < 2 or not rows:
             return False
         if fields not in (None, self.width) and len(rows) >= len(cells) / 2:
