@@ -53,7 +53,9 @@ def test_a_text_by_another_name_is_told_and_can_be_named(tmp_path: Path) -> None
     path = put(tmp_path / "d.csv", "id,title,lang,message\n1,Question,en,parcel never arrived\n")
     documents, report = read_documents(path)
     assert documents[0].text == ""
-    assert noted(report, "WARNING", "--column text=message", "unread: message, lang")
+    assert noted(report, "WARNING", "--column text=message", "unread: message, lang", "title alone")
+    empty = put(tmp_path / "e.csv", "id,title,text,message\n1,Question,,parcel never arrived\n")
+    assert noted(read_documents(empty)[1], "its cells are empty", "--column text=message")
     documents, report = read_documents(path, columns={"text": " Message"})
     assert documents[0].text == "parcel never arrived"
     assert not noted(report, "WARNING")
@@ -175,6 +177,7 @@ def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
         "a, b\nc, d",
         "\n\nblank\n\n",
         "Weight:\n10,5 kg",
+        "Acme, Sales, Ltd\n12 Main St, Springfield, IL\n1 A St, B, IL",
         "1\n2\n3",
         'he said "hi"\nand, "bye"',
         "x\r\ny",

@@ -112,6 +112,7 @@ class Columns:
             )
         self.kind: Kind = kind
         self.known = False  # whether `learn` has seen a row
+        self._filled: set[str] = set()
         self.serving: dict[str, list[str]] = {}
         self.unread: dict[str, int] = {}
         self.whole_ids = False
@@ -168,7 +169,9 @@ class Columns:
         ids = []
         for row in rows:
             self.known = True
-            ids.append(self.fields(row).get("uid"))
+            fields = self.fields(row)
+            self._filled.update(fields)
+            ids.append(fields.get("uid"))
             for name in self.unread:
                 if isinstance(value := row.get(name), str):
                     self.unread[name] += len(value)
@@ -204,15 +207,15 @@ class Columns:
         notes = [line]
         prefix = "labels." if self.kind == "labels" else ""
         texts = [name for name in unread if self.unread[name]]
-        if self.kind == "documents" and "text" not in self.serving and texts:
-            known = "their title alone" if "title" in self.serving else "nothing"
+        needed = "text" if self.kind == "documents" else "title"
+        if self.known and needed not in self._filled and texts:
+            rest = ": documents are known by their title alone" if "title" in self._filled else ""
+            cells = "its cells are empty" if needed in self.serving else "there is none"
+            shown = ", ".join(texts[:_SHOWN])
             notes.append(
-                f"WARNING: no column serves as text: documents are known by {known}, and "
-                f"{', '.join(texts[:_SHOWN])} are unread; `--column text={texts[0]}` reads that column"
-            )
-        if self.kind == "labels" and "title" not in self.serving and texts:
-            notes.append(
-                f"WARNING: no column serves as title; `--column {prefix}title={texts[0]}` reads that column"
+                f"WARNING: no column serves as {needed} ({cells}){rest}. Unread: {shown}; "
+                f"`--column {prefix}{needed}={texts[0]}` reads that one (in a configuration: "
+                f"data: {{columns: {{{prefix}{needed}: {texts[0]}}}}})"
             )
         if self.whole_ids:
             notes.append("ids such as 1.0 are taken as the whole numbers they were, 1")

@@ -16,7 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ezxmc.data.columns import COLUMNS, Columns
+from ezxmc.data.columns import COLUMNS as COLUMNS
+from ezxmc.data.columns import Columns
 from ezxmc.data.readers import iter_rows, source_kind
 from ezxmc.data.validate import RowError, RowReport
 from ezxmc.records import Document, Label

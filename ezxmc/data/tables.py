@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 
+from ezxmc.data.columns import NAMES, key
 from ezxmc.data.sources import Lines, locate
 from ezxmc.data.validate import RowReport
 
@@ -191,7 +192,9 @@ class _Table:
             return False
         if fields not in (None, self.width) and len(rows) >= len(cells) / 2:
             return True
-        if len(rows) == len(cells) and (self.tabs or len(rows) >= (4 if self.width == 2 else 2)):
+        # Behind a comma of prose there is a blank.
+        tight = self.tabs or not any(cell[:1] == " " for row in rows for cell in row[1:])
+        if len(rows) == len(cells) and tight and (self.tabs or len(rows) >= (4 if self.width == 2 else 2)):
             return True
         return len(rows) >= 0.8 * len(cells) and any(self._counts_on(rows, c) for c in range(self.width))
 
@@ -231,18 +234,19 @@ def _literal(cell: str) -> bool:
 
 def _delimiter(lines: list[str], usual: str) -> str:
     """What divides the cells, by the lines a file begins with."""
-    best, found = (0.0, 0), usual
+    best, found = (0, False, 0.0, 0), usual
     for delimiter in (usual, *(one for one in _DELIMITERS if one != usual)):
         try:
-            widths = [len(row) for row in csv.reader(lines, delimiter=delimiter) if row]
+            rows = [row for row in csv.reader(lines, delimiter=delimiter) if row]
         except csv.Error:
             continue
-        if not widths:
+        if not rows:
             return usual
-        share = widths.count(widths[0]) / len(widths)
-        if widths[0] > 1 and share >= 0.5:
-            if delimiter == usual:
-                return usual
-            if (share, widths[0]) > best:
-                best, found = (share, widths[0]), delimiter
+        width = len(rows[0])
+        share = sum(len(row) == width for row in rows) / len(rows)
+        if width > 1 and share >= 0.5:
+            # Known names in the header come first, then what the suffix says.
+            rank = (sum(key(name) in NAMES for name in rows[0]), delimiter == usual, share, width)
+            if rank > best:
+                best, found = rank, delimiter
     return found
