@@ -112,6 +112,8 @@ def test_documents_without_an_id_get_one_of_their_content(tmp_path: Path) -> Non
     uids = [document.uid for document in documents]
     assert len(set(uids)) == 3 and uids[2] == f"{uids[0]}-2" and not report.bad
     assert noted(report, "ids are made of the content")
+    tickets = put(tmp_path / "t.csv", "ticket no,title,text\n7,A,x\n")
+    assert noted(read_documents(tickets)[1], "`--column 'uid=ticket no'` names one")
     other = read_documents(put(tmp_path / "e.jsonl", '{"text": "y", "title": "B"}\n'))[0]
     assert other[0].uid == uids[1]
 

@@ -8,6 +8,7 @@ row by row: a blank cell, a null and a NaN are as good as no column.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -87,6 +88,11 @@ def columns_for(kind: Kind, given: Mapping[str, str] | None) -> dict[str, str]:
         if prefix == kind:
             found[field] = column
     return found
+
+
+def option(field: str, column: str) -> str:
+    """The option of the command line that makes a column serve as a field."""
+    return f"--column {shlex.quote(f'{field}={column}')}"
 
 
 class Columns:
@@ -198,7 +204,9 @@ class Columns:
         """What a person should know: which column serves as what, and what nobody reads."""
         if not self.serving and not self.unread:
             return []
-        served = ", ".join(f"{field} = {' or '.join(self.serving[field])}" for field in self.serving)
+        served = ", ".join(
+            f"{field} = {' or '.join(name.strip() for name in self.serving[field])}" for field in self.serving
+        )
         unread = sorted(self.unread, key=lambda name: -self.unread[name])
         line = f"columns: {served or 'none serves'}"
         if unread:
@@ -214,12 +222,18 @@ class Columns:
             shown = ", ".join(texts[:_SHOWN])
             notes.append(
                 f"WARNING: no column serves as {needed} ({cells}){rest}. Unread: {shown}; "
-                f"`--column {prefix}{needed}={texts[0]}` reads that one (in a configuration: "
+                f"`{option(prefix + needed, texts[0])}` reads that one (in a configuration: "
                 f"data: {{columns: {{{prefix}{needed}: {texts[0]}}}}})"
             )
+        if not self.serving:
+            notes.append("WARNING: no column has a known name: is the first line a header?")
         if self.whole_ids:
             notes.append("ids such as 1.0 are taken as the whole numbers they were, 1")
         return notes
+
+    def id_like(self) -> str:
+        """An unread column that may be the id, by its name."""
+        return next((name for name in self.unread if re.search(r"(id|number|nr|no|#)$", key(name))), "NAME")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form: the columns of each field, and those unread."""

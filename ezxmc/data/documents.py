@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ezxmc.data.columns import COLUMNS as COLUMNS
-from ezxmc.data.columns import Columns
+from ezxmc.data.columns import Columns, option
 from ezxmc.data.readers import iter_rows, source_kind
 from ezxmc.data.validate import RowError, RowReport
 from ezxmc.records import Document, Label
@@ -145,12 +145,14 @@ def iter_records(
         if without_id is None:
             if not reading.known:
                 reading.learn([row])
-                _tell(reading, report)
+                if kind != ".txt":
+                    _tell(reading, report)
             reading.check(source)
             without_id = reading.kind == "documents" and "uid" not in reading.serving
             if without_id:
                 report.note(
-                    "no column serves as id: ids are made of the content; --column uid=NAME names one"
+                    "no column serves as id: ids are made of the content; "
+                    f"`{option('uid', reading.id_like())}` names one"
                 )
         fields = reading.fields(row)
         try:

@@ -146,7 +146,7 @@ class _Table:
         except csv.Error as error:
             why = str(error)
         except _SwallowedError:
-            why = "the lines after it are rows"
+            why = "the lines after it look like rows"
         else:
             if not careful:
                 return fields
