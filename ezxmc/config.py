@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -39,6 +40,11 @@ class DataConfig(_Part):
     labels: str = Field(description="labels: the same formats")
     gold: str | None = Field(None, description="gold pairs (TSV or JSONL), for evaluation only")
     strict: bool = Field(False, description="stop at the first bad row instead of reporting it and going on")
+    columns: dict[str, str] = Field(
+        {},
+        description="columns by what they serve as, where names are unusual, such as "
+        "{text: message, labels.title: tag name}",
+    )
 
 
 class VllmTeacherConfig(_Part):
@@ -330,5 +336,8 @@ def _resolve_inputs(raw: dict[str, Any], base: Path) -> None:
         part: Any = raw.get(section)
         for key in keys if isinstance(part, dict) else ():
             value = part.get(key)
-            if isinstance(value, str) and (base / value).exists():
+            if not isinstance(value, str):
+                continue
+            # A pattern of files is as good as a file.
+            if (base / value).exists() or (glob.has_magic(value) and glob.glob(str(base / value))):  # noqa: PTH207
                 part[key] = str((base / value).resolve())

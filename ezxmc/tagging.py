@@ -9,7 +9,7 @@ scores, and with them the file, come out the same to the last digit.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ import pyarrow.parquet
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
 from ezxmc.data import RowProblem, RowReport, iter_documents
-from ezxmc.data.readers import source_kind
+from ezxmc.data.sources import is_packed, locate
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.hashing import json_hash
 from ezxmc.manifest import read_manifest
@@ -123,6 +123,7 @@ def tag_rows(
     write: Callable[[list[Row]], None],
     *,
     skip: int = 0,
+    columns: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Tag the documents of a source.
@@ -134,6 +135,7 @@ def tag_rows(
         write: Called with a window of rows at a time: a prediction each
             (`prediction_row`), or "error", "file" and "line" of a bad row.
         skip: So many rows are read but not tagged; a multiple of `WINDOW`.
+        columns: As for `iter_documents`.
         progress: Called with (rows done, rows in all or 0).
 
     Raises:
@@ -174,7 +176,7 @@ def tag_rows(
 
     report.listener = take
     try:
-        for document in iter_documents(source, report):
+        for document in iter_documents(source, report, columns=columns):
             take(document)
     except DataError:
         finish()
@@ -189,13 +191,18 @@ def row_count(source: str | Path) -> int:
     Raises:
         DataError: There is no such source.
     """
-    kind, path = source_kind(source), Path(source)
+    kind, files = locate(source)
+    counts = [_rows_of(Path(file), kind) for file in files]
+    return sum(counts) if all(counts) else 0
+
+
+def _rows_of(path: Path, kind: str) -> int:
     if kind == ".parquet":
         try:
             return int(pyarrow.parquet.read_metadata(path).num_rows)
         except (pyarrow.ArrowException, OSError):
             return 0  # whoever reads it says what is wrong with it
-    if not path.is_file() or path.suffix == ".gz":
+    if not path.is_file() or kind == ".xlsx" or is_packed(path):
         return 0
     lines, last = 0, b"\n"
     with path.open("rb") as handle:

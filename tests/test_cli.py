@@ -126,7 +126,7 @@ def test_all_commands_are_there() -> None:
     prompts = {"prompts list", "prompts show", "prompts check"}
     benches = {f"bench {name}" for name in ("teacher", "methods", "index", "encoding", "serving")}
     reviews = {"review export", "review import", "review ui"}
-    data = {f"data {name}" for name in ("list", "show", "stats", "check", "convert")}
+    data = {f"data {name}" for name in ("list", "show", "inspect", "stats", "check", "convert")}
     groups = models | judgments | prompts | labels | data | benches | reviews
     assert {" ".join(names) for names in COMMANDS} == alone | steps | groups
 

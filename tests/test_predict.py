@@ -118,7 +118,7 @@ def lines(count: int) -> Iterator[bytes]:
 
 def peak_of(count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
     """Peak of Python's memory while `count` lines stream through, and how many came out."""
-    monkeypatch.setattr("ezxmc.data.readers._open", lambda name: nullcontext(lines(count)))
+    monkeypatch.setattr("ezxmc.data.sources.Lines._open", lambda self: nullcontext(lines(count)))
     written = 0
 
     def write(rows: list[dict[str, Any]]) -> None:
@@ -144,7 +144,7 @@ def test_memory_does_not_grow_with_the_file(monkeypatch: pytest.MonkeyPatch) -> 
 def test_many_bad_rows_in_a_row_are_not_hoarded(monkeypatch: pytest.MonkeyPatch) -> None:
     windows: list[int] = []
     bad = itertools.repeat(b"{\n", 20 * WINDOW)
-    monkeypatch.setattr("ezxmc.data.readers._open", lambda name: nullcontext(bad))
+    monkeypatch.setattr("ezxmc.data.sources.Lines._open", lambda self: nullcontext(bad))
     nobody = Tagger(Nobody())  # type: ignore[arg-type]
     tag_rows(nobody, "-", RowReport(), lambda rows: windows.append(len(rows)))
     assert windows == [WINDOW] * 20

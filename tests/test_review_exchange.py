@@ -341,3 +341,44 @@ def test_other_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"\.csv, \.jsonl or \.json"):
         write_picks(tmp_path / "review.xlsx", PICKS)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_a_spreadsheet_of_another_country(store: Reviews, tmp_path: Path, encoding: str) -> None:
+    write_picks(tmp_path / "review.csv", PICKS)
+    rows = [{**row, "decision": "Yes", "Notiz": "süß; \u20ac"} for row in rows_of(tmp_path / "review.csv")]
+    with (tmp_path / "back.csv").open("w", encoding=encoding, newline="") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]), delimiter=";")
+        writer.writerow({name: name.title() if name != "Notiz" else name for name in rows[0]})
+        writer.writerows(rows)
+    done, report = take(store, tmp_path / "back.csv")
+    assert done.new == 6 and report.bad == 0
+    assert any("semicolons" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("name", ["flat.json", "flat.csv", "flat.tsv"])
+def test_label_studios_flat_exports(store: Reviews, tmp_path: Path, name: str) -> None:
+    write_picks(tmp_path / "tasks.json", PICKS)
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    at = {"created_at": "2026-01-02T03:04:05.6Z", "updated_at": "2026-01-02T03:05:05.6Z", "lead_time": 2.5}
+    # The export's own columns replace the task's.
+    rows = [
+        {**one["data"], "id": 40 + n, "decision": "yes", "annotator": 1, "annotation_id": n, **at}
+        for n, one in enumerate(tasks)
+    ]
+    rows[1]["decision"] = {"choices": ["no"]} if name == "flat.json" else "no"
+    rows[2]["text"] = "another text"
+    del rows[3]["decision"]
+    if name == "flat.json":
+        (tmp_path / name).write_text(json.dumps(rows))
+    else:
+        with (tmp_path / name).open("w", newline="") as handle:
+            writer = csv.DictWriter(handle, list(rows[0]), delimiter="\t" if name == "flat.tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    done, report = take(store, tmp_path / name)
+    assert done == ImportedReviews(new=4, known=0, open=1)
+    assert [(problem.line, problem.kind) for problem in report.problems] == [
+        (3 if name == "flat.json" else report.problems[0].line, "changed_text")
+    ]
+    assert {one.reviewer for one in store.history()} == {"1"}

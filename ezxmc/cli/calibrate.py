@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import Json, answer, bad_rows, watching
+from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, watching
 from ezxmc.cli.judgments import opened
 from ezxmc.cli.pipeline import Documents, Seed, newest_judgments
 
@@ -56,6 +56,7 @@ def calibrate(
         float | None, typer.Option(help="As given to `ezxmc train`; else all are used.")
     ] = None,
     seed: Seed = 0,
+    column: Column = None,
     json: Json = False,
 ) -> None:
     """Turn a bundle's scores into probabilities.
@@ -72,7 +73,7 @@ def calibrate(
     """
     from ezxmc.bundle import add_calibrator
     from ezxmc.calibration import KINDS, Calibrator, fit_calibrator, fit_few_shot, judged_rows
-    from ezxmc.data import calibration_part, read_documents, read_gold
+    from ezxmc.data import calibration_part, columns_for, read_documents, read_gold
     from ezxmc.feedback.reviews import Decided, tag_verdicts
     from ezxmc.feedback.targets import teacher_verdicts
     from ezxmc.predict import Predictor
@@ -84,7 +85,7 @@ def calibrate(
     if (aim is not TargetName.TEACHER and not people) or (aim is TargetName.TEACHER and store is None):
         raise typer.BadParameter(f"--target {aim} needs {'--store' if people else '--gold or --reviewed'}")
     kinds = KINDS if kind is None else (kind.value,)
-    docs, doc_rows = read_documents(documents)
+    docs, doc_rows = read_documents(documents, columns=columns_for("documents", columns_of(column)))
     uids = [document.uid for document in docs]
     if held_out is not None:
         part = set(calibration_part(uids, held_out, seed))

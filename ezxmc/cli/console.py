@@ -35,6 +35,14 @@ if TYPE_CHECKING:
 stderr = Console(stderr=True)
 BAD_ROWS = 3  # exit code
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="FIELD=NAME",
+        help="A column and what it serves as, such as text=message; of labels, labels.title=tag.",
+    ),
+]
 _QUIET_EVERY = 30.0  # seconds between progress lines in a pipe
 
 
@@ -117,6 +125,23 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def columns_of(given: list[str] | None, *, labels_only: bool = False) -> dict[str, str]:
+    """The columns given as `--column FIELD=NAME`, by field.
+
+    Args:
+        given: The options.
+        labels_only: Whether the command reads labels and no documents, so that `title` is theirs.
+    """
+    found = {}
+    for one in given or ():
+        name, equals, column = one.partition("=")
+        if not equals or not name.strip() or not column.strip():
+            raise typer.BadParameter(f"{one!r} is not of the form text=message", param_hint="--column")
+        name = name.strip()
+        found[f"labels.{name}" if labels_only and "." not in name else name] = column.strip()
+    return found
 
 
 def emit(value: Any) -> None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import json as jsonlib
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Json, accounts, bad_rows, emit, shown, table
+from ezxmc.cli.console import Column, Json, accounts, bad_rows, columns_of, emit, shown, stderr, table
 from ezxmc.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ezxmc.data.cards import DataCard
+    from ezxmc.data.inspect import Inspection
     from ezxmc.data.statistics import Spread, Statistics
     from ezxmc.data.validate import RowReport
 
 Folder = Annotated[Path, typer.Argument(help="A folder with a data set.", exists=True, file_okay=False)]
 _MISSING = "-"
+_CELL, _LINE = 40, 200  # characters shown of a cell, of a row
 
 
 def register(app: typer.Typer) -> None:
@@ -27,7 +30,7 @@ def register(app: typer.Typer) -> None:
         no_args_is_help=True, rich_markup_mode=None, help="Data sets: cards, figures, benchmark files."
     )
     data.command("list")(list_)
-    for command in (show, stats, check, convert):
+    for command in (show, inspect, stats, check, convert):
         data.command()(command)
     app.add_typer(data, name="data")
 
@@ -68,6 +71,85 @@ def show(
         emit(card.model_dump())
     else:
         typer.echo(card_path(name).read_text(encoding="utf-8").rstrip("\n"))
+
+
+def inspect(
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="Documents: files, patterns, folders of files.")
+    ],
+    labels: Annotated[str | None, typer.Option(help="The label list.")] = None,
+    gold: Annotated[str | None, typer.Option(help="Gold tags, held against documents and labels.")] = None,
+    column: Column = None,
+    json: Json = False,
+) -> None:
+    """Look before anything is spent: columns, what each serves as, first rows, bad rows, what of gold fits.
+
+    Example: ezxmc data inspect tickets.csv --labels tags.csv --gold gold.csv --column text=message
+    """
+    from ezxmc.data import columns_for, read_gold
+    from ezxmc.data.inspect import inspect_source
+
+    if "-" in files:
+        raise typer.BadParameter("standard input can be read once only: give files")
+    given = columns_of(column)
+    found = [inspect_source(file, "documents", columns_for("documents", given)) for file in files]
+    tags = inspect_source(labels, "labels", columns_for("labels", given)) if labels else None
+    rows = {one.source: one.rows for one in (*found, *([tags] if tags else []))}
+    held: dict[str, Any] = {}
+    if gold is not None:
+        try:
+            pairs, rows[gold] = read_gold(
+                gold,
+                documents={uid for one in found for uid in one.titles},
+                labels=tags.titles if tags else None,
+            )
+            used = {label for those in pairs.values() for label in those}
+            held = {"source": gold, "documents": len(pairs), "pairs": sum(map(len, pairs.values()))}
+            held |= {"labels": len(used), "rows": rows[gold].to_dict()}
+        except DataError as error:
+            held = {"source": gold, "error": error.message, "cure": error.cure}
+    if json:
+        shown_labels = tags.to_dict() if tags else None
+        emit({"documents": [one.to_dict() for one in found], "labels": shown_labels, "gold": held or None})
+    else:
+        for one in (*found, *([tags] if tags else [])):
+            _show_inspection(one)
+        if "error" in held:
+            _say(f"gold does not fit: {held['error']}\n  cure: {held['cure']}")
+        elif held:
+            _say(
+                f"gold that fits: {held['documents']:,} documents, {held['pairs']:,} pairs, "
+                f"{held['labels']:,} labels"
+            )
+    for source, report in rows.items():
+        _say(f"{source}: {report.summary()}")
+        for note in report.notes:
+            _say(f"  {note}")
+    bad_rows(*(report.bad for report in rows.values()), int("error" in held))
+
+
+def _show_inspection(one: Inspection) -> None:
+    many = f", {one.files} files" if one.files > 1 else ""
+    table(
+        f"{one.source} ({one.format}{many}), {one.rows.kept:,} {one.kind}",
+        ["column", "serves as", f"filled of {one.looked_at}", "first"],
+        [
+            [view.name, view.serves or "unread", shown(view.filled), _short(view.example, _CELL)]
+            for view in one.columns
+        ],
+    )
+    for row in one.first:
+        typer.echo("  " + _short(row, _LINE))
+
+
+def _short(value: Any, most: int) -> str:
+    text = value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False, default=str)
+    text = " ".join(text.split()) if value is not None else ""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _say(text: str) -> None:
+    stderr.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def stats(folder: Folder, json: Json = False) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import Json, answer, bad_rows, shown, table, watching
+from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, shown, table, watching
 from ezxmc.cli.pipeline import Documents
 
 
@@ -54,6 +54,7 @@ def decide(
         typer.Option(help="Of --false-tag-rate and --first-tag-error (--missed-rate holds on average)."),
     ] = 0.9,
     depth: Annotated[int, typer.Option(min=1, help="Candidates per document looked at.")] = 50,
+    column: Column = None,
     json: Json = False,
 ) -> None:
     """Decide which candidates become tags, with a guarantee where one is asked for.
@@ -74,7 +75,7 @@ def decide(
         maximise_f1,
     )
     from ezxmc.calibration.risk_measures import Reviewed, rates
-    from ezxmc.data import read_documents, read_gold
+    from ezxmc.data import columns_for, read_documents, read_gold
     from ezxmc.errors import ConfigError
     from ezxmc.predict import Predictor
 
@@ -87,7 +88,7 @@ def decide(
         )
     if first_tag_error is not None and abstain_below is not None:
         raise typer.BadParameter("--first-tag-error chooses itself where to abstain: drop --abstain-below")
-    docs, doc_rows = read_documents(documents)
+    docs, doc_rows = read_documents(documents, columns=columns_for("documents", columns_of(column)))
     with watching() as watch:
         doc_rows.tell(watch.say, "documents")
         predictor = Predictor(bundle)

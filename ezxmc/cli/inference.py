@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import bad_rows, watching
+from ezxmc.cli.console import Column, bad_rows, columns_of, watching
 from ezxmc.cli.engine import Address, Engine, Workers, cluster
 from ezxmc.config import Backend, Precision
 
@@ -43,6 +43,7 @@ def predict(
     engine: Engine = None,
     workers: Workers = None,
     ray_address: Address = None,
+    column: Column = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first bad row.")] = False,
 ) -> None:
     """Tag documents, one JSON line each, in their order and in bounded memory.
@@ -53,7 +54,7 @@ def predict(
 
     Example: ezxmc predict run/bundle new.jsonl --threshold 0.5 -o tags.jsonl --resume
     """
-    from ezxmc.data import RowReport
+    from ezxmc.data import RowReport, columns_for
     from ezxmc.predict import WINDOW
     from ezxmc.tagging import RowFile, Rule, Tagging, json_line, tag_rows
     from ezxmc.tagging_ray import RayTagger
@@ -69,9 +70,11 @@ def predict(
         sys.stdout.flush()
 
     rows = RowReport(strict=strict)
+    columns = columns_for("documents", columns_of(column))
     with ExitStack() as stack:
         file = stack.enter_context(RowFile(out, resume=resume)) if out else None
         watch = stack.enter_context(watching())
+        rows.say = watch.say
         if file and file.skip:
             watch.say(f"{out}: going on after row {file.skip:,}")
         skip = file.skip if file else 0
@@ -86,6 +89,7 @@ def predict(
             rows,
             file.write if file else show,
             skip=skip,
+            columns=columns,
             progress=watch.stage("tagging"),
         )
         rows.tell(watch.say, "documents")

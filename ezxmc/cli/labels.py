@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import Json, answer, bad_rows, emit, watching
+from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, watching
 from ezxmc.errors import DataError
 
 Folder = Annotated[Path, typer.Argument(help="Bundle folder.")]
@@ -57,6 +57,7 @@ def show(bundle: Folder, json: Json = False) -> None:
 def add(
     bundle: Folder,
     labels: Annotated[str, typer.Argument(help="Labels, as for `ezxmc index`.")],
+    column: Column = None,
     json: Json = False,
 ) -> None:
     """Add labels, or replace those whose uid is there already; documents get them from now on.
@@ -68,10 +69,14 @@ def add(
     Example: ezxmc labels add run/bundle new_labels.jsonl
     """
     from ezxmc.bundle import add_labels, load_bundle
-    from ezxmc.data import read_labels
+    from ezxmc.data import columns_for, read_labels
 
     there = load_bundle(bundle, verify=False)
-    tags, rows = read_labels(labels, known=[there.labels[row] for row in there.index.rows.tolist()])
+    tags, rows = read_labels(
+        labels,
+        known=[there.labels[row] for row in there.index.rows.tolist()],
+        columns=columns_for("labels", columns_of(column, labels_only=True)),
+    )
     del there
     if not tags:
         raise DataError(f"{labels} holds no usable label: {rows.summary()}", "see README, Input files")

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Json, answer, bad_rows, emit, table, watching
+from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, table, watching
 from ezxmc.cli.engine import Address, Engine, Workers, cluster, with_engine
 from ezxmc.cli.judgments import opened
 from ezxmc.config import BudgetConfig, RunConfig, ShortlistConfig, TrainingConfig
@@ -143,6 +143,7 @@ def shortlist(
     engine: Engine = None,
     workers: Workers = None,
     ray_address: Address = None,
+    column: Column = None,
     strict: Strict = False,
     json: Json = False,
 ) -> None:
@@ -150,7 +151,7 @@ def shortlist(
 
     Example: ezxmc shortlist documents.jsonl labels.jsonl --size 14 -o shortlist.jsonl
     """
-    from ezxmc.data import read_documents, read_labels
+    from ezxmc.data import columns_for, read_documents, read_labels
     from ezxmc.models import resolve_model
     from ezxmc.retrieval import candidate_row
     from ezxmc.retrieval import shortlist as propose
@@ -158,8 +159,9 @@ def shortlist(
 
     ray, vectors = cluster(engine, workers, ray_address), out.with_name(f"{out.name}-vectors")
 
-    docs, doc_rows = read_documents(documents, strict=strict)
-    tags, tag_rows = read_labels(labels, strict=strict)
+    columns = columns_of(column)
+    docs, doc_rows = read_documents(documents, strict=strict, columns=columns_for("documents", columns))
+    tags, tag_rows = read_labels(labels, strict=strict, columns=columns_for("labels", columns))
     with watching() as watch:
         found = propose(
             docs,
@@ -198,6 +200,7 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(min=0, help=_BY_SIZE)] = _TRAIN.learning_rate,
     held_out: HeldOut = _TRAIN.held_out,
     seed: Seed = 0,
+    column: Column = None,
     json: Json = False,
 ) -> None:
     """Distil the judgments of a store into a bi-encoder; people's decisions in it override the teacher's.
@@ -223,7 +226,8 @@ def train(
         encoder=encoder, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, held_out=held_out
     )
     with watching() as watch:
-        catalog = Catalog.load(DataConfig(documents=documents, labels=labels), held_out, seed, watch.say)
+        data = DataConfig(documents=documents, labels=labels, columns=columns_of(column))
+        catalog = Catalog.load(data, held_out, seed, watch.say)
         apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
         judgments = [judgment for judgment in newest_judgments(store) if judgment.doc_uid not in apart]
         verdicts = Decided.load(store, catalog.documents, catalog.labels).verdicts_outside(apart)
@@ -259,6 +263,7 @@ def index(
     engine: Engine = None,
     workers: Workers = None,
     ray_address: Address = None,
+    column: Column = None,
     json: Json = False,
 ) -> None:
     """Index the labels with a student: a bundle that tags.
@@ -266,12 +271,12 @@ def index(
     Example: ezxmc index student labels.jsonl -o bundle
     """
     from ezxmc.bundle import save_bundle
-    from ezxmc.data import read_labels
+    from ezxmc.data import columns_for, read_labels
     from ezxmc.models import resolve_model
     from ezxmc.retrieval.ray_encoder import open_encoder
 
     ray, vectors = cluster(engine, workers, ray_address), out.with_name(f"{out.name}-vectors")
-    tags, tag_rows = read_labels(labels)
+    tags, tag_rows = read_labels(labels, columns=columns_for("labels", columns_of(column, labels_only=True)))
     if not tags:
         raise DataError(f"{labels} holds no usable label: {tag_rows.summary()}", "see README, Input files")
     with watching() as watch:

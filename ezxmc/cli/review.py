@@ -106,7 +106,10 @@ def export(
 def import_(
     run_dir: RunDirectory,
     source: Annotated[
-        Path, typer.Argument(help="An exported file with decisions, or Label Studio's JSON export.")
+        Path,
+        typer.Argument(
+            help="An exported file with decisions, or Label Studio's export (JSON, JSON-MIN, CSV)."
+        ),
     ],
     reviewer: Reviewer = None,
     json: Json = False,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Json, answer, bad_rows, clock, emit, shown, table, watching
+from ezxmc.cli.console import Column, Json, answer, bad_rows, clock, columns_of, emit, shown, table, watching
 from ezxmc.cli.engine import Address, Engine, Workers, cluster, with_engine
 from ezxmc.cli.pipeline import Documents, Labels, MaxHours, MaxPairs, Strict, with_budget
 from ezxmc.config import (
@@ -138,6 +138,7 @@ def annotate(
     engine: Engine = None,
     workers: Workers = None,
     ray_address: Address = None,
+    column: Column = None,
     strict: Strict = False,
     json: Json = False,
 ) -> None:
@@ -148,7 +149,7 @@ def annotate(
 
     Example: ezxmc annotate documents.jsonl labels.jsonl shortlist.jsonl --store feedback.sqlite
     """
-    from ezxmc.data import RowReport, read_documents, read_labels, read_shortlist
+    from ezxmc.data import RowReport, columns_for, read_documents, read_labels, read_shortlist
     from ezxmc.feedback.annotate import annotate as ask
     from ezxmc.feedback.annotate import pairs_of
     from ezxmc.feedback.budget import Budget
@@ -173,8 +174,9 @@ def annotate(
     else:
         config = VllmTeacherConfig(kv_cache_gib=kv_cache_gib, **common)
     limits = BudgetConfig(max_pairs=max_pairs, max_hours=max_hours)
-    docs, doc_rows = read_documents(documents, strict=strict)
-    tags, tag_rows = read_labels(labels, strict=strict)
+    columns = columns_of(column)
+    docs, doc_rows = read_documents(documents, strict=strict, columns=columns_for("documents", columns))
+    tags, tag_rows = read_labels(labels, strict=strict, columns=columns_for("labels", columns))
     report = RowReport(strict=strict)
     wanted = read_shortlist(candidates, docs, tags, report)
     budget = Budget(limits, [document.uid for document in docs], size=max(map(len, wanted), default=1) or 1)

@@ -2,7 +2,8 @@
 
 from ezxmc.data.cards import DataCard, card_files
 from ezxmc.data.catalog import Catalog, calibration_part
-from ezxmc.data.documents import COLUMNS, iter_documents, read_documents, read_labels, unfit_character
+from ezxmc.data.columns import COLUMNS, columns_for
+from ezxmc.data.documents import iter_documents, read_documents, read_labels, unfit_character
 from ezxmc.data.folder import open_folder
 from ezxmc.data.gold import read_gold
 from ezxmc.data.readers import iter_rows
@@ -23,6 +24,7 @@ __all__ = [
     "XmcRepo",
     "calibration_part",
     "card_files",
+    "columns_for",
     "compute_statistics",
     "convert",
     "iter_documents",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ezxmc.config import DataConfig
+from ezxmc.data.columns import KINDS, columns_for
 from ezxmc.data.documents import read_documents, read_labels
 from ezxmc.data.gold import read_gold
 from ezxmc.data.split import split_documents
@@ -57,8 +58,11 @@ class Catalog:
             DataError: A file cannot be read, holds nothing usable, has a bad
                 row under `strict`, or hardly any gold is of these documents and labels.
         """
-        documents, document_rows = read_documents(config.documents, strict=config.strict)
-        labels, label_rows = read_labels(config.labels, strict=config.strict)
+        named = {kind: columns_for(kind, config.columns) for kind in KINDS}
+        documents, document_rows = read_documents(
+            config.documents, strict=config.strict, columns=named["documents"]
+        )
+        labels, label_rows = read_labels(config.labels, strict=config.strict, columns=named["labels"])
         for kind, file, rows in (
             ("document", config.documents, document_rows),
             ("label", config.labels, label_rows),

@@ -1,8 +1,7 @@
-"""Documents and labels out of rows.
+"""Documents and labels out of rows; `columns` says which column serves as what.
 
-`COLUMNS` is the one table of accepted column names. Where a row has several
-names of one field, the first in the table that is not null wins. A null is as
-good as no column. Labels without a uid column take their title as uid.
+Documents of a file without an id column get one made of their content. Labels
+without a uid take their title.
 """
 
 from __future__ import annotations
@@ -10,37 +9,38 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ezxmc.data.columns import COLUMNS as COLUMNS
+from ezxmc.data.columns import Columns, option
 from ezxmc.data.matching import plain, trim, twin
-from ezxmc.data.readers import iter_rows
+from ezxmc.data.readers import iter_rows, source_kind
 from ezxmc.data.validate import RowError, RowReport
 from ezxmc.errors import DataError
 from ezxmc.records import Document, Label
 
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "uid": ("uid", "id", "_id", "doc_id", "key"),
-    "title": ("title", "name", "heading", "subject"),
-    "text": ("text", "content", "body", "description", "abstract", "summary"),
-    "aliases": ("aliases",),
-    "parent": ("parent",),
-}
-"""Accepted column names of each field, in order of preference."""
-
 # Neither can be encoded for a model: half a character, and the end of a C string.
 _UNFIT = re.compile("[\ud800-\udfff\0]")
+
+_SAMPLE = 100  # rows that tell what a file's columns are
 
 _Record = TypeVar("_Record", Document, Label)
 
 
-def iter_documents(source: str | Path, report: RowReport) -> Iterator[Document]:
+def iter_documents(
+    source: str | Path, report: RowReport, *, columns: Mapping[str, str] | None = None
+) -> Iterator[Document]:
     """Stream documents; memory grows by a 16-byte digest per uid only.
 
     Args:
         source: Anything `iter_rows` reads; columns as in `COLUMNS`.
+        columns: Columns by the field they serve as, such as `{"text": "message"}`,
+            in preference to those of the table.
         report: Receives rows without uid (`no_uid`), without a word in title
             and text (`empty_text`), with a uid seen before (`duplicate_uid`:
             the first one is kept), with lists or numbers for text
@@ -50,22 +50,28 @@ def iter_documents(source: str | Path, report: RowReport) -> Iterator[Document]:
         DataError: The source cannot be read, or a row is bad and `report` is
             strict.
     """
-    for *_, document in iter_records(source, report, document_of):
+    for *_, document in iter_records(source, report, document_of, columns):
         yield document
 
 
-def read_documents(source: str | Path, *, strict: bool = False) -> tuple[list[Document], RowReport]:
-    """All documents of a source in order, and what was wrong with the rest.
+def read_documents(
+    source: str | Path, *, strict: bool = False, columns: Mapping[str, str] | None = None
+) -> tuple[list[Document], RowReport]:
+    """All documents of a source in order, and what was wrong with the rest; `columns` as above.
 
     Raises:
         DataError: As for `iter_documents`.
     """
     report = RowReport(strict=strict)
-    return list(iter_documents(source, report)), report
+    return list(iter_documents(source, report, columns=columns)), report
 
 
 def read_labels(
-    source: str | Path, *, strict: bool = False, known: Iterable[Label] = ()
+    source: str | Path,
+    *,
+    strict: bool = False,
+    known: Iterable[Label] = (),
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[list[Label], RowReport]:
     """All labels of a source in order, and what was wrong with the rest.
 
@@ -83,6 +89,7 @@ def read_labels(
         strict: Raise at the first bad row.
         known: Labels that are there already. A label with the very uid of one
             of them is meant to replace it.
+        columns: As above.
 
     Raises:
         DataError: As for `iter_documents`.
@@ -93,7 +100,7 @@ def read_labels(
     same = SameLabels(known)
     for label in known:
         by_title.setdefault(plain(label.title), label.uid)
-    for file, line, _, label in iter_records(source, report, label_of):
+    for file, line, _, label in iter_records(source, report, label_of, columns):
         if (other := same.add(label)) is not None:
             report.kept -= 1
             report.add(file, line, "same_label", _same(label, other))
@@ -173,39 +180,85 @@ def row_uid(value: Any, column: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
-        return str(value)
+        # As pandas holds whole numbers in a column with a gap.
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
     return trim(_string(value, column))
 
 
 def iter_records(
-    source: str | Path, report: RowReport, make: Callable[[dict[str, Any]], _Record]
+    source: str | Path,
+    report: RowReport,
+    make: Callable[[dict[str, Any]], _Record],
+    columns: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, int, dict[str, Any], _Record]]:
     """Stream records beside the rows they were made of.
 
     Args:
         source: Anything `iter_rows` reads.
-        report: Receives rows that make no record, and those with a uid seen before.
+        report: Receives rows that make no record, those with a uid seen before, and which
+            column serves as what.
         make: `document_of` or `label_of`.
+        columns: Columns by the field they serve as.
 
     Yields:
         `(file, line, columns, record)`.
 
     Raises:
-        DataError: As for `iter_documents`.
+        DataError: As for `iter_documents`, or a column that was named is not there.
     """
     seen: set[bytes] = set()
+    reading = Columns("labels" if make is label_of else "documents", columns)
+    kind = source_kind(source)
+    # Standard input, pipes and hub data sets can be read once only: they are known by their first row.
+    if kind not in ("hub", ".txt") and str(source) != "-" and not Path(source).is_fifo():
+        reading.learn(row for _, _, row in islice(iter_rows(source, RowReport()), _SAMPLE))
+        _tell(reading, report)
+    made: Counter[bytes] = Counter()
+    without_id: bool | None = None
     for file, line, row in iter_rows(source, report):
+        if without_id is None:
+            if not reading.known:
+                reading.learn([row])
+                if kind != ".txt":
+                    _tell(reading, report)
+            reading.check(source)
+            without_id = reading.kind == "documents" and "uid" not in reading.serving
+            if without_id:
+                report.note(
+                    "no column serves as id: ids are made of the content; "
+                    f"`{option('uid', reading.id_like())}` names one"
+                )
+        fields = reading.fields(row)
         try:
-            record = make(row)
+            if without_id and "uid" not in fields:
+                fields["uid"] = _content_uid(fields, made)
+            record = make(fields)
             digest = blake2b(record.uid.encode(), digest_size=16).digest()
             if digest in seen:
                 raise RowError("duplicate_uid", f"uid {reprlib.repr(record.uid)} was used before")
         except RowError as error:
-            report.add(file, line, error.kind, error.detail)
+            detail = _no_uid(row).detail if error.kind == "no_uid" else error.detail
+            report.add(file, line, error.kind, detail)
             continue
         seen.add(digest)
         report.kept += 1
         yield file, line, row, record
+    if kind != ".txt":
+        _tell(reading, report)  # of what came up in later rows
+
+
+def _tell(reading: Columns, report: RowReport) -> None:
+    for note in reading.notes():
+        report.note(note)
+    report.columns = reading.to_dict()
+
+
+def _content_uid(fields: Mapping[str, Any], made: Counter[bytes]) -> str:
+    """An id made of title and text: the same in another file; equal documents are numbered."""
+    shown = "\0".join(str(fields.get(field, "")).strip() for field in ("title", "text"))
+    digest = blake2b(shown.encode("utf-8", "replace"), digest_size=8).digest()
+    made[digest] += 1
+    return f"c{digest.hex()}" + (f"-{made[digest]}" if made[digest] > 1 else "")
 
 
 def document_of(row: dict[str, Any]) -> Document:
@@ -248,12 +301,16 @@ def label_of(row: dict[str, Any]) -> Label:
 
 
 def _column(row: dict[str, Any], field: str) -> Any:
+    if (value := row.get(field)) is not None:
+        return value
     return next((row[name] for name in COLUMNS[field] if row.get(name) is not None), None)
 
 
 def _string(value: Any, column: str) -> str:
     if value is None:
         return ""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
     if not isinstance(value, str):
         raise RowError("bad_type", f"{column} is not a string: {reprlib.repr(value)}")
     if unfit := unfit_character(value):
@@ -263,6 +320,8 @@ def _string(value: Any, column: str) -> str:
 
 def unfit_character(text: str) -> str | None:
     """The first character no model can be given, and its place, in words; `None` if all are fit."""
+    if text.isascii() and "\0" not in text:
+        return None
     unfit = _UNFIT.search(text)
     return f"U+{ord(unfit[0]):04X} at character {unfit.start() + 1}" if unfit else None
 

@@ -1,67 +1,59 @@
 """Rows out of files, streamed: memory is bounded by the longest row, not by the file.
 
-| source                                | read as                                              |
-|---------------------------------------|------------------------------------------------------|
-| `.jsonl` `.ndjson` `.json` (`.gz`)    | one JSON object per line                             |
-| `.csv` (`.gz`)                        | RFC 4180, header line, quoted fields may span lines  |
-| `.tsv` (`.gz`)                        | header line, no quoting: one line is one row         |
-| `.parquet`                            | batches of rows                                      |
-| `.txt` (`.gz`)                        | one title per line, which is its uid as well         |
-| a folder written by `save_to_disk`    | its only split, or "train"                           |
-| `org/name`, `org/name:split`          | a hub dataset, streamed                              |
-| `-`                                   | JSON lines from standard input                       |
+| source                                     | read as                                             |
+|--------------------------------------------|-----------------------------------------------------|
+| `.jsonl` `.ndjson` `.json` (`.gz` ...)     | one JSON object per line                            |
+| `.csv` `.tsv` (`.gz` ...)                  | header line, quoted cells may span lines (`tables`) |
+| `.parquet`                                 | batches of rows                                     |
+| `.xlsx`                                    | the first sheet, header row                         |
+| `.txt` (`.gz` ...)                         | one title per line, which is its uid as well        |
+| a pattern, or a folder of such files       | all of them, in order of their names                |
+| a folder written by `save_to_disk`         | its only split, or "train"                          |
+| `org/name`, `org/name:split`               | a hub dataset, streamed                             |
+| `-`                                        | JSON lines from standard input                      |
 
-Text is UTF-8, with or without a byte order mark. A row that cannot be read is
-reported with its line and skipped; a file that cannot be read is an error.
+A row that cannot be read is reported with its line and skipped; a file that
+cannot be read is an error; `sources` tells of packing and encodings.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import gzip
 import json
 import re
 import reprlib
-import sys
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from datetime import date, datetime, time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
+from ezxmc.data.columns import HEADS, NAMES, key
+from ezxmc.data.sources import FIELDS, JSON, iter_lines, locate, source_kind
+from ezxmc.data.tables import iter_fields
 from ezxmc.data.validate import RowReport
 from ezxmc.errors import DataError
+
+__all__ = ["Row", "iter_fields", "iter_lines", "iter_rows", "source_kind"]
 
 Row = tuple[str, int, dict[str, Any]]
 """File, 1-based line (row number in binary formats), columns."""
 
-_JSON = (".jsonl", ".ndjson", ".json")
-_FIELDS = (".csv", ".tsv")
 _BATCH_ROWS = 1_024
-# An unclosed quote makes the csv module swallow the rest of the file; this many
-# characters (documents of some millions of words) end that.
-_FIELD_LIMIT = 1 << 25
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _ARRAY = re.compile(r"\[\s*(\{|$)")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?")
-_SUPPORTED = (
-    "use .jsonl, .csv, .tsv, .txt (each also .gz), .parquet, a `datasets` folder, a hub id `org/name`, "
-    'or "-" for JSON lines from standard input'
-)
 
 
 def iter_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
     """Stream the rows of any supported source.
 
     Args:
-        source: A path, a hub id or "-"; see the table above.
+        source: A path, a pattern, a folder, a hub id or "-"; see the table above.
         report: Receives the rows that cannot be read (`bad_utf8`, `bad_json`,
-            `not_an_object`, `bad_csv`, `field_count`). Rows yielded are not
-            counted here: whoever uses one adds to `kept` or reports it.
+            `not_an_object`, `bad_csv`, `field_count`), header lines in mid-file
+            (`repeated_header`) and notes. Rows yielded are not counted here:
+            whoever uses one adds to `kept` or reports it.
 
     Yields:
         `(file, line, columns)` of each readable row.
@@ -69,121 +61,14 @@ def iter_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
     Raises:
         DataError: The source is missing, unsupported, or broken as a whole.
     """
-    kind = source_kind(source)
-    if kind in _JSON:
-        return _json_rows(source, report)
-    if kind in _FIELDS:
-        return _field_rows(source, report)
-    if kind == ".txt":
-        return _title_rows(source, report)
-    if kind == ".parquet":
-        return _parquet_rows(source, report)
-    return _dataset_rows(source, on_disk=kind == "folder")
-
-
-def source_kind(source: str | Path) -> str:
-    """The format of a source: a suffix without `.gz`, "folder" or "hub".
-
-    Raises:
-        DataError: There is no such source, or its format is not supported.
-    """
-    name = str(source)
-    if name == "-":
-        return ".jsonl"
-    path = Path(name)
-    suffix = Path(name.removesuffix(".gz")).suffix.lower()
-    known = suffix in (*_JSON, *_FIELDS, ".txt") or (suffix == ".parquet" and not name.endswith(".gz"))
-    if path.is_dir():
-        if not any((path / mark).is_file() for mark in ("dataset_dict.json", "dataset_info.json")):
-            raise DataError(f"{name} is a folder, but not one written by `save_to_disk`", _SUPPORTED)
-        return "folder"
-    if path.exists():
-        if not known:
-            raise DataError(f"{name} is of no supported format", _SUPPORTED)
-        return suffix
-    if not known and _HUB_ID.fullmatch(name):
-        return "hub"
-    raise DataError(f"no file at {name}", "check the path; relative paths start at the working directory")
-
-
-def iter_fields(source: str | Path, report: RowReport) -> Iterator[tuple[str, int, list[str]]]:
-    """Stream the rows of a CSV or TSV file as lists of fields, header included.
-
-    Yields:
-        `(file, line, fields)`, the line being the one the row starts on.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    file = str(source)
-    tabs = source_kind(source) == ".tsv"
-    csv.field_size_limit(max(csv.field_size_limit(), _FIELD_LIMIT))
-    # Undecodable bytes become lone surrogates, so that one row is lost and not the file.
-    text = (raw.decode("utf-8", "surrogateescape") for _, raw in _lines(source))
-    reader = csv.reader(
-        text,
-        delimiter="\t" if tabs else ",",
-        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
-        strict=True,
-    )
-    while True:
-        line = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            report.add(file, line, "bad_csv", f"{error} (lines {line} to {reader.line_num})")
-            continue
-        if any(_SURROGATE.search(value) for value in fields):
-            report.add(file, line, "bad_utf8", "the row is not valid UTF-8")
-        elif fields:
-            yield file, line, fields
-
-
-def _open(name: str) -> AbstractContextManager[Iterable[bytes]]:
-    if name == "-":
-        return nullcontext(sys.stdin.buffer)
-    return gzip.open(name, "rb") if name.endswith(".gz") else Path(name).open("rb")
-
-
-def _lines(source: str | Path) -> Iterator[tuple[int, bytes]]:
-    name = str(source)
-    try:
-        with _open(name) as handle:
-            for number, raw in enumerate(handle, start=1):
-                yield number, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{name} cannot be read to its end: {error}", "fetch or write the file again"
-        ) from None
-
-
-def iter_lines(
-    source: str | Path, report: RowReport, *, blank: bool = False
-) -> Iterator[tuple[str, int, str]]:
-    """Stream the lines of a text file, without outer spaces.
-
-    Args:
-        source: A path, gzip if it ends in `.gz`, or "-".
-        report: Receives lines that are not UTF-8 (`bad_utf8`).
-        blank: Whether blank lines are yielded, too.
-
-    Yields:
-        `(file, line, text)`, the line counted from 1, blank and bad ones included.
-
-    Raises:
-        DataError: The file cannot be read to its end.
-    """
-    file = "<stdin>" if str(source) == "-" else str(source)
-    for line, raw in _lines(source):
-        try:
-            text = raw.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            report.add(file, line, "bad_utf8", f"byte {error.start + 1} of the line: {error.reason}")
-            continue
-        if text or blank:
-            yield file, line, text
+    kind, files = locate(source)
+    if kind in ("folder", "hub"):
+        return _dataset_rows(source, on_disk=kind == "folder")
+    if len(files) > 1:
+        report.note(f"{source}: {len(files)} files, {Path(files[0]).name} to {Path(files[-1]).name}")
+    readers = {".txt": _title_rows, ".parquet": _parquet_rows, ".xlsx": _sheet_rows}
+    readers |= dict.fromkeys(JSON, _json_rows) | dict.fromkeys(FIELDS, _field_rows)
+    return chain.from_iterable(readers[kind](file, report) for file in files)
 
 
 def _json_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
@@ -209,14 +94,33 @@ def _field_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
     file, _, header = next(rows, ("", 0, []))
     if report.bad > bad_before:
         raise DataError(f"{report.problems[-1]}: there is no readable header line", "mend the first line")
-    named = [name for name in header if name]
-    if len(named) != len(set(named)):
-        raise DataError(f"{file}:1: two columns have the same name: {', '.join(named)}", "rename one of them")
+    _check_names(f"{file}:1", header)
+    heads = {header[0], *HEADS} if header else set()
     for file, line, fields in rows:
-        if len(fields) == len(header):
+        if fields[0] in heads and (again := _header(fields, header)):
+            report.add(file, line, "repeated_header", "a header line in mid-file is no row")
+            header = again
+        elif len(fields) == len(header):
             yield file, line, dict(zip(header, fields, strict=True))
         else:
             report.add(file, line, "field_count", f"{len(fields)} fields where the header has {len(header)}")
+
+
+def _header(fields: list[str], header: list[str]) -> list[str] | None:
+    """The header from here on, if this row is one (of another file put behind); else `None`."""
+    if fields == header:
+        return header
+    names, former = list(map(key, fields)), set(map(key, header))
+    known = former | NAMES
+    whole = len(names) > 1 and len(set(names)) == len(names) and all(name in known for name in names)
+    # A row of column names only, most of them of this file: "name,summary" alone may be a row.
+    return fields if whole and 2 * len(former.intersection(names)) >= len(names) else None
+
+
+def _check_names(where: str, header: list[Any]) -> None:
+    named = [name for name in header if name]
+    if twice := sorted({str(name) for name in named if named.count(name) > 1}):
+        raise DataError(f"{where}: two columns have the same name: {', '.join(twice)}", "rename one of them")
 
 
 def _title_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
@@ -229,6 +133,7 @@ def _parquet_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(file) as opened:
+            _check_names(file, opened.schema_arrow.names)
             for batch in opened.iter_batches(batch_size=_BATCH_ROWS):
                 for index in range(batch.num_rows):
                     number += 1
@@ -240,6 +145,45 @@ def _parquet_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
                     yield file, number, row
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{file} is not readable Parquet: {error}", "write the file again") from None
+
+
+def _sheet_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
+    file = str(source)
+    try:
+        import openpyxl
+    except ModuleNotFoundError:
+        raise DataError(
+            f"{file}: reading .xlsx needs openpyxl", "pip install 'ezxmc[xlsx]', or save the sheet as .csv"
+        ) from None
+    try:
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+    except Exception as error:  # openpyxl raises whatever its XML and zip readers do
+        raise DataError(f"{file} is no readable .xlsx: {error}", "save it again, or as .csv") from None
+    try:
+        if len(book.sheetnames) > 1:
+            others = ", ".join(book.sheetnames[1:])
+            report.note(f"{file}: the sheet {book.sheetnames[0]} is read; unread: {others}")
+        header: list[str] = []
+        for number, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), start=1):
+            values = [_value(cell) for cell in cells]
+            if all(value is None for value in values):
+                continue
+            if not header:
+                while values[-1] is None:
+                    values.pop()
+                header = ["" if value is None else str(value) for value in values]
+                _check_names(f"{file}:{number}", header)
+                continue
+            if any(value is not None for value in values[len(header) :]):
+                report.add(file, number, "field_count", f"more cells than the header's {len(header)}")
+                continue
+            yield file, number, {name: value for name, value in zip(header, values, strict=False) if name}
+    finally:
+        book.close()
+
+
+def _value(cell: Any) -> Any:
+    return cell.isoformat() if isinstance(cell, date | datetime | time) else cell
 
 
 def _dataset_rows(source: str | Path, *, on_disk: bool) -> Iterator[Row]:

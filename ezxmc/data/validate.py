@@ -6,9 +6,10 @@ Kinds of a dropped row (`bad`): `bad_utf8`, `bad_json`, `not_an_object`,
 or a label), `same_label` (a label that is there already under another uid);
 `no_document`, `no_label` (gold); `unknown_document`, `unknown_label` (gold,
 shortlists); `bad_shortlist`; `bad_prediction`, `prediction_error` (predictions);
-`bad_entry`, `bad_pair`, `row_count`, `bad_uid` (files of the
-XMC repository). Kinds of a kept row (`WARNINGS`): `equal_title`. A command
-tells of a report once (`RowReport.tell`): how many rows, notes, the first problems.
+`bad_entry`, `bad_pair`, `row_count`, `bad_uid` (files of the XMC repository).
+Kinds that cost no row (`WARNINGS`): `equal_title`, and `repeated_header`, a header
+line in mid-file. A command tells of a report once (`RowReport.tell`): how many rows,
+notes, the first problems.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from ezxmc.errors import DataError
 
-WARNINGS = frozenset({"equal_title"})
+WARNINGS = frozenset({"equal_title", "repeated_header"})
 """Kinds that are told but do not cost the row."""
 
 PROBLEMS_KEPT = 1_000
@@ -67,8 +68,9 @@ class RowReport:
         kept: Rows that were used.
         problems: The first `PROBLEMS_KEPT` problems, in order of reading.
         counts: Exact number of problems of each kind.
-        listener: Told of every problem as it is found.
+        listener: Told of every dropped row as it is found.
         notes: What was done about rows that were not as expected, a sentence each.
+        columns: The columns that serve as each field, in order of preference, and those `unread`.
         say: Told of every note as it is made.
         told: Whether a person was told of all this already.
     """
@@ -79,6 +81,7 @@ class RowReport:
     counts: Counter[str] = field(default_factory=Counter)
     listener: Callable[[RowProblem], None] | None = None
     notes: list[str] = field(default_factory=list)
+    columns: dict[str, list[str]] = field(default_factory=dict)
     say: Callable[[str], None] | None = None
     told: bool = False
 
@@ -108,7 +111,7 @@ class RowReport:
         room = PROBLEMS_KEPT if kind not in WARNINGS or self.warnings <= _WARNINGS_KEPT else 0
         if len(self.problems) < room:
             self.problems.append(problem)
-        if self.listener:
+        if self.listener and kind not in WARNINGS:
             self.listener(problem)
         if self.strict and kind not in WARNINGS:
             raise DataError(str(problem), "mend the row, or read without strict to report and skip bad rows")
@@ -162,4 +165,5 @@ class RowReport:
                 for problem in self.problems
             ],
             "notes": list(self.notes),
+            "columns": self.columns,
         }

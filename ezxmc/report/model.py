@@ -37,6 +37,7 @@ class RowSummary(_Part):
         counts: Problems by kind, exact.
         problems: The first problems.
         notes: What was done about rows that were not as expected.
+        columns: The columns that serve as each field, and those unread.
     """
 
     rows: int
@@ -46,6 +47,7 @@ class RowSummary(_Part):
     counts: dict[str, int] = Field(default_factory=dict)
     problems: list[RowProblemEntry] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+    columns: dict[str, list[str]] = Field(default_factory=dict)
 
 
 class DataSummary(_Part):

@@ -23,12 +23,13 @@ from typing import Any
 
 from ezxmc.data import RowReport, iter_rows
 from ezxmc.data.documents import row_uid
+from ezxmc.data.readers import source_kind
 from ezxmc.data.validate import RowError
 from ezxmc.errors import DataError
 from ezxmc.feedback.exchange import replacing
 from ezxmc.feedback.reviews import Answer, Review, Reviews, pair_id
 from ezxmc.records import Document, Label
-from ezxmc.review.label_studio import CONFIG, is_export, labelled_tasks, task
+from ezxmc.review.label_studio import CONFIG, TEXTS_TELL, flat_row, is_export, is_flat, labelled_tasks, task
 from ezxmc.review.selection import Pick, Reason
 
 _SHOWN = 5_000  # characters of a text in a cell; spreadsheets take 32,767
@@ -188,7 +189,8 @@ def import_reviews(
 
     Args:
         reviews: Of the store.
-        source: What `write_picks` wrote, with decisions; or Label Studio's JSON export of it.
+        source: What `write_picks` wrote, with decisions; or Label Studio's export of it (JSON,
+            JSON-MIN, CSV or TSV).
         report: Receives rows with neither yes, no nor skip (`bad_decision`), no or no readable uid
             or time (`bad_review`), a uid that is not in the catalog (`unknown_document`,
             `unknown_label`), texts that are not the exported ones (`changed_text`), and all rows of a
@@ -247,9 +249,15 @@ def _rows(source: Path, report: RowReport) -> Iterator[tuple[str, int, dict[str,
     if is_export(source):
         yield from labelled_tasks(source, report)
         return
-    cells = source.name.removesuffix(".gz").endswith((".csv", ".tsv"))
+    cells = source_kind(source) in (".csv", ".tsv", ".xlsx")
     for file, line, row in iter_rows(source, report):
-        yield file, line, {name: _uncell(value) for name, value in row.items()} if cells else row
+        if cells or is_flat(row):
+            # A spreadsheet may have changed the names' case, and whoever filled it in added columns.
+            row = {str(name).strip().casefold(): value for name, value in row.items()}
+        if is_flat(row):
+            yield file, line, flat_row(row)
+        else:
+            yield file, line, {name: _uncell(value) for name, value in row.items()} if cells else row
 
 
 def _pair(
@@ -265,11 +273,23 @@ def _pair(
     if label_uid not in labels:
         raise RowError("unknown_label", reprlib.repr(label_uid))
     document, label = documents[uid], labels[label_uid]
-    if (given := row.get("id")) and given != pair_id(document, label):
+    given = row.get("id")
+    if TEXTS_TELL in row:
+        given = "" if _same_texts(row, document, label) else "another"
+    if given and given != pair_id(document, label):
         raise RowError(
             "changed_text", f"{reprlib.repr(uid)} or {reprlib.repr(label_uid)} is not what was exported"
         )
     return document, label
+
+
+def _same_texts(row: Mapping[str, Any], document: Document, label: Label) -> bool:
+    """Whether a row's texts are these; line ends and blanks may have changed on the way."""
+    texts = {"title": document.title, "text": document.text}
+    texts |= {"label_title": label.title, "label_text": label.text}
+    there = {name: text for name, text in texts.items() if name in row}
+    same = (str(row[name] or "").split() == text.split() for name, text in there.items())
+    return len(there) > 1 and all(same)
 
 
 def _answer(row: Mapping[str, Any]) -> Answer | None:

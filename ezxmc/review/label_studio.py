@@ -1,8 +1,10 @@
-"""Label Studio's formats: a labeling configuration, tasks, and its JSON export.
+"""Label Studio's formats: a labeling configuration, tasks, and its exports JSON, JSON-MIN, CSV and TSV.
 
 As described in https://labelstud.io/guide/task_format: a task holds `data`,
 and in an export `annotations`, each with `result`, a list of regions with
 `from_name`, `type` and `value`, and `was_cancelled` for a task that was skipped.
+JSON-MIN, CSV and TSV hold a flat row per annotation, in which `id` is the
+task's number there: our `id` is lost, so texts tell whether they are the exported ones.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from ezxmc.data import RowReport
 from ezxmc.errors import DataError
 
 _NAME = "decision"
+TEXTS_TELL = "label studio: texts tell"
+"""A column of rows whose texts, not an `id`, tell whether they are those that were exported."""
 CONFIG = f"""<View>
   <Header value="Does this label fit the document?"/>
   <Text name="label_title" value="$label_title"/>
@@ -72,9 +76,33 @@ def labelled_tasks(source: Path, report: RowReport) -> Iterator[tuple[str, int, 
 
 
 def _rows(one: dict[str, Any]) -> list[dict[str, Any]]:
+    if "data" not in one and is_flat(one):
+        return [flat_row(one)]
     data = dict(one["data"])
     annotations = one.get("annotations") or []
     return [{**data, **_said(annotation)} for annotation in annotations] or [{**data, _NAME: None}]
+
+
+def is_flat(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of Label Studio's JSON-MIN, CSV or TSV."""
+    return "annotation_id" in row or "lead_time" in row
+
+
+def flat_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of these as columns."""
+    said = row.get(_NAME)
+    if isinstance(said, dict):
+        said = said.get("choices")
+    if isinstance(said, list):
+        said = " ".join(map(str, said))
+    who = row.get("annotator")
+    return {
+        **{name: value for name, value in row.items() if name != "id"},
+        _NAME: said or None,
+        "at": row.get("updated_at") or row.get("created_at"),
+        "reviewer": who.get("email") if isinstance(who, dict) else who,
+        TEXTS_TELL: True,
+    }
 
 
 def _said(annotation: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""A look into an input before anything is spent: its columns, what they would serve as, its first rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ezxmc.data.columns import Columns, Kind
+from ezxmc.data.documents import iter_documents, read_labels
+from ezxmc.data.readers import iter_rows
+from ezxmc.data.sources import locate
+from ezxmc.data.validate import RowReport
+
+_LOOKED_AT = 100
+_FIRST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnView:
+    """One column.
+
+    Attributes:
+        name: As the file has it.
+        serves: The field it is read as; `None`: it is unread.
+        filled: Cells that are not blank, among the rows looked at.
+        example: The first of them.
+    """
+
+    name: str
+    serves: str | None
+    filled: int
+    example: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a source holds.
+
+    Attributes:
+        source: As the user named it.
+        kind: What it was read as.
+        format: The suffix, "folder" (of `datasets`) or "hub".
+        files: Of how many it consists.
+        looked_at: Rows the columns were told by.
+        columns: In the file's order.
+        first: The first rows.
+        rows: How reading all of it went.
+        titles: Title by uid of each record.
+    """
+
+    source: str
+    kind: Kind
+    format: str
+    files: int
+    looked_at: int
+    columns: list[ColumnView]
+    first: list[dict[str, Any]]
+    rows: RowReport
+    titles: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form, the titles left out."""
+        columns = [
+            {
+                "name": one.name,
+                "serves": one.serves,
+                "filled": one.filled,
+                "example": _ready(one.example),
+            }
+            for one in self.columns
+        ]
+        return {
+            "source": self.source,
+            "format": self.format,
+            "files": self.files,
+            "looked_at": self.looked_at,
+            "columns": columns,
+            "first": [_ready(row) for row in self.first],
+            "rows": self.rows.to_dict(),
+        }
+
+
+def _ready(value: Any) -> Any:
+    """A value for JSON; what that cannot hold, dates and bytes say, as text."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def inspect_source(source: str | Path, kind: Kind, columns: Mapping[str, str] | None = None) -> Inspection:
+    """Look into documents or labels, and read them through.
+
+    Args:
+        source: Anything `iter_rows` reads, but standard input.
+        kind: What it holds.
+        columns: Columns by the field they serve as.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    form, files = locate(source)
+    sample = [row for _, _, row in islice(iter_rows(source, RowReport()), _LOOKED_AT)]
+    reading = Columns(kind, columns)
+    reading.learn(sample)
+    reading.check(source)
+    fields = {name: field for field, names in reading.serving.items() for name in names}
+    views = []
+    for name in dict.fromkeys(name for row in sample for name in row):
+        cells = [row[name] for row in sample if row.get(name) is not None and str(row[name]).strip()]
+        views.append(ColumnView(str(name), fields.get(name), len(cells), cells[0] if cells else None))
+    report = RowReport()
+    if kind == "labels":
+        labels, report = read_labels(source, columns=columns)
+        titles = {label.uid: label.title for label in labels}
+    else:
+        titles = {
+            document.uid: document.title for document in iter_documents(source, report, columns=columns)
+        }
+    return Inspection(
+        str(source), kind, form, len(files), len(sample), views, sample[:_FIRST], report, titles
+    )
