@@ -31,6 +31,7 @@ from ezxmc.data.growth import CATALOG, Snapshot
 from ezxmc.errors import ConfigError, TrainingError
 from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.inquiry import Inquiry
+from ezxmc.feedback.recall import judgments_of
 from ezxmc.feedback.reviews import FEWEST_REVIEWED, Decided, tag_verdicts
 from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
@@ -41,7 +42,7 @@ from ezxmc.launcher import rank_and_size
 from ezxmc.manifest import Manifest
 from ezxmc.models import resolve_model
 from ezxmc.predict import Predictor, prediction_row
-from ezxmc.records import Prediction
+from ezxmc.records import Judgment, Prediction
 from ezxmc.report import RunReport, write_report
 from ezxmc.retrieval import LabelIndex
 from ezxmc.rundir import RunDir
@@ -156,6 +157,7 @@ class _Run:
         self.found.unasked_documents = sum(not r for i, r in enumerate(self.cycles.asked) if i not in apart)
         self.found.unasked_pairs = self.cycles.unasked_pairs + self.inquiry.unasked_pairs
         self.found.problem_docs = self.inquiry.problem_docs
+        self.found.judgments = self.recall()
         report = assemble(self.config, self.found, self.place.path, self.teacher, self.store, rest)
         if report.budget:
             self.watch.say(report.budget.line)
@@ -228,6 +230,19 @@ class _Run:
         self.found.calibrator = calibrate(
             self.place.path / "bundle", predictions, teacher, self.decided, depth, self.watch
         )
+
+    def recall(self) -> list[Judgment]:
+        """All that is known of the catalog's texts; what the store holds of others is told."""
+        recalled = judgments_of(
+            self.catalog.documents,
+            self.catalog.labels,
+            self.store,
+            self.teacher.fingerprint,
+            key=self.teacher.key,
+        )
+        for line in recalled.lines():
+            self.watch.say(line)
+        return recalled.judgments
 
     def tag(self) -> None:
         """Tag every document with the bundle, as a user would; rank by the untrained encoder to compare."""

@@ -85,6 +85,7 @@ def calibrate(
         raise typer.BadParameter(f"--target {aim} needs {'--store' if people else '--gold or --reviewed'}")
     kinds = KINDS if kind is None else (kind.value,)
     docs, doc_rows = read_documents(documents)
+    everything = docs
     if held_out is not None:
         part = set(calibration_part([document.uid for document in docs], held_out, seed))
         docs = [document for document in docs if document.uid in part]
@@ -108,7 +109,8 @@ def calibrate(
         former = [predictor.bundle.calibrator] if predictor.bundle.calibrator else []
         calibrator = Calibrator.correct(former, judged_rows(predictions, human, depth))
     else:
-        teacher = teacher_verdicts(newest_judgments(store))
+        recalled = newest_judgments(store, everything, predictor.bundle.labels, watch.say)
+        teacher = teacher_verdicts(recalled.judgments)
         if aim is TargetName.TEACHER:
             calibrator = fit_calibrator(predictions, teacher, target="teacher", k=depth, kinds=kinds)
         else:

@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from typing import Any
 
@@ -324,17 +324,3 @@ def pairs_of(
     for doc, candidates in zip(documents, rows, strict=True):
         for row in candidates:
             yield Pair(doc, labels[row])
-
-
-def recall(pairs: Iterable[Pair], teacher: Teacher, store: FeedbackStore) -> Iterator[Judgment]:
-    """What the store holds of these pairs, under the pairs' own uids.
-
-    Judgments are kept by content: two documents of equal text share one, and
-    a renamed document keeps its own.
-    """
-    for chunk in _chunks(pairs):
-        keys = [teacher.key(pair) for pair in chunk]
-        found = store.get(keys)
-        for key, pair in zip(keys, chunk, strict=True):
-            if key in found:
-                yield replace(found[key], doc_uid=pair.doc.uid, label_uid=pair.label.uid)
