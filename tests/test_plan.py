@@ -290,6 +290,43 @@ def test_a_probe_in_one_step_is_marked_as_rough(tmp_path: Path) -> None:
     assert teacher.closed == 2
 
 
+class Telling(EngineTeacher):
+    """One that tells how long its starts took."""
+
+    startup_seconds = 0.0
+
+    def score(self, pairs: Iterable[Pair], *, expected: int | None = None) -> Iterator[Judgment]:
+        idle = not self.running
+        for judgment in super().score(pairs, expected=expected):
+            if idle and self.running:
+                idle, self.startup_seconds = False, self.startup_seconds + self.startup
+            yield judgment
+
+
+@pytest.mark.parametrize("pairs", [1, 40, 64, 200])
+@pytest.mark.parametrize("step", [32, 128])
+def test_the_clock_of_a_small_job_starts_with_its_first_question(
+    tmp_path: Path, pairs: int, step: int
+) -> None:
+    """A job of one batch takes time too; store, probe and plan count the same seconds."""
+    catalog = [Pair(Document(f"d{n}", "", f"guitar {n}"), Label("melody", "melody")) for n in range(pairs)]
+    tokens = pairs * (4 + 2 + 3)
+    for start in (0.0, 30.0):
+        told = Telling(startup=start, tokens_per_second=tokens / 8.0, step=step)
+        with FeedbackStore(tmp_path / f"annotated-{start}.sqlite") as store:
+            summary = annotate(lambda: catalog, told, store)
+            assert store.judging_seconds(told.fingerprint) == pytest.approx(8.0)
+            assert store.totals(told.fingerprint).pairs_per_second == pytest.approx(pairs / 8.0)
+        assert (summary.startup_seconds, summary.seconds) == (start, pytest.approx(8.0 + start))
+        told = Telling(startup=start, tokens_per_second=tokens / 8.0, step=step)
+        with FeedbackStore(tmp_path / f"probed-{start}.sqlite") as store:
+            found = probe(catalog, told, store, expected=pairs)
+            assert found is not None and found.pairs_per_second == pytest.approx(pairs / 8.0)
+            assert store.judging_seconds(told.fingerprint) == pytest.approx(8.0)
+        if start:
+            assert found.steady and found.startup_seconds == start
+
+
 def test_the_probe_sees_the_memory_of_child_processes(tmp_path: Path, clock: Clock) -> None:
     size = 300_000_000
 

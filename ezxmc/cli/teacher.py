@@ -207,6 +207,7 @@ def annotate(
             "statuses": dict(summary.statuses),
             "problems": summary.to_dict()["problems"],
             "seconds": round(summary.seconds, 1),
+            "startup_seconds": round(summary.startup_seconds, 1),
             "pairs_per_second": totals.pairs_per_second,
             "computed_tokens_per_pair": totals.computed_per_pair,
             "cache_share": totals.cache_share,
