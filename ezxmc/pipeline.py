@@ -73,6 +73,7 @@ def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Watch | Non
         TrainingError: The judgments give nothing to learn from.
     """
     refuse_torchrun()
+    config = config.as_begun()
     place = RunDir(config.run_dir)
     with place.locked(), FeedbackStore(place.path / "feedback.sqlite") as store:
         place.write("config.yaml", config.dump())
@@ -153,7 +154,7 @@ class _Run:
         self.cycles.forget_vectors()
         judging = self.inquiry.seconds() - judged_before
         rest = time.monotonic() - started - self.place.spent - judging
-        apart = set(self.catalog.to_calibrate)
+        apart = self.inquiry.budget.idle.union(self.catalog.to_calibrate)
         self.found.unasked_documents = sum(not r for i, r in enumerate(self.cycles.asked) if i not in apart)
         self.found.unasked_pairs = self.cycles.unasked_pairs + self.inquiry.unasked_pairs
         self.found.problem_docs = self.inquiry.problem_docs
@@ -225,8 +226,14 @@ class _Run:
         rows = [[row[uid] for uid in found.labels] for found in predictions]
         # Where a budget ends, the calibrator is fitted on a random part of its documents.
         order = in_hash_order([found.uid for found in predictions], range(len(part)))
-        self.inquiry.ask([part[i] for i in order], [rows[i] for i in order], "calibration: teacher judges")
-        teacher = teacher_verdicts(self.inquiry.answers(part, rows))
+        asked = order[: self.inquiry.budget.calibrating]
+        self.inquiry.ask([part[i] for i in asked], [rows[i] for i in asked], "calibration: teacher judges")
+        for i in order[len(asked) :]:
+            # Asked when more were wanted. Others, of which a cycle asked some labels, would mislead.
+            if len(self.inquiry.judged(part[i], rows[i])) < len(rows[i]):
+                break
+            asked.append(i)
+        teacher = teacher_verdicts(self.inquiry.answers([part[i] for i in asked], [rows[i] for i in asked]))
         self.found.calibrator = calibrate(
             self.place.path / "bundle", predictions, teacher, self.decided, depth, self.watch
         )

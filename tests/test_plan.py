@@ -128,6 +128,18 @@ def test_without_a_probe_nothing_is_asked_written_or_timed(tiny_config: Path) ->
     assert calibration.name == "calibration" and calibration.pairs == 6 * calibration.documents > 0
     assert found.total.pairs == 480 + calibration.pairs and found.total.known == 0
     assert found.total.seconds is None and found.pairs_per_second is None and found.probe is None
+
+
+def test_it_tells_what_calibrates_and_what_serves_nothing(tmp_path: Path, tiny_encoder: Path) -> None:
+    config = write_catalog(
+        tmp_path, tiny_encoder, documents=90, budget={"calibration": 5}, training__held_out=0.6
+    )
+    found = plan(RunConfig.load(config), teacher=FakeTeacher(), probe_pairs=0)
+    calibration = found.parts[-1]
+    assert (calibration.name, calibration.documents, calibration.pairs) == ("calibration", 5, 30)
+    assert "5 of " in found.notes[0] and "budget.calibration" in found.notes[0]
+    idle = int(found.notes[1].split()[0])
+    assert idle > 0 and found.parts[0].documents < 90 - idle and found.unasked_documents == 0
     # Every document of this catalog has 2 + 7 words, its frame 4, each label 3.
     assert found.parts[0].prompt_tokens == 240 * (13 + 3)
     assert found.parts[0].computed_tokens == 60 * 13 + 240 * 3

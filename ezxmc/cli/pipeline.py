@@ -127,7 +127,10 @@ def follow(config: Path, max_pairs: int | None, plan: bool, json: bool) -> None:
 def with_budget(config: RunConfig, max_pairs: int | None, max_hours: float | None) -> RunConfig:
     """The configuration with the limits given on the command line."""
     given = {"max_pairs": max_pairs, "max_hours": max_hours}
-    limits = config.budget.model_dump() | {name: value for name, value in given.items() if value is not None}
+    # What nobody set stays so: a run keeps the value it was begun with.
+    limits = config.budget.model_dump(exclude_unset=True) | {
+        name: value for name, value in given.items() if value is not None
+    }
     return config.model_copy(update={"budget": BudgetConfig(**limits)})
 
 

@@ -7,6 +7,22 @@ these documents calibrate and 300 others, the same for all sizes, tell the error
 teacher's own share of "yes", in points. "added" is what too few documents cost: the error less that of a
 calibrator fitted to the 300 documents themselves. "rank" is the mean distance of one probability from what
 that calibrator says. "worst" is the 95th percentile over draws.
+
+On debtags with faceted titles, judgments.jsonl (Qwen2.5-Coder-1.5B-Instruct), all-MiniLM-L6-v2, 100 draws:
+
+| documents | pairs | ECE@1 | ECE@5 | ECE@10 | worst ECE@5 | worst ECE@10 |
+|---|---|---|---|---|---|---|
+| 10 | 100 | 8.0 ± 4.8 | 4.8 ± 2.5 | 4.1 ± 2.1 | 9.5 | 8.4 |
+| 25 | 250 | 5.7 ± 3.1 | 3.6 ± 1.7 | 2.9 ± 1.4 | 7.0 | 5.7 |
+| 50 | 500 | 4.2 ± 1.7 | 2.5 ± 1.0 | 2.1 ± 0.9 | 4.2 | 3.9 |
+| 100 | 1,000 | 3.6 ± 1.2 | 2.1 ± 0.7 | 1.7 ± 0.6 | 3.2 | 2.6 |
+| 150 | 1,500 | 3.3 ± 1.1 | 1.9 ± 0.6 | 1.5 ± 0.5 | 3.0 | 2.4 |
+| 200 | 2,000 | 3.2 ± 0.9 | 1.9 ± 0.6 | 1.4 ± 0.4 | 2.8 | 2.3 |
+| 300 | 3,000 | 3.3 ± 0.9 | 1.9 ± 0.5 | 1.4 ± 0.4 | 2.8 | 2.2 |
+
+The calibrator of the 300 tested documents themselves has about 1.5 at 5 and 0.9 at 10. So 150 documents, the
+default of `budget.calibration`, are within
+.1 of what 300 reach; 100 lose .2 to .3, 50 lose .6 to .9 and scatter twice as much.
 """
 
 from __future__ import annotations
