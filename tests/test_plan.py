@@ -129,6 +129,13 @@ def test_without_a_probe_nothing_is_asked_written_or_timed(tiny_config: Path) ->
     assert found.total.pairs == 480 + calibration.pairs and found.total.known == 0
     assert found.total.seconds is None and found.pairs_per_second is None and found.probe is None
 
+    # Every document of this catalog has 2 + 7 words, its frame 4, each label 3.
+    assert found.parts[0].prompt_tokens == 240 * (13 + 3)
+    assert found.parts[0].computed_tokens == 60 * 13 + 240 * 3
+    assert found.parts[0].cache_share == pytest.approx(1 - 1500 / 3840)
+    assert found.disk["students"] > found.disk["bundle"] > 0 and found.memory["training"]
+    assert json.loads(json.dumps(found.to_dict()))["total"]["asked"] == found.total.asked
+
 
 def test_it_tells_what_calibrates_and_what_serves_nothing(tmp_path: Path, tiny_encoder: Path) -> None:
     config = write_catalog(
@@ -140,12 +147,6 @@ def test_it_tells_what_calibrates_and_what_serves_nothing(tmp_path: Path, tiny_e
     assert "5 of " in found.notes[0] and "budget.calibration" in found.notes[0]
     idle = int(found.notes[1].split()[0])
     assert idle > 0 and found.parts[0].documents < 90 - idle and found.unasked_documents == 0
-    # Every document of this catalog has 2 + 7 words, its frame 4, each label 3.
-    assert found.parts[0].prompt_tokens == 240 * (13 + 3)
-    assert found.parts[0].computed_tokens == 60 * 13 + 240 * 3
-    assert found.parts[0].cache_share == pytest.approx(1 - 1500 / 3840)
-    assert found.disk["students"] > found.disk["bundle"] > 0 and found.memory["training"]
-    assert json.loads(json.dumps(found.to_dict()))["total"]["asked"] == found.total.asked
 
 
 def test_label_priors_are_planned_and_share_the_first_engine_start(
