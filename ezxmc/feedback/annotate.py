@@ -229,7 +229,7 @@ class _Job:
         expected = self.summary.wanted - self.summary.known - self.answered
         batch: list[Judgment] = []
         # The clock runs from the first question on; an engine's start-up is no part of its speed.
-        clock = _Clock(self.teacher)
+        clock, full = _Clock(self.teacher), list[Judgment]()
         try:
             for judgment in self.teacher.score(stream, expected=expected):
                 batch.append(judgment)
@@ -237,8 +237,10 @@ class _Job:
                     # Emptied first: an interrupt inside `_keep` must not keep it twice.
                     full, batch = batch, []
                     self._keep(full, clock.elapsed())
-                    clock = _Clock(self.teacher)
+                    full, clock = [], _Clock(self.teacher)
         finally:
+            if full:
+                self.store.append(self.session, full, 0.0)  # interrupted before it was stored
             if batch:
                 self._keep(batch, clock.elapsed())
 
