@@ -194,6 +194,8 @@ def annotate(
             )
         finally:
             teacher.close()
+        if replay:
+            watch.say(f"{replay} tells documents and labels by their ids: it must be of these very texts")
         totals = feedback.totals(teacher.fingerprint)
     cut = summary.wanted - summary.known - summary.asked if summary.stopped else 0
     done = teacher.workers() if isinstance(teacher, KeepsShards) else []
