@@ -137,8 +137,8 @@ class BudgetConfig(_Part):
     calibration: int | None = Field(
         150,
         ge=1,
-        description="documents that calibrate at most, drawn at random (300 are no better than 150, measured), "
-        "and for no more than a third of the pairs the cycles ask; twice as many select; null: all of held_out",
+        description="documents that calibrate at most, drawn at random (300 are no better, measured), for a "
+        "third of the pairs the cycles ask at most; twice as many select; null: all of held_out",
     )
     cycle_parts: list[Annotated[int, Field(ge=1)]] | None = Field(
         None, description="parts of max_pairs or max_hours by cycle, such as [1, 3]; null: even ones"
