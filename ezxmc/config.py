@@ -140,6 +140,12 @@ class BudgetConfig(_Part):
     fresh_documents: bool = Field(
         True, description="with `documents`: each cycle takes others, as long as there are some"
     )
+    calibration: int | None = Field(
+        150,
+        ge=1,
+        description="documents that calibrate at most, drawn at random (300 are no better, measured), for a "
+        "third of the pairs the cycles ask at most; twice as many select; null: all of held_out",
+    )
     cycle_parts: list[Annotated[int, Field(ge=1)]] | None = Field(
         None, description="parts of max_pairs or max_hours by cycle, such as [1, 3]; null: even ones"
     )
@@ -280,6 +286,25 @@ class RunConfig(_Part):
         if parts is not None and len(parts) != self.cycles:
             raise ValueError(f"budget.cycle_parts has {len(parts)} parts for {self.cycles} cycles")
         return self
+
+    def as_begun(self) -> RunConfig:
+        """The configuration, with `budget.calibration` as the run's first session had it.
+
+        Only where nobody set it: so a run keeps what it was done with, and its stages
+        stay done, when the default changes or is new.
+
+        Raises:
+            ConfigError: The run directory's own configuration is damaged.
+        """
+        frozen = Path(self.run_dir, "config.yaml")
+        if "calibration" in self.budget.model_fields_set or not frozen.exists():
+            return self
+        try:
+            former = yaml.safe_load(frozen.read_text(encoding="utf-8")).get("budget", {}).get("calibration")
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
+            raise ConfigError(f"{frozen} is damaged: {error}", "delete it: the run goes on without") from None
+        budget = BudgetConfig(**{**self.budget.model_dump(exclude_unset=True), "calibration": former})
+        return self.model_copy(update={"budget": budget})
 
     @field_validator("run_dir")
     @classmethod

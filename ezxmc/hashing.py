@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,14 @@ def text_hash(*parts: str) -> str:
     """
     digest = hashlib.sha256()
     for part in parts:
-        # A lone surrogate cannot be encoded strictly, yet must still hash.
-        raw = part.encode("utf-8", "surrogatepass")
-        digest.update(f"{len(raw)}:".encode())
-        digest.update(raw)
+        digest.update(_framed(part))
     return digest.hexdigest()
+
+
+def _framed(part: str) -> bytes:
+    # A lone surrogate cannot be encoded strictly, yet must still hash.
+    raw = part.encode("utf-8", "surrogatepass")
+    return b"%d:%b" % (len(raw), raw)
 
 
 def json_hash(value: Any) -> str:
@@ -57,3 +60,13 @@ def judgment_key(fingerprint: str, document_shown: str, label_shown: str) -> str
         label_shown: The label's text as the prompt takes it.
     """
     return text_hash(fingerprint, document_shown, label_shown)
+
+
+def judgment_keys(fingerprint: str, documents_shown: Iterable[str], label_shown: str) -> Iterator[str]:
+    """`judgment_key` of many documents and one label, several times as fast."""
+    begun = hashlib.sha256(_framed(fingerprint))
+    end = _framed(label_shown)
+    for shown in documents_shown:
+        digest = begun.copy()
+        digest.update(_framed(shown) + end)
+        yield digest.hexdigest()

@@ -31,6 +31,7 @@ from ezxmc.data.growth import CATALOG, Snapshot
 from ezxmc.errors import ConfigError, TrainingError
 from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.inquiry import Inquiry
+from ezxmc.feedback.recall import judgments_of
 from ezxmc.feedback.reviews import FEWEST_REVIEWED, Decided, tag_verdicts
 from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
@@ -41,7 +42,7 @@ from ezxmc.launcher import rank_and_size
 from ezxmc.manifest import Manifest
 from ezxmc.models import resolve_model
 from ezxmc.predict import Predictor, prediction_row
-from ezxmc.records import Prediction
+from ezxmc.records import Judgment, Prediction
 from ezxmc.report import RunReport, write_report
 from ezxmc.retrieval import LabelIndex
 from ezxmc.rundir import RunDir
@@ -72,6 +73,7 @@ def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Watch | Non
         TrainingError: The judgments give nothing to learn from.
     """
     refuse_torchrun()
+    config = config.as_begun()
     place = RunDir(config.run_dir)
     with place.locked(), FeedbackStore(place.path / "feedback.sqlite") as store:
         place.write("config.yaml", config.dump())
@@ -152,10 +154,11 @@ class _Run:
         self.cycles.forget_vectors()
         judging = self.inquiry.seconds() - judged_before
         rest = time.monotonic() - started - self.place.spent - judging
-        apart = set(self.catalog.to_calibrate)
+        apart = self.inquiry.budget.idle.union(self.catalog.to_calibrate)
         self.found.unasked_documents = sum(not r for i, r in enumerate(self.cycles.asked) if i not in apart)
         self.found.unasked_pairs = self.cycles.unasked_pairs + self.inquiry.unasked_pairs
         self.found.problem_docs = self.inquiry.problem_docs
+        self.found.judgments = self.recall()
         report = assemble(self.config, self.found, self.place.path, self.teacher, self.store, rest)
         if report.budget:
             self.watch.say(report.budget.line)
@@ -223,11 +226,30 @@ class _Run:
         rows = [[row[uid] for uid in found.labels] for found in predictions]
         # Where a budget ends, the calibrator is fitted on a random part of its documents.
         order = in_hash_order([found.uid for found in predictions], range(len(part)))
-        self.inquiry.ask([part[i] for i in order], [rows[i] for i in order], "calibration: teacher judges")
-        teacher = teacher_verdicts(self.inquiry.answers(part, rows))
+        asked = order[: self.inquiry.budget.calibrating]
+        self.inquiry.ask([part[i] for i in asked], [rows[i] for i in asked], "calibration: teacher judges")
+        for i in order[len(asked) :]:
+            # Asked when more were wanted. Others, of which a cycle asked some labels, would mislead.
+            if len(self.inquiry.judged(part[i], rows[i])) < len(rows[i]):
+                break
+            asked.append(i)
+        teacher = teacher_verdicts(self.inquiry.answers([part[i] for i in asked], [rows[i] for i in asked]))
         self.found.calibrator = calibrate(
             self.place.path / "bundle", predictions, teacher, self.decided, depth, self.watch
         )
+
+    def recall(self) -> list[Judgment]:
+        """All that is known of the catalog's texts; what the store holds of others is told."""
+        recalled = judgments_of(
+            self.catalog.documents,
+            self.catalog.labels,
+            self.store,
+            self.teacher.fingerprint,
+            key=self.teacher.key,
+        )
+        for line in recalled.lines():
+            self.watch.say(line)
+        return recalled.judgments
 
     def tag(self) -> None:
         """Tag every document with the bundle, as a user would; rank by the untrained encoder to compare."""

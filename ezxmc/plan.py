@@ -58,7 +58,7 @@ def plan(
         ModelError: A model cannot be fetched or loaded.
         TeacherError: The LLM engine failed.
     """
-    watch = watch or Unwatched()
+    watch, config = watch or Unwatched(), config.as_begun()
     catalog = Catalog.load(config.data, config.training.held_out, config.seed, watch.say)
     teacher = teacher or load_teacher(
         config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say
@@ -102,6 +102,7 @@ class _Planner:
             rows = [range(width if i in chosen else 0) for i in range(len(catalog.documents))]
             self.cycles.append(budget.cut(number, rows))
         self.calibration = budget.reserved
+        self.calibrating, self.idle = min(budget.calibrating, len(catalog.to_calibrate)), budget.idle
         self.context = context_documents(
             catalog.documents, catalog.to_train, budget.prior // len(catalog.labels)
         )
@@ -145,7 +146,7 @@ class _Planner:
             disk=disk_use(
                 catalog, encoder, self.config.cycles, sum(part.pairs for part in parts), self.shortlist_bytes
             ),
-            notes=self.notes + self._fewer_cycles() + self._beyond_hours(parts, speed),
+            notes=self.notes + self._kept_apart() + self._fewer_cycles() + self._beyond_hours(parts, speed),
             bad_rows=sum(report.bad for report in (*catalog.rows.values(), recorded) if report),
         )
 
@@ -227,7 +228,7 @@ class _Planner:
             left -= known
             yield f"cycle {number}", len(cycle.order), pairs, known
         known = min(self.calibration, max(0, left)) if share > _COMPLETE else 0
-        yield "calibration", len(self.catalog.to_calibrate), self.calibration, known
+        yield "calibration", self.calibrating, self.calibration, known
 
     def _known(self, document: int) -> set[str]:
         """Keys of what is judged of a document and all labels."""
@@ -254,8 +255,20 @@ class _Planner:
         )
 
     def _unasked_documents(self) -> int:
-        apart = set(self.catalog.to_calibrate)
+        apart = self.idle.union(self.catalog.to_calibrate)
         return sum(not row for i, row in enumerate(self.cycles[0].rows) if i not in apart)
+
+    def _kept_apart(self) -> list[str]:
+        """That what calibrates and selects is limited, where it is."""
+        apart, found = len(self.catalog.to_calibrate), []
+        if self.calibrating < apart:
+            found.append(
+                f"{self.calibrating:,} of {apart:,} documents kept apart calibrate: at most "
+                f"budget.calibration ({self.config.budget.calibration:,}), and a third of what the cycles ask"
+            )
+        if idle := len(self.idle - set(self.catalog.to_calibrate)):
+            found.append(f"{idle:,} of {len(self.catalog.to_select):,} documents that could select do not")
+        return found
 
     def _fewer_cycles(self) -> list[str]:
         least = self.config.patience + 1

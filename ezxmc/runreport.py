@@ -29,7 +29,7 @@ from ezxmc.metrics import (
     frequency_groups,
     recall_by_document,
 )
-from ezxmc.records import Prediction
+from ezxmc.records import Judgment, Prediction
 from ezxmc.report import (
     BudgetSummary,
     CalibrationSummary,
@@ -77,6 +77,7 @@ class Findings:
         problem_docs: Documents with judgments that hold no score.
         unasked_documents: Documents to learn from that the budget left without a judgment.
         unasked_pairs: Candidates the budget left unasked.
+        judgments: All that the teacher said about the catalog's texts.
         head: What became of the sparse head, in words; empty if none was wanted.
         calibrator: If there was enough to fit one.
         predictions: One per document, in order.
@@ -88,6 +89,7 @@ class Findings:
     problem_docs: list[str] = field(default_factory=list)
     unasked_documents: int = 0
     unasked_pairs: int = 0
+    judgments: list[Judgment] = field(default_factory=list)
     head: str = ""
     calibrator: Calibrator | None = None
     predictions: list[Prediction] = field(default_factory=list)
@@ -110,7 +112,7 @@ def assemble(
     catalog = found.catalog
     totals = store.totals(teacher.fingerprint)
     apart = {catalog.documents[i].uid for i in (*catalog.to_select, *catalog.to_calibrate)}
-    judgments, k = list(store.judgments(teacher.fingerprint)), config.inference.k
+    k, judgments = config.inference.k, found.judgments
     return RunReport(
         title=f"ezxmc run: {Path(config.run_dir).name}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -252,12 +252,15 @@ def test_judgments_come_from_stores_too(world: Path, tiny_encoder: Path) -> None
     task = loaded(world, tiny_encoder).task
     documents, _ = read_documents(world / "documents.jsonl")
     shown = {document.uid: document.shown for document in documents}
+    shown |= {label.uid: label.title for label in task.labels}
     with FeedbackStore(world / "feedback.sqlite") as store:
         session = store.open_session("f" * 64, {})
         store.append(
             session,
             [
-                replace(judgment, key=judgment_key("f", shown[judgment.doc_uid], judgment.label_uid))
+                replace(
+                    judgment, key=judgment_key("f" * 64, shown[judgment.doc_uid], shown[judgment.label_uid])
+                )
                 for judgment in (*task.judgments, *task.context)
             ],
             seconds=30.0,

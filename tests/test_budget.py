@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import Clock, FakeTeacher, catalog
@@ -80,6 +81,40 @@ def test_cycles_share_evenly_and_calibration_has_its_part() -> None:
     assert small.reserved == 25
 
 
+@given(st.integers(1, 60), st.integers(1, 4), st.one_of(st.none(), st.integers(1, 2000)))
+def test_what_calibrates_is_capped_by_number_and_by_a_share_of_the_cycles(
+    most: int, cycles: int, pairs: int | None
+) -> None:
+    uids = [f"d{i}" for i in range(200)]
+    calibration, selection = range(0, 200, 5), range(1, 200, 5)
+    parts: Any = {"calibration": calibration, "selection": selection, "depth": 10, "size": 7}
+
+    def made(cap: int | None, **limits: Any) -> Budget:
+        return Budget(BudgetConfig(calibration=cap, max_pairs=pairs, **limits), uids, cycles=cycles, **parts)
+
+    budget, whole = made(most), made(None)
+    assert budget.reserved <= min(most, 40) * 10 and budget.reserved <= whole.reserved
+    assert budget.reserved * 3 <= budget.pairs(cycles) + 1
+    assert budget.calibrating == -(-budget.reserved // 10) <= min(most, 40) and whole.calibrating == 40
+    # Nobody asks about those that neither calibrate nor select; a larger cap takes the same and more.
+    assert len(budget.idle & set(calibration)) == max(0, 40 - most)
+    assert len(budget.idle & set(selection)) == max(0, 40 - 2 * most)
+    assert made(most + 1).idle <= budget.idle and not whole.idle
+    assert set(budget.documents(1)) == set(range(200)) - budget.idle
+    assert not budget.idle & set(made(most, documents=50).documents(1))
+
+
+def test_a_small_budget_of_documents_calibrates_on_few() -> None:
+    uids = [f"d{i}" for i in range(7101)]
+    apart, select = range(0, 7101, 13), range(1, 7101, 13)
+    budget = Budget(
+        BudgetConfig(documents=250), uids, calibration=apart, selection=select, depth=10, size=7, cycles=2
+    )
+    assert budget.pairs(2) == 3500 and budget.reserved == 1166 and budget.calibrating == 117
+    # Without a limit on the cycles it is the cap that counts.
+    assert Budget(BudgetConfig(), uids, calibration=apart, depth=10, size=7, cycles=2).reserved == 1500
+
+
 def test_what_a_cycle_does_not_use_goes_to_the_next() -> None:
     uids = [f"d{i}" for i in range(10)]
     budget = Budget(BudgetConfig(max_pairs=100), uids, size=14, cycles=2)
@@ -137,7 +172,7 @@ def test_without_limits_nothing_changes() -> None:
     rows = [[3, 1], [], [2]]
     budget = Budget(BudgetConfig(), ["a", "b", "c"], size=2)
     found = budget.cut(1, rows)
-    assert (found.order, found.rows, found.unasked_pairs) == ([0, 1, 2], rows, 0)
+    assert (found.order, found.rows, found.unasked_pairs) == ([0, 2], rows, 0)
     assert not budget.limited and budget.stop(None, "x") is None  # type: ignore[arg-type]
 
 

@@ -17,6 +17,7 @@ from ezxmc.calibration import Corrected
 from ezxmc.cli import calibrate
 from ezxmc.errors import TrainingError
 from ezxmc.feedback import targets
+from ezxmc.feedback.recall import Recalled
 from ezxmc.predict import Predictor
 from ezxmc.records import Document, Label
 
@@ -52,7 +53,7 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return lambda doc, label: 0.8 + 0.1 * (len(label) % 2)
 
     monkeypatch.setattr(targets, "teacher_verdicts", verdicts)
-    monkeypatch.setattr(calibrate, "newest_judgments", lambda store: [])
+    monkeypatch.setattr(calibrate, "newest_judgments", lambda *given: Recalled([]))
     monkeypatch.chdir(tmp_path / "w")
     return tmp_path / "w"
 

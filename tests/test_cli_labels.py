@@ -43,11 +43,9 @@ def test_labels_come_and_go(bundle: Path, tmp_path: Path) -> None:
     assert len(listed) == 25 and "l-guitar\tguitar" in listed
     rows = [{"uid": "l-new", "title": "boat wind"}, {"uid": "l-rose", "title": "rose 2"}]
     file = write_rows(tmp_path / "new.jsonl", rows)
-    assert json.loads(call("labels", "add", bundle, file, "--json")) == {
-        "added": 1,
-        "changed": 1,
-        "bundle": str(bundle),
-    }
+    told = json.loads(call("labels", "add", bundle, file, "--json"))
+    assert (told["added"], told["changed"], told["bundle"]) == (1, 1, str(bundle))
+    assert told["rows"]["labels"]["columns"] == {"uid": ["uid"], "title": ["title"], "unread": []}
     # The very same text: nothing can be nearer.
     assert Predictor(bundle).predict([Document("d", "", "boat wind")])[0].labels[0] == "l-new"
     assert json.loads(call("labels", "remove", bundle, "l-new", "l-boat", "--json"))["removed"] == 2

@@ -185,6 +185,54 @@ def test_a_limit_of_documents_holds_for_each_cycle(tmp_path: Path, tiny_encoder:
     assert found.report.budget.unasked_documents == learnt - (40 if fresh else 20)
 
 
+def test_what_calibrates_is_capped_and_a_larger_cap_keeps_what_was_asked(
+    tmp_path: Path, tiny_encoder: Path
+) -> None:
+    def done(budget: dict[str, Any]) -> tuple[int, int, dict[str, int]]:
+        found = spied(
+            write_catalog(
+                tmp_path, tiny_encoder, cycles=1, budget=budget, training__held_out=0.6, training__epochs=1
+            )
+        )
+        calibrator = load_bundle(found.place / "bundle").calibrator
+        assert calibrator is not None and calibrator.n == 6 * calibrator.documents
+        return calibrator.documents, len(found.teacher.asked), stages(found.place)
+
+    few, asked, made = done({"calibration": 10})
+    config = RunConfig.load(tmp_path / "config.yaml")
+    parts = Catalog.load(config.data, config.training.held_out, config.seed)
+    most, idle = len(parts.to_calibrate), len(parts.to_calibrate) - 10 + max(0, len(parts.to_select) - 20)
+    assert few == 10 and idle > 2
+    listed = proposals(Path(config.run_dir), 1)
+    assert len(listed) == 60 - idle and 4 * len(listed) < asked <= 4 * len(listed) + 10 * 6
+    # Nobody set it: the run goes on as it was begun.
+    assert done({}) == (few, 0, made)
+    # A larger cap asks more, a smaller one then keeps what is there.
+    more, asked, _ = done({"calibration": 13})
+    assert more == 13 and 0 < asked <= 13 * 6 + 4 * 9
+    assert done({"calibration": 10})[:2] == (13, 0)
+    # A run of a release without the setting calibrates on all, and is not done again.
+    old = tmp_path / "old"
+    old.mkdir()
+    found = spied(
+        write_catalog(
+            old,
+            tiny_encoder,
+            cycles=1,
+            training__held_out=0.6,
+            training__epochs=1,
+            budget={"calibration": None},
+        )
+    )
+    frozen = found.place / "config.yaml"
+    frozen.write_text(frozen.read_text().replace("  calibration: null\n", ""))
+    assert "calibration:" not in frozen.read_text()
+    again = spied(write_catalog(old, tiny_encoder, cycles=1, training__held_out=0.6, training__epochs=1))
+    calibrator = load_bundle(again.place / "bundle").calibrator
+    assert calibrator is not None and calibrator.documents == most
+    assert again.teacher.asked == [] and stages(again.place) == stages(found.place)
+
+
 def test_descriptions_serve_the_untrained_encoder_only(
     tiny_config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +343,7 @@ def test_time_that_runs_out_leaves_whole_documents_for_every_cycle(
     config = write_catalog(tmp_path, tiny_encoder, budget={"max_hours": 1.2 / 3600})
     first = spied(config, FakeTeacher(topical, delay=0.004))
     asked = [cycle.pairs_new for cycle in first.report.cycles]
-    assert asked == [136, 136]  # 45 % of 1.2 s each, at .004 s; the first answer's time is the engine's start
+    assert asked == [135, 135]  # 45 % of 1.2 s each, at .004 s
     assert first.report.budget is not None and first.report.budget.unasked_documents > 0
     with FeedbackStore(first.place / "feedback.sqlite") as store:
         seen = Counter(judgment.doc_uid for judgment in store.judgments())

@@ -129,12 +129,25 @@ def test_without_a_probe_nothing_is_asked_written_or_timed(tiny_config: Path) ->
     assert calibration.name == "calibration" and calibration.pairs == 6 * calibration.documents > 0
     assert found.total.pairs == 480 + calibration.pairs and found.total.known == 0
     assert found.total.seconds is None and found.pairs_per_second is None and found.probe is None
+
     # Every document of this catalog has 2 + 7 words, its frame 4, each label 3.
     assert found.parts[0].prompt_tokens == 240 * (13 + 3)
     assert found.parts[0].computed_tokens == 60 * 13 + 240 * 3
     assert found.parts[0].cache_share == pytest.approx(1 - 1500 / 3840)
     assert found.disk["students"] > found.disk["bundle"] > 0 and found.memory["training"]
     assert json.loads(json.dumps(found.to_dict()))["total"]["asked"] == found.total.asked
+
+
+def test_it_tells_what_calibrates_and_what_serves_nothing(tmp_path: Path, tiny_encoder: Path) -> None:
+    config = write_catalog(
+        tmp_path, tiny_encoder, documents=90, budget={"calibration": 5}, training__held_out=0.6
+    )
+    found = plan(RunConfig.load(config), teacher=FakeTeacher(), probe_pairs=0)
+    calibration = found.parts[-1]
+    assert (calibration.name, calibration.documents, calibration.pairs) == ("calibration", 5, 30)
+    assert "5 of " in found.notes[0] and "budget.calibration" in found.notes[0]
+    idle = int(found.notes[1].split()[0])
+    assert idle > 0 and found.parts[0].documents < 90 - idle and found.unasked_documents == 0
 
 
 def test_label_priors_are_planned_and_share_the_first_engine_start(
@@ -289,6 +302,43 @@ def test_a_probe_in_one_step_is_marked_as_rough(tmp_path: Path) -> None:
         assert found.pairs_per_second < 2 / 0.2
         assert probe(pairs, teacher, store, expected=2) is None
     assert teacher.closed == 2
+
+
+class Telling(EngineTeacher):
+    """One that tells how long its starts took."""
+
+    startup_seconds = 0.0
+
+    def score(self, pairs: Iterable[Pair], *, expected: int | None = None) -> Iterator[Judgment]:
+        idle = not self.running
+        for judgment in super().score(pairs, expected=expected):
+            if idle and self.running:
+                idle, self.startup_seconds = False, self.startup_seconds + self.startup
+            yield judgment
+
+
+@pytest.mark.parametrize("pairs", [1, 40, 64, 200])
+@pytest.mark.parametrize("step", [32, 128])
+def test_the_clock_of_a_small_job_starts_with_its_first_question(
+    tmp_path: Path, pairs: int, step: int
+) -> None:
+    """A job of one batch takes time too; store, probe and plan count the same seconds."""
+    catalog = [Pair(Document(f"d{n}", "", f"guitar {n}"), Label("melody", "melody")) for n in range(pairs)]
+    tokens = pairs * (4 + 2 + 3)
+    for start in (0.0, 30.0):
+        told = Telling(startup=start, tokens_per_second=tokens / 8.0, step=step)
+        with FeedbackStore(tmp_path / f"annotated-{start}.sqlite") as store:
+            summary = annotate(lambda: catalog, told, store)
+            assert store.judging_seconds(told.fingerprint) == pytest.approx(8.0)
+            assert store.totals(told.fingerprint).pairs_per_second == pytest.approx(pairs / 8.0)
+        assert (summary.startup_seconds, summary.seconds) == (start, pytest.approx(8.0 + start))
+        told = Telling(startup=start, tokens_per_second=tokens / 8.0, step=step)
+        with FeedbackStore(tmp_path / f"probed-{start}.sqlite") as store:
+            found = probe(catalog, told, store, expected=pairs)
+            assert found is not None and found.pairs_per_second == pytest.approx(pairs / 8.0)
+            assert store.judging_seconds(told.fingerprint) == pytest.approx(8.0)
+        if start:
+            assert found.steady and found.startup_seconds == start
 
 
 def test_the_probe_sees_the_memory_of_child_processes(tmp_path: Path, clock: Clock) -> None:

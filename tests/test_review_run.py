@@ -24,6 +24,7 @@ from ezxmc.cli import pipeline as cli_pipeline
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError, TrainingError
+from ezxmc.feedback.annotate import annotate, pairs_of
 from ezxmc.feedback.reviews import FEWEST_REVIEWED, Answer, Review, Reviews
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import build_targets
@@ -182,6 +183,32 @@ def test_random_documents_calibrate_and_no_training_sees_them(
     assert report.calibration is not None and report.calibration.target == "both"
     assert json.loads((place / "bundle" / "manifest.json").read_text())["created"] == manifest["created"]
     assert FEWEST_REVIEWED == 50
+
+
+def test_answers_on_former_texts_count_neither_for_review_nor_for_the_report(folder: Path) -> None:
+    """After texts were mended under the same ids, the store holds two answers on such a pair."""
+    place = folder / "run"
+    config, catalog = catalog_of(folder)
+    told: list[str] = []
+    watch = Unwatched()
+    watch.say = told.append  # type: ignore[method-assign]
+
+    def seen() -> tuple[list[Any], Any, Any]:
+        call("review", "export", place, "--out", folder / "seen.jsonl", "--count", 40)
+        rows = [json.loads(line) for line in (folder / "seen.jsonl").read_text().splitlines()]
+        report = json.loads((place / "report.json").read_text())
+        return rows, report["disagreements"], report["log_odds_histogram"]
+
+    before = seen()
+    assert before[0] and before[1]
+    former = [replace(document, text=f"former {document.text}") for document in catalog.documents]
+    opposite = FakeTeacher(lambda pair: -topical(pair))
+    with FeedbackStore(place / "feedback.sqlite") as store:
+        every = [range(len(catalog.labels))] * len(former)
+        annotate(lambda: pairs_of(former, catalog.labels, every), opposite, store)
+    run(config, teacher=FakeTeacher(mistaken), watch=watch)
+    assert seen() == before
+    assert any(f"{len(former) * len(catalog.labels):,} of" in line for line in told)
 
 
 def test_train_by_hand_learns_from_people_but_not_about_the_calibration_part(

@@ -147,7 +147,7 @@ def test_shards_of_a_job_at_work_are_left_to_it(tmp_path: Path) -> None:
     Shard(TEACHER.fingerprint, TEACHER.description, 1.0, judged).write(file := working.next())
     with FeedbackStore(path) as store:
         assert merge_shards(store) == 0
-        assert working.take(file) == judged
+        assert working.take(file).judgments == judged
         working.close()  # before anybody stored it
         assert merge_shards(store) == 1
         assert store.get([judged[0].key])

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from ezxmc.cli import judgments as commands
 from ezxmc.data import RowReport
 from ezxmc.errors import DataError, StoreError
-from ezxmc.feedback.annotate import annotate, pairs_of, recall
+from ezxmc.feedback.annotate import annotate, pairs_of
 from ezxmc.feedback.exchange import export_judgments, import_judgments
+from ezxmc.feedback.recall import recall
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.hashing import text_hash
 from ezxmc.records import Judgment, Status

@@ -12,6 +12,7 @@ from ezxmc.config import TrainingConfig
 from ezxmc.data import RowReport, iter_rows, read_documents, read_gold, read_labels, split_documents
 from ezxmc.errors import DataError
 from ezxmc.feedback.priors import context_of
+from ezxmc.feedback.recall import judgments_of
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.hashing import json_hash, text_hash
 from ezxmc.records import Document, Judgment, Label, Pair
@@ -157,7 +158,7 @@ def read_judgments(
         labels: By uid.
 
     Raises:
-        DataError: The file is missing or holds no judgment.
+        DataError: The file is missing, or holds no judgment, or hardly any about these texts.
         StoreError: The store cannot be opened.
     """
     if not source.is_file():
@@ -171,11 +172,9 @@ def read_judgments(
             fingerprint = store.newest_teacher()
             if fingerprint is None:
                 raise DataError(f"{source} holds no judgment", "annotate first")
-            found = [
-                j for j in store.judgments(fingerprint) if j.doc_uid in documents and j.label_uid in labels
-            ]
+            found = judgments_of(list(documents.values()), list(labels.values()), store, fingerprint)
             speed = store.totals(fingerprint).pairs_per_second
-        return found, 1 / speed if speed else None
+        return found.of_these_texts(str(source)).judgments, 1 / speed if speed else None
     pairs = {
         (str(row.get("doc")), str(row.get("label"))): None for _, _, row in iter_rows(source, RowReport())
     }

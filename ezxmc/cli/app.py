@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from functools import cache
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
 from pydantic import ValidationError
 
 from ezxmc.errors import ConfigError, EzxmcError
+from ezxmc.launcher import rank_and_size
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 128 + signal.SIGTERM
 
 app = typer.Typer(
     name="ezxmc",
     help="Tag a brand-new catalog with no labelled data: an LLM judges, a small bi-encoder learns, "
     "FAISS and calibrated probabilities answer.\n\nExit codes: 0 done, 1 failed, 2 usage or "
-    "configuration, 3 finished but rows were bad.",
+    "configuration, 3 finished but rows were bad, 130 interrupted, 143 terminated.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -82,8 +86,9 @@ def main() -> None:
     # Hub libraries and engines otherwise write bars and notices over ours.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    _register()
+    told = _Termination()
     try:
+        _register()
         app()
     except EzxmcError as error:
         _fail(str(error), USAGE if isinstance(error, ConfigError) else FAILED)
@@ -92,11 +97,58 @@ def main() -> None:
         _fail(f"{faults}\n  cure: `ezxmc COMMAND --help` shows the options", USAGE)
     except OSError as error:
         _fail(f"{error}\n  cure: is the folder there, writable, and the disk not full?", FAILED)
+    except KeyboardInterrupt:
+        _interrupted(told.came)
     except SystemExit as left:
         # typer turns Ctrl-C into this code, and says nothing.
-        if left.code == INTERRUPTED:
-            sys.stderr.write("interrupted: what was computed is kept; the same command goes on from there\n")
+        if left.code == INTERRUPTED or told.came:
+            _interrupted(told.came)
         raise
+    finally:
+        told.forget()
+
+
+class _Termination:
+    """SIGTERM ends a command as Ctrl-C does: what is in hand is stored, workers are ended.
+
+    Schedulers, containers and service managers send it. A job of torchrun is left to torchrun,
+    a program that ignores the signal to whoever had it do so.
+
+    Attributes:
+        came: Whether it did.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._process = os.getpid()
+        alone = rank_and_size()[1] == 1 and threading.current_thread() is threading.main_thread()
+        self._former = signal.getsignal(signal.SIGTERM)
+        self._heard = alone and self._former is not signal.SIG_IGN
+        if self._heard:
+            signal.signal(signal.SIGTERM, self._end)
+
+    def forget(self) -> None:
+        """Leave the signal as it was, unless it came: until the program has ended, once is enough."""
+        if self._heard and not self.came:
+            signal.signal(signal.SIGTERM, self._former)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            # A forked worker has nothing to store, and is not to tell how to go on.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not self.came:
+            # Only once: a second one must not break off the storing.
+            self.came = True
+            raise KeyboardInterrupt
+
+
+def _interrupted(terminated: bool) -> NoReturn:
+    word, code = ("terminated", TERMINATED) if terminated else ("interrupted", INTERRUPTED)
+    # Tags go to a file of the user's: only he can say whether it is to be kept.
+    same = "the same command with --resume" if sys.argv[1:2] == ["predict"] else "the same command"
+    sys.stderr.write(f"{word}: what was computed is kept; {same} goes on from there\n")
+    sys.exit(code)
 
 
 def _option(place: tuple[int | str, ...]) -> str:

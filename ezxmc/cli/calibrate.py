@@ -86,6 +86,7 @@ def calibrate(
         raise typer.BadParameter(f"--target {aim} needs {'--store' if people else '--gold or --reviewed'}")
     kinds = KINDS if kind is None else (kind.value,)
     docs, doc_rows = read_documents(documents, columns=columns_for("documents", columns_of(column)))
+    everything = docs
     uids = [document.uid for document in docs]
     if held_out is not None:
         part = set(calibration_part(uids, held_out, seed))
@@ -117,7 +118,8 @@ def calibrate(
         former = [predictor.bundle.calibrator] if predictor.bundle.calibrator else []
         calibrator = Calibrator.correct(former, judged_rows(predictions, human, depth))
     else:
-        teacher = teacher_verdicts(newest_judgments(store))
+        recalled = newest_judgments(store, everything, predictor.bundle.labels, watch.say)
+        teacher = teacher_verdicts(recalled.judgments)
         if aim is TargetName.TEACHER:
             calibrator = fit_calibrator(predictions, teacher, target="teacher", k=depth, kinds=kinds)
         else:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json as jsonlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import rmtree
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,10 @@ from ezxmc.cli.judgments import opened
 from ezxmc.config import BudgetConfig, RunConfig, ShortlistConfig, TrainingConfig
 from ezxmc.errors import DataError
 from ezxmc.launcher import rank_and_size
+from ezxmc.records import Document, Label
+
+if TYPE_CHECKING:
+    from ezxmc.feedback.recall import Recalled
 
 Documents = Annotated[str, typer.Argument(help="Documents: JSONL, CSV, Parquet, `datasets` folder, hub id.")]
 Labels = Annotated[str, typer.Argument(help="Labels: the same formats, or a .txt with a title per line.")]
@@ -122,7 +127,10 @@ def follow(config: Path, max_pairs: int | None, plan: bool, json: bool) -> None:
 def with_budget(config: RunConfig, max_pairs: int | None, max_hours: float | None) -> RunConfig:
     """The configuration with the limits given on the command line."""
     given = {"max_pairs": max_pairs, "max_hours": max_hours}
-    limits = config.budget.model_dump() | {name: value for name, value in given.items() if value is not None}
+    # What nobody set stays so: a run keeps the value it was begun with.
+    limits = config.budget.model_dump(exclude_unset=True) | {
+        name: value for name, value in given.items() if value is not None
+    }
     return config.model_copy(update={"budget": BudgetConfig(**limits)})
 
 
@@ -205,6 +213,9 @@ def train(
 ) -> None:
     """Distil the judgments of a store into a bi-encoder; people's decisions in it override the teacher's.
 
+    What the teacher said about a text counts for that text, whatever its id is
+    now; what the store holds of other texts is left out and told.
+
     Half of the held-out documents choose the epoch; the other half is left for
     `ezxmc calibrate` with the same --held-out and --seed.
 
@@ -229,7 +240,8 @@ def train(
         data = DataConfig(documents=documents, labels=labels, columns=columns_of(column))
         catalog = Catalog.load(data, held_out, seed, watch.say)
         apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
-        judgments = [judgment for judgment in newest_judgments(store) if judgment.doc_uid not in apart]
+        recalled = newest_judgments(store, catalog.documents, catalog.labels, watch.say)
+        judgments = [judgment for judgment in recalled.judgments if judgment.doc_uid not in apart]
         verdicts = Decided.load(store, catalog.documents, catalog.labels).verdicts_outside(apart)
         targets = build_targets(
             judgments, config, context_of(judgments, len(catalog.labels)), verdicts=verdicts
@@ -249,7 +261,8 @@ def train(
         )
     rank, size = rank_and_size()
     if rank == 0:
-        answer(json, {**summary.to_dict(), "out": str(out)}, catalog.rows)
+        told = {**summary.to_dict(), "unused_judgments": recalled.unused, "out": str(out)}
+        answer(json, told, catalog.rows)
     if size == 1:
         bad_rows(**catalog.rows)
 
@@ -298,7 +311,18 @@ def index(
     bad_rows(labels=tag_rows)
 
 
-def newest_judgments(store: Path) -> Any:
-    """The judgments of the store's newest teacher."""
+def newest_judgments(
+    store: Path, documents: Sequence[Document], labels: Sequence[Label], say: Callable[[str], None]
+) -> Recalled:
+    """What the store's newest teacher said about these texts; what it holds of others is told.
+
+    Raises:
+        DataError: Hardly anything in the store is about these texts.
+    """
+    from ezxmc.feedback.recall import judgments_of
+
     with opened(store) as feedback:
-        return list(feedback.judgments(feedback.newest_teacher()))
+        found = judgments_of(documents, labels, feedback)
+    for line in found.of_these_texts(str(store)).lines():
+        say(line)
+    return found

@@ -87,6 +87,7 @@ def export(
                 per_document=per_document,
                 seed=seed,
                 progress=watch.stage("student reads the documents"),
+                say=watch.say,
             )
     files = write_picks(out, picks)
     reasons = Counter(pick.reason.value for pick in picks)
@@ -186,6 +187,7 @@ def ui(
                     per_document=_PER_DOCUMENT,
                     seed=0,
                     progress=watch.stage("student reads the documents"),
+                    say=watch.say,
                 )
             write_picks(pairs, chosen)
     store = store or pairs.parent / STORE

@@ -199,6 +199,8 @@ def annotate(
             )
         finally:
             teacher.close()
+        if replay:
+            watch.say(f"{replay} tells documents and labels by their ids: it must be of these very texts")
         totals = feedback.totals(teacher.fingerprint)
     cut = summary.wanted - summary.known - summary.asked if summary.stopped else 0
     done = teacher.workers() if isinstance(teacher, KeepsShards) else []
@@ -214,6 +216,7 @@ def annotate(
             "statuses": dict(summary.statuses),
             "problems": summary.to_dict()["problems"],
             "seconds": round(summary.seconds, 1),
+            "startup_seconds": round(summary.startup_seconds, 1),
             "pairs_per_second": totals.pairs_per_second,
             "computed_tokens_per_pair": totals.computed_per_pair,
             "cache_share": totals.cache_share,

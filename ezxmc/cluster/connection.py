@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 from functools import cache
 from importlib.util import find_spec
@@ -53,7 +54,11 @@ def connect(config: RayConfig) -> Any:
         if not _users:
             _ours = not ray.is_initialized()
             if _ours:
+                # Ray would have SIGTERM end us at once; the caller may have work in hand.
+                ended = signal.getsignal(signal.SIGTERM)
                 _init(ray, config)
+                if callable(ended) and threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, ended)
         _users += 1
     return ray
 

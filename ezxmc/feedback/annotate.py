@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from typing import Any
 
@@ -20,7 +20,7 @@ from ezxmc.feedback.claims import Claims
 from ezxmc.feedback.shards import shard_folder
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Label, Pair
-from ezxmc.teacher.base import KeepsShards, Teacher
+from ezxmc.teacher.base import KeepsShards, Teacher, startup_seconds
 
 _BATCH = 64
 _FLUSH_SECONDS = 2.0
@@ -58,6 +58,8 @@ class AnnotateSummary:
             `Status.final` still has no judgment and is asked again by the next job.
         seconds: From the first answer asked for to the last stored, engine
             start-up included.
+        startup_seconds: Of these, until the engine was ready for its first question,
+            where the teacher tells.
         prompt_tokens: Prompt lengths of what was asked, repeated attempts included.
         cached_tokens: Of these, supplied by the prefix cache.
         stopped: Whether `stop` ended the job before its last pair.
@@ -69,6 +71,7 @@ class AnnotateSummary:
     asked: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    startup_seconds: float = 0.0
     prompt_tokens: int = 0
     cached_tokens: int = 0
     stopped: bool = False
@@ -162,7 +165,7 @@ class _Job:
 
     def answer(self, chunks: set[int]) -> None:
         """Ask about what is missing in `chunks`, until all is known or asking again does not help."""
-        summary, started = self.summary, time.monotonic()
+        summary, started, startup = self.summary, time.monotonic(), startup_seconds(self.teacher)
         self.session = self.store.open_session(self.teacher.fingerprint, self.teacher.description)
         self.claims = Claims(self.store.path)
         if isinstance(self.teacher, KeepsShards):
@@ -183,6 +186,7 @@ class _Job:
         finally:
             self.claims.close()
             summary.seconds = time.monotonic() - started
+            summary.startup_seconds = startup_seconds(self.teacher) - startup
         self._sum_up()
 
     def _round(self, chunks: set[int], attempt: int) -> set[int]:
@@ -224,20 +228,21 @@ class _Job:
     def _ask(self, stream: Iterator[Pair]) -> None:
         expected = self.summary.wanted - self.summary.known - self.answered
         batch: list[Judgment] = []
-        flushed = 0.0
+        # The clock runs from the first question on; an engine's start-up is no part of its speed.
+        clock, full = _Clock(self.teacher), list[Judgment]()
         try:
             for judgment in self.teacher.score(stream, expected=expected):
-                # The engine's start-up is no part of its speed.
-                flushed = flushed or time.monotonic()
                 batch.append(judgment)
-                if len(batch) >= _BATCH or time.monotonic() - flushed > _FLUSH_SECONDS:
+                if len(batch) >= _BATCH or clock.elapsed() > _FLUSH_SECONDS:
                     # Emptied first: an interrupt inside `_keep` must not keep it twice.
                     full, batch = batch, []
-                    self._keep(full, time.monotonic() - flushed)
-                    flushed = time.monotonic()
+                    self._keep(full, clock.elapsed())
+                    full, clock = [], _Clock(self.teacher)
         finally:
+            if full:
+                self.store.append(self.session, full, 0.0)  # interrupted before it was stored
             if batch:
-                self._keep(batch, time.monotonic() - flushed)
+                self._keep(batch, clock.elapsed())
 
     def _keep(self, batch: Sequence[Judgment], seconds: float) -> None:
         new = self.store.append(self.session, batch, seconds)
@@ -275,6 +280,18 @@ class _Job:
         if not summary.stopped:
             summary.known = summary.wanted - summary.asked
             self._tell()
+
+
+class _Clock:
+    """Seconds of judging since it was made: all that passed but for the teacher's starts."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher, self._since = teacher, time.monotonic()
+        self._startup = startup_seconds(teacher)
+
+    def elapsed(self) -> float:
+        starting = startup_seconds(self._teacher) - self._startup
+        return max(0.0, time.monotonic() - self._since - starting)
 
 
 class _Tally:
@@ -324,17 +341,3 @@ def pairs_of(
     for doc, candidates in zip(documents, rows, strict=True):
         for row in candidates:
             yield Pair(doc, labels[row])
-
-
-def recall(pairs: Iterable[Pair], teacher: Teacher, store: FeedbackStore) -> Iterator[Judgment]:
-    """What the store holds of these pairs, under the pairs' own uids.
-
-    Judgments are kept by content: two documents of equal text share one, and
-    a renamed document keeps its own.
-    """
-    for chunk in _chunks(pairs):
-        keys = [teacher.key(pair) for pair in chunk]
-        found = store.get(keys)
-        for key, pair in zip(keys, chunk, strict=True):
-            if key in found:
-                yield replace(found[key], doc_uid=pair.doc.uid, label_uid=pair.label.uid)

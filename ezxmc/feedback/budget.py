@@ -21,6 +21,8 @@ LEAST_CANDIDATES = 4
 """A document is asked about at least this many labels before another one gets its first."""
 # Probabilities need some judgments too, but never most of them.
 _MOST_RESERVED = 0.25
+# Students differ by less than probabilities err, so more documents must tell them apart.
+_SELECTING = 2
 _LOOK_SECONDS = 0.5
 
 
@@ -45,7 +47,7 @@ class Allotment:
 
 def everything(rows: Sequence[Sequence[int]]) -> Allotment:
     """All candidates, in the documents' order."""
-    return Allotment(list(range(len(rows))), [list(row) for row in rows])
+    return Allotment([i for i, row in enumerate(rows) if row], [list(row) for row in rows])
 
 
 def in_hash_order(uids: Sequence[str], positions: Iterable[int]) -> list[int]:
@@ -92,6 +94,7 @@ class Budget:
         uids: Document uids.
         calibration: Positions in `uids` of the documents kept for calibration;
             no student learns from them, so a cut job leaves them to it.
+        selection: Positions of those that choose between students.
         depth: Pairs the calibration asks about each of these.
         size: Candidates per document and cycle.
         explore: Of these, how many are explored.
@@ -105,6 +108,7 @@ class Budget:
         uids: Sequence[str],
         *,
         calibration: Sequence[int] = (),
+        selection: Sequence[int] = (),
         depth: int = 0,
         size: int = 1,
         explore: int = 0,
@@ -115,11 +119,25 @@ class Budget:
         self._uids, self._apart = uids, set(calibration)
         self._parts = config.cycle_parts or [1] * cycles
         self._explored = explore / size
-        reserve = len(calibration) * depth
-        whole = asked_documents(config, len(uids)) * size * cycles + reserve
-        limit = whole if config.max_pairs is None else max(1, config.max_pairs - prior)
-        self.reserved = reserve if config.max_pairs is None else min(reserve, int(_MOST_RESERVED * limit))
+        most = config.calibration
+        self.idle = set[int]()
+        """Documents kept apart beyond what calibrates and selects: nobody asks about them."""
+        if most is not None:
+            self.idle.update(in_hash_order(uids, calibration)[most:])
+            self.idle.update(in_hash_order(uids, selection)[_SELECTING * most :])
+        reserve = len(self._apart - self.idle) * depth
+        asked = asked_documents(config, len(uids) - len(self.idle)) * size * cycles
+        if config.max_pairs is not None:
+            limit = max(1, config.max_pairs - prior)
+            reserve = min(reserve, int(_MOST_RESERVED * limit))
+        else:
+            if most is not None:
+                reserve = min(reserve, int(asked * _MOST_RESERVED / (1 - _MOST_RESERVED)))
+            limit = asked + reserve
+        self.reserved = reserve
         """Pairs kept for the calibration."""
+        self.calibrating = len(calibration) if most is None else -(-reserve // max(1, depth))
+        """Documents the calibration asks about, the first in hash order: of more, the same ones again."""
         self._for_cycles = limit - self.reserved
         self._cycle_share = self._for_cycles / limit
         self._allotted = 0
@@ -139,6 +157,7 @@ class Budget:
             config.budget,
             [document.uid for document in catalog.documents],
             calibration=catalog.to_calibrate,
+            selection=catalog.to_select,
             depth=min(config.inference.calibration_depth, labels),
             size=size,
             explore=config.shortlist.explore,
@@ -162,13 +181,14 @@ class Budget:
         """Positions of the documents a cycle may ask about, in their order: all, or those its turn draws."""
         most = self.config.documents
         if most is None:
-            return list(range(len(self._uids)))
+            return [i for i in range(len(self._uids)) if i not in self.idle]
         learnt = self._learnt()
         first = (cycle - 1) * most if self.config.fresh_documents else 0
         return sorted(learnt[(first + i) % len(learnt)] for i in range(min(most, len(learnt))))
 
     def _learnt(self) -> list[int]:
-        return in_hash_order(self._uids, (i for i in range(len(self._uids)) if i not in self._apart))
+        apart = self._apart | self.idle
+        return in_hash_order(self._uids, (i for i in range(len(self._uids)) if i not in apart))
 
     def cut(self, cycle: int, rows: Sequence[Sequence[int]]) -> Allotment:
         """Choose what a cycle asks; call it for cycle 1, 2, ... in turn.

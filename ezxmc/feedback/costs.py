@@ -10,7 +10,7 @@ from ezxmc.feedback.totals import StoreTotals
 from ezxmc.records import Document, Pair
 from ezxmc.teacher.base import RendersPrompts, Teacher
 
-# A session's first batch counts without the time it took: short sessions look too fast.
+# Warming up is a large part of a short session; and earlier releases left out the first batch's time.
 _LONG_SESSION = 2000
 
 
@@ -105,4 +105,4 @@ def earlier_speed(totals: StoreTotals) -> Speed | None:
     if not totals.seconds or totals.judgments < _LONG_SESSION * totals.sessions:
         return None
     computed = (totals.prompt_tokens - totals.cached_tokens) / totals.seconds
-    return Speed(totals.judgments / totals.seconds, computed, 0.0)
+    return Speed(totals.judged / totals.seconds, computed, 0.0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from ezxmc.data import Catalog
-from ezxmc.feedback.annotate import AnnotateSummary, annotate, pairs_of, recall
+from ezxmc.feedback.annotate import AnnotateSummary, annotate, pairs_of
 from ezxmc.feedback.budget import Budget
+from ezxmc.feedback.recall import recall
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Pair
 from ezxmc.teacher.base import Teacher

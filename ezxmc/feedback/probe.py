@@ -13,7 +13,7 @@ import psutil
 from ezxmc.feedback.annotate import annotate
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Judgment, Pair
-from ezxmc.teacher.base import Teacher
+from ezxmc.teacher.base import Teacher, startup_seconds
 
 _MEMORY_EVERY = 1.0
 # A wait this much shorter than the longest, or than this many seconds, is no
@@ -29,15 +29,17 @@ class ProbeFigures:
         pairs: Judgments given; all are stored.
         steps: Batches they came in.
         seconds: Wall time, start-up included.
-        startup_seconds: From asking to the first engine step.
-        pairs_per_second: After the first batch, which warms the engine up.
+        startup_seconds: From asking to the first engine step: what the teacher tells, or else an
+            estimate.
+        pairs_per_second: After the first batch, which warms the engine up; of the only one where
+            there is no other.
         computed_per_second: The same in tokens not found in the cache.
         prompt_tokens: Of all pairs.
         cached_tokens: Of these, supplied by the prefix cache.
         memory_bytes: Peak of this process and its children; shared pages
             count once where the system tells.
-        steady: Whether there was a batch after the first; if not, speeds
-            include the start-up.
+        steady: Whether start-up and speed are told apart: by the teacher, or by a batch after the
+            first; if not, speeds include the start-up.
     """
 
     pairs: int
@@ -85,7 +87,7 @@ def probe(
         teacher.close()
     if not timed.answers:
         return None
-    return _figures(timed.answers, time.monotonic() - started, memory.peak)
+    return _figures(timed.answers, time.monotonic() - started, memory.peak, timed.startup_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,7 @@ class _Timed:
 
     def __init__(self, teacher: Teacher, expected: int) -> None:
         self._teacher, self._expected = teacher, expected
+        self._before = startup_seconds(teacher)
         self.answers: list[_Answer] = []
 
     @property
@@ -114,6 +117,11 @@ class _Timed:
     @property
     def description(self) -> dict[str, Any]:
         return self._teacher.description
+
+    @property
+    def startup_seconds(self) -> float:
+        """During the probe."""
+        return startup_seconds(self._teacher) - self._before
 
     def key(self, pair: Pair) -> str:
         return self._teacher.key(pair)
@@ -130,24 +138,29 @@ class _Timed:
         self._teacher.close()
 
 
-def _figures(answers: Sequence[_Answer], seconds: float, memory: int) -> ProbeFigures:
+def _figures(answers: Sequence[_Answer], seconds: float, memory: int, startup: float) -> ProbeFigures:
     # An engine answers a whole step at once: the first of its answers is waited for.
     longest = max((answer.waited for answer in answers[1:]), default=0.0)
     least = max(_STEP_SECONDS, _STEP * longest)
     begins = [0, *(i for i, a in enumerate(answers[1:], start=1) if a.waited > least)]
-    steady = len(begins) > 1
-    if steady:
+    if len(begins) > 1:
         measured, since = answers[begins[1] :], answers[begins[1] - 1].at
         span = answers[-1].at - since
     else:
-        measured, span = answers, seconds
+        # The same clock as the store's: from the first question to the last answer.
+        measured, span = answers, max(seconds - startup, _STEP_SECONDS)
     computed = sum(answer.computed for answer in measured) / span
-    first = sum(answer.computed for answer in answers[: begins[1]]) / computed if steady and computed else 0.0
+    steady = len(begins) > 1 or startup > 0
+    if not startup and steady:
+        first = sum(answer.computed for answer in answers[: begins[1]]) / computed if computed else 0.0
+        startup = answers[0].waited - first
+    elif not startup:
+        startup = answers[0].waited
     return ProbeFigures(
         pairs=len(answers),
         steps=len(begins),
         seconds=seconds,
-        startup_seconds=max(0.0, answers[0].waited - first),
+        startup_seconds=max(0.0, startup),
         pairs_per_second=len(measured) / span,
         computed_per_second=computed,
         prompt_tokens=sum(answer.prompt_tokens for answer in answers),

@@ -176,7 +176,11 @@ class FeedbackStore(InDatabase):
         return {judgment.key: judgment for judgment in found}
 
     def judgments(self, fingerprint: str | None = None) -> Iterator[Judgment]:
-        """All judgments, streamed; of one teacher if `fingerprint` is given."""
+        """All judgments, streamed in key order; of one teacher if `fingerprint` is given.
+
+        Their uids are names of the time of asking: `ezxmc.feedback.recall` finds what
+        is about present texts.
+        """
         for teacher in self.teachers() if fingerprint is None else (fingerprint,):
             for rows in self.batches(teacher):
                 yield from map(_judgment, rows)
@@ -189,7 +193,9 @@ class FeedbackStore(InDatabase):
             mass, prompt tokens, cached tokens).
         """
         return self._db.batches(
-            f"{_ROWS} WHERE teacher = (SELECT id FROM teachers WHERE fingerprint = ?)", fingerprint, size=size
+            f"{_ROWS} WHERE teacher = (SELECT id FROM teachers WHERE fingerprint = ?) ORDER BY key",
+            fingerprint,
+            size=size,
         )
 
     def teachers(self) -> dict[str, dict[str, Any]]:

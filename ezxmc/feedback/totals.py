@@ -18,7 +18,7 @@ class StoreTotals:
         failures_by_kind: These by status.
         prompt_tokens: Sum of prompt lengths.
         cached_tokens: Of these, tokens the prefix cache supplied.
-        seconds: Time spent judging, engine start-up excluded.
+        seconds: Time spent judging, from the first question on; engine start-up excluded.
         judged: Judgments given in that time; the others were imported.
         sessions: How many times annotation was started.
     """

@@ -88,7 +88,7 @@ class Work:
         """Old documents no student has learnt from, in random order."""
         self.checked = self.old_apart[: config.update.check]
         """Those both students are compared on."""
-        self.new_apart = in_hash_order(uids, (i for i in apart if i in unseen))
+        self.new_apart = in_hash_order(uids, (i for i in apart if i in unseen))[: config.budget.calibration]
         self.depth = config.inference.calibration_depth
         drawn = config.update.probe // self.depth
         limit = config.update.max_pairs

@@ -15,6 +15,7 @@ from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError
 from ezxmc.feedback.priors import context_of
+from ezxmc.feedback.recall import judgments_of
 from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import DocumentTargets, build_targets
@@ -78,11 +79,13 @@ class Material:
         per_document: int,
         seed: int,
         progress: Progress = lambda done, total: None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> list[Pick]:
         """Pairs of the training part that a decision is likely to change something about; as `choose`.
 
         Raises:
             BundleError: The run has no bundle yet.
+            DataError: Hardly any judgment is about the documents as they are now.
             TrainingError: The teacher has judged too little.
         """
         predictor = self._predictor()
@@ -91,7 +94,7 @@ class Material:
         labels = {label.uid: label for label in self.catalog.labels if label.uid in rows}
         judged = [
             (documents[target.doc_uid], labels[uid], float(p))
-            for target in self._targets()
+            for target in self._targets(say)
             if target.doc_uid in documents
             for uid, p in zip(target.labels, target.probabilities, strict=True)
             if uid in labels
@@ -143,14 +146,14 @@ class Material:
     def _documents(self, positions: list[int]) -> list[Document]:
         return [self.catalog.documents[i] for i in positions]
 
-    def _targets(self) -> list[DocumentTargets]:
+    def _targets(self, say: Callable[[str], None]) -> list[DocumentTargets]:
         """What the newest teacher's judgments and people's decisions teach."""
         with FeedbackStore(self.path / STORE) as store:
-            newest = store.newest_teacher()
-            judgments = list(store.judgments(newest)) if newest else []
+            recalled = judgments_of(self.catalog.documents, self.catalog.labels, store)
+        for line in recalled.of_these_texts(str(self.path / STORE)).lines():
+            say(line)
         apart = {document.uid for document in self._documents(self.catalog.to_calibrate)}
-        known = {document.uid for document in self.catalog.documents} - apart
-        judgments = [j for j in judgments if j.doc_uid in known]
+        judgments = [j for j in recalled.judgments if j.doc_uid not in apart]
         context = context_of(judgments, len(self.catalog.labels))
         verdicts = self.decided.verdicts_outside(apart)
         return build_targets(judgments, self.config.training, context, verdicts=verdicts).documents

@@ -51,6 +51,24 @@ class Teacher(Protocol):
         ...
 
 
+@runtime_checkable
+class StartsEngine(Protocol):
+    """A teacher that tells how long it takes to get ready; optional.
+
+    Without it start-up counts as judging: only the teacher knows where one ends.
+    """
+
+    @property
+    def startup_seconds(self) -> float:
+        """Spent so far on starting engines, all starts together, before the first question of each."""
+        ...
+
+
+def startup_seconds(teacher: Teacher) -> float:
+    """What a teacher has spent so far on starting; 0 where it does not tell."""
+    return teacher.startup_seconds if isinstance(teacher, StartsEngine) else 0.0
+
+
 class Renderer(Protocol):
     """The two parts of a prompt, as token ids."""
 

@@ -35,7 +35,7 @@ from ezxmc.cluster.rates import table
 from ezxmc.config import HttpTeacherConfig, TeacherConfig, VllmTeacherConfig
 from ezxmc.errors import ClusterError, ConfigError, TeacherError
 from ezxmc.records import Judgment, Pair
-from ezxmc.teacher.base import Teacher
+from ezxmc.teacher.base import Teacher, startup_seconds
 from ezxmc.teacher.factory import load_teacher
 from ezxmc.teacher.shards import Shard, ShardFolder, cut
 
@@ -83,6 +83,8 @@ class RayTeacher:
         self._parent: Path | None = None
         self._folder: ShardFolder | None = None
         self._rates: list[dict[str, object]] = []
+        self.startup_seconds = 0.0
+        """See `StartsEngine`: until the first worker is ready."""
 
     def __getattr__(self, name: str) -> Any:
         # `RendersPrompts` is a matter of the inner teacher.
@@ -115,10 +117,17 @@ class RayTeacher:
             return
         ended = False
         try:
+            asked, fresh = time.monotonic(), self._pool is None
             pool, folder = self._start()
             tasks = (Task(str(folder.next()), shard) for shard in chain((first,), shards))
             for task in pool.map(tasks):
-                yield from folder.take(Path(task.path))
+                waited = time.monotonic() - asked
+                shard = folder.take(Path(task.path))
+                if fresh:
+                    # What the first shard took to judge its worker has measured.
+                    self.startup_seconds += max(0.0, waited - shard.seconds)
+                    fresh = False
+                yield from shard.judgments
             self._rates = table(pool.rates())
             ended = True
         except ClusterError as error:
@@ -196,15 +205,19 @@ class _Judge:
         self._teacher: Teacher | None = None
 
     def __call__(self, task: Task, tell: Tell) -> None:
-        started = time.monotonic()
+        started, starting = time.monotonic(), 0.0
         judgments: list[Judgment] = []
         left = list(task.items)
         for remaining in reversed(range(len(self._configs))):
             try:
+                before = time.monotonic()
+                told = startup_seconds(self._teacher) if self._teacher else 0.0
                 self._teacher = self._teacher or self._open(self._configs[0])
+                starting += time.monotonic() - before
                 for judgment in self._teacher.score(left, expected=len(left)):
                     judgments.append(judgment)
                     tell(1)
+                starting += startup_seconds(self._teacher) - told
                 break
             except TeacherError:
                 if not remaining:
@@ -212,7 +225,7 @@ class _Judge:
                 self._configs.append(self._configs.pop(0))
                 self._teacher = None
                 left = _unanswered(task.items, judgments)
-        seconds = time.monotonic() - started
+        seconds = max(0.0, time.monotonic() - started - starting)
         Shard(self._job.fingerprint, self._job.description, seconds, judgments).write(Path(task.path))
 
     def _open(self, config: TeacherConfig) -> Teacher:

@@ -43,7 +43,7 @@ class Shard:
     Attributes:
         teacher: Fingerprint of who judged.
         description: Of the teacher.
-        seconds: Time the worker took.
+        seconds: Time the worker took to judge, start-up excluded.
         judgments: In the order they were given.
     """
 
@@ -140,14 +140,14 @@ class ShardFolder:
         self._number += 1
         return self.path / f"{self._number - 1:06}{_SUFFIX}"
 
-    def take(self, path: Path) -> list[Judgment]:
-        """A finished shard's judgments; they will be stored in this order."""
-        judgments = Shard.read(path).judgments
+    def take(self, path: Path) -> Shard:
+        """A finished shard; its judgments will be stored in this order."""
+        shard = Shard.read(path)
         if self.lasting:
-            self._unstored.append([path, len(judgments)])
+            self._unstored.append([path, len(shard.judgments)])
         else:
             path.unlink()
-        return judgments
+        return shard
 
     def stored(self, count: int) -> None:
         """The next `count` judgments taken are in the store: a shard all of which is there is deleted."""

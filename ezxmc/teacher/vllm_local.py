@@ -72,6 +72,11 @@ class VllmTeacher:
         """See `Teacher`."""
         return self._description
 
+    @property
+    def startup_seconds(self) -> float:
+        """See `StartsEngine`."""
+        return self.engine.startup_seconds
+
     def key(self, pair: Pair) -> str:
         """See `Teacher`."""
         return judgment_key(self._fingerprint, pair.doc.shown, pair.label.title)

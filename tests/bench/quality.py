@@ -23,7 +23,8 @@ from sklearn.metrics import roc_auc_score
 
 from ezxmc.config import ShortlistConfig, VllmTeacherConfig
 from ezxmc.data import read_documents, read_gold, read_labels
-from ezxmc.feedback.annotate import annotate, recall
+from ezxmc.feedback.annotate import annotate
+from ezxmc.feedback.recall import recall
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.hashing import text_hash
 from ezxmc.models import resolve_model
