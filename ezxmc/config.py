@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -20,7 +21,7 @@ from pydantic import (
 from ezxmc.cluster import RayConfig
 from ezxmc.config_head import HeadConfig
 from ezxmc.config_update import UpdateConfig
-from ezxmc.errors import ConfigError
+from ezxmc.errors import ConfigError, instance_of
 
 Backend = Literal["torch", "onnx", "openvino"]
 """What runs an encoder."""
@@ -29,7 +30,7 @@ Precision = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(_Part):
@@ -292,6 +293,7 @@ class RunConfig(_Part):
             ConfigError: The file is missing, is no YAML mapping, or a key or
                 value is wrong; the message names the key.
         """
+        instance_of(path, (str, PathLike), "path", "give the path of a YAML file")
         path = Path(path)
         try:
             raw = yaml.safe_load(path.read_text(encoding="utf-8"))

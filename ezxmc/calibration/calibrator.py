@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -11,6 +12,7 @@ from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -21,7 +23,7 @@ from ezxmc.calibration.platt import Platt
 from ezxmc.calibration.ranked import Ranked
 from ezxmc.calibration.rows import Floats, JudgedRows
 from ezxmc.calibration.temperature import Temperature
-from ezxmc.errors import BundleError, TrainingError
+from ezxmc.errors import BundleError, InputTypeError, TrainingError
 from ezxmc.metrics.calibration import ReliabilityBin, ece_at_k, nll, reliability_bins
 
 Target = Literal["teacher", "human", "both"]
@@ -153,8 +155,19 @@ class Calibrator:
         Returns:
             The same shape, in [0, 1], never rising along a row. A label's
             probability does not depend on the labels after it.
+
+        Raises:
+            InputTypeError: `scores` are no array of numbers, or one is NaN.
         """
-        return self.curve.transform(scores)
+        try:
+            rows = np.asarray(scores, dtype=np.float64)
+        except (TypeError, ValueError):
+            rows = np.full(1, np.nan)
+        if not rows.ndim or np.isnan(rows).any():
+            raise InputTypeError(
+                f"scores are no rows of numbers: {reprlib.repr(scores)}", "give (N, k) scores, best first"
+            )
+        return self.curve.transform(rows)
 
     def save(self, path: str | Path) -> None:
         """Write the calibrator as JSON."""

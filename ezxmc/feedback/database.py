@@ -5,11 +5,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ezxmc.errors import StoreError
+from ezxmc.errors import StoreError, instance_of
 from ezxmc.feedback import schema
 
 _LOOKUP = 500  # values per SELECT, below SQLite's oldest limit on parameters
@@ -155,6 +156,7 @@ class InDatabase:
     """
 
     def __init__(self, path: str | Path) -> None:
+        instance_of(path, (str, PathLike), "path", "give a path, such as 'feedback.sqlite'")
         self.path = Path(path)
         self._db = Database(self.path)
 

@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 from numpy.typing import ArrayLike, NDArray
 
-from ezxmc.errors import BundleError, ModelError
+from ezxmc.errors import BundleError, ModelError, whole_number
 from ezxmc.retrieval import ann
 from ezxmc.retrieval.ann import Kind
 
@@ -187,11 +187,20 @@ class LabelIndex:
             Scores (N, k) float32, best first, and the labels' rows (N, k) int64.
             Scores are inner products with the vectors themselves, whatever the kind
             (kept in half precision by an `ivf` index that exceeded its memory).
+
+        Raises:
+            ArgumentError: k is no whole number, or below 1.
+            ModelError: `queries` is no finite matrix of this dimension.
         """
-        k = min(k, self.size)
+        k = min(whole_number(k, "k"), self.size)
+        queries = _matrix(queries, "queries")
+        if len(queries) and queries.shape[1] != self.dimension:
+            raise ModelError(
+                f"queries of {queries.shape[1]} numbers do not fit an index of {self.dimension}",
+                "encode them with the student the index was made with",
+            )
         if len(queries) == 0 or k == 0:
             return np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
         late = len(self._late_rows)
         if late == self.size:
             scores, found = self._late.search(queries, k)
@@ -330,10 +339,26 @@ def _card(path: Path, kind: Kind, labels: int) -> _Card:
     return card
 
 
-def _checked(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
+def _checked(vectors: ArrayLike) -> NDArray[np.float32]:
+    matrix = _matrix(vectors, "label vectors")
+    if 0 in matrix.shape:
         raise ModelError(
-            f"label vectors {vectors.shape} cannot be indexed: they are empty or not finite",
-            "check the label list and the encoder's weights",
+            f"label vectors {matrix.shape} cannot be indexed: they are empty or not finite", _VECTORS_CURE
         )
-    return np.ascontiguousarray(vectors, dtype=np.float32)
+    return matrix
+
+
+def _matrix(vectors: ArrayLike, what: str) -> NDArray[np.float32]:
+    try:
+        matrix = np.ascontiguousarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{what} are no matrix of numbers: {error}", _VECTORS_CURE) from None
+    # An empty list of queries has no second dimension.
+    if (np.ndim(vectors) != 2 and matrix.size) or not np.isfinite(matrix).all():
+        raise ModelError(
+            f"{what} {np.shape(vectors)} cannot be used: they are no matrix or not finite", _VECTORS_CURE
+        )
+    return matrix
+
+
+_VECTORS_CURE = "check the label list and the encoder's weights; `BiEncoder` gives one row a text"
