@@ -156,7 +156,7 @@ def test_a_threshold_gives_f1() -> None:
     assert result.values["macro-F1"] == pytest.approx((2 * 1 / (2 + 2) + 0 + 0 + 0) / 4)
     assert "micro-F1" in result.intervals and "macro-F1" not in result.intervals
     with pytest.raises(DataError, match="'2' has no probabilities"):
-        evaluate([found[0], predict("2", "a")], {"1": "a", "2": "a"}, threshold=0.5)
+        evaluate([found[0], predict("2", "a")], {"1": ["a"], "2": ["a"]}, threshold=0.5)
 
 
 def test_filtered_pairs_count_nowhere() -> None:
