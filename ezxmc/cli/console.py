@@ -32,6 +32,7 @@ from ezxmc.watch import Unwatched
 stderr = Console(stderr=True)
 BAD_ROWS = 3  # exit code
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
+_NO_WIDTH = 1_000_000  # columns
 _QUIET_EVERY = 30.0  # seconds between progress lines in a pipe
 
 
@@ -122,13 +123,19 @@ def emit(value: Any) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Write a table for people to standard output."""
-    drawn = Table(title=title or None, title_justify="left")
+    """Write a table for people to standard output; only a terminal has a width it must fit into."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_NO_WIDTH)
+    if title:
+        # By itself: a table's own title is as wide as its columns.
+        console.print(title, soft_wrap=True, markup=False, highlight=False)
+    drawn = Table()
     for position, column in enumerate(columns):
         drawn.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*map(Text, row))
-    Console().print(drawn)
+    console.print(drawn)
 
 
 def answer(json: bool, values: dict[str, Any]) -> None:
