@@ -234,7 +234,7 @@ class RunConfig(_Part):
     run_dir: str = Field(
         "runs/default", validate_default=True, description="where everything the run makes is kept"
     )
-    seed: int = Field(0, ge=0, description="of splits, exploration and training")
+    seed: int = Field(0, ge=0, lt=2**63, description="of splits, exploration and training")
     cycles: int = Field(2, ge=1, description="shortlist -> annotate -> train rounds at most")
     start: Literal["initial", "warm"] = Field(
         "initial", description="a cycle's student begins from: initial, the encoder; warm, the former student"

@@ -135,7 +135,7 @@ def evaluate(
             document was predicted twice, fewer than 3 training documents have
             gold, or `threshold` is given and a prediction lacks probabilities.
         ArgumentError: A depth is no whole number or below 1, `threshold` is outside of [0, 1], or
-            `propensity` is no pair of numbers above 0.
+            `propensity` is no pair of numbers above 0, 10 at most.
         InputTypeError: A prediction is no `Prediction`, or `gold` and the like no mapping of uids.
     """
     for ks in (precision_ks, recall_ks, ndcg_ks, coverage_ks, calibration_ks):
@@ -144,7 +144,7 @@ def evaluate(
     if threshold is not None:
         number_between(threshold, "threshold", 0, 1)
     for name, number in zip("AB", propensity, strict=True):
-        number_between(number, f"propensity {name}", 0)
+        number_between(number, f"propensity {name}", 0, 10)
     gold, filtered = as_gold(gold), as_gold(filtered, "filtered")
     train_gold = None if train_gold is None else as_gold(train_gold, "train_gold")
     scored = {uid: left for uid, labels in gold.items() if (left := set(labels) - set(filtered.get(uid, ())))}

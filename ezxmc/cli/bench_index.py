@@ -8,6 +8,7 @@ import typer
 
 from ezxmc.cli.console import Json, emit, table, watching
 from ezxmc.config import TrainingConfig
+from ezxmc.errors import DataError
 
 
 def index(
@@ -36,8 +37,17 @@ def index(
     from ezxmc.models import resolve_model
     from ezxmc.retrieval import BiEncoder
 
+    try:
+        wanted = [int(float(size)) for size in sizes.split(",")]
+    except (ValueError, OverflowError):
+        raise typer.BadParameter("give whole numbers, with commas", param_hint="--sizes") from None
     tags, _ = read_labels(labels)
     docs = list(islice(iter_documents(documents, RowReport()), 20 * count))
+    if not tags or len(docs) < 2:
+        raise DataError(
+            f"{labels} and {documents} hold {len(tags)} usable labels and {len(docs)} documents",
+            "give real ones of both; see README, Input files",
+        )
     docs = random.Random(seed).sample(docs, min(count, len(docs)))
     with watching() as watch:
         model = BiEncoder(resolve_model(encoder, kind="encoder"), max_length=TrainingConfig().max_length)
@@ -46,7 +56,7 @@ def index(
         found = bench_index(
             vectors,
             queries,
-            [int(float(size)) for size in sizes.split(",")],
+            wanted,
             methods=[name.strip() for name in methods.split(",")],
             seed=seed,
             watch=watch,

@@ -19,7 +19,7 @@ from ezxmc.launcher import rank_and_size
 Documents = Annotated[str, typer.Argument(help="Documents: JSONL, CSV, Parquet, `datasets` folder, hub id.")]
 Labels = Annotated[str, typer.Argument(help="Labels: the same formats, or a .txt with a title per line.")]
 Strict = Annotated[bool, typer.Option(help="Stop at the first bad row.")]
-Seed = Annotated[int, typer.Option(help="Of splits, exploration and training.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of splits, exploration and training.")]
 MaxPairs = Annotated[int | None, typer.Option(min=1, help="Judgments in the store at most.")]
 MaxHours = Annotated[float | None, typer.Option(help="Hours of judging at most, all sessions together.")]
 HeldOut = Annotated[float, typer.Option(help="Share of documents kept from training.")]
@@ -160,6 +160,10 @@ def shortlist(
 
     docs, doc_rows = read_documents(documents, strict=strict)
     tags, tag_rows = read_labels(labels, strict=strict)
+    for source, read, rows in ((documents, docs, doc_rows), (labels, tags, tag_rows)):
+        if not read:
+            what = "document" if rows is doc_rows else "label"
+            raise DataError(f"{source} holds no usable {what}: {rows.summary()}", "see README, Input files")
     with watching() as watch:
         found = propose(
             docs,

@@ -18,6 +18,7 @@ from ezxmc.config import (
     TeacherConfig,
     VllmTeacherConfig,
 )
+from ezxmc.errors import DataError
 
 _LLM = VllmTeacherConfig()
 
@@ -173,8 +174,17 @@ def annotate(
     limits = BudgetConfig(max_pairs=max_pairs, max_hours=max_hours)
     docs, doc_rows = read_documents(documents, strict=strict)
     tags, tag_rows = read_labels(labels, strict=strict)
+    for source, found, what in ((documents, docs, "document"), (labels, tags, "label")):
+        if not found:
+            rows = doc_rows if what == "document" else tag_rows
+            raise DataError(f"{source} holds no usable {what}: {rows.summary()}", "see README, Input files")
     report = RowReport(strict=strict)
     wanted = read_shortlist(candidates, docs, tags, report)
+    if not any(wanted):
+        raise DataError(
+            f"{candidates} proposes nothing for these documents and labels: {report.summary()}",
+            "make it with `ezxmc shortlist` of the same files",
+        )
     budget = Budget(limits, [document.uid for document in docs], size=max(map(len, wanted), default=1) or 1)
     part = budget.cut(1, wanted)
     with watching() as watch, FeedbackStore(store) as feedback:
