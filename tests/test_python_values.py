@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,13 @@ def predictor(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, one_
 )
 def test_texts_columns_and_tables_are_documents(values: Any) -> None:
     assert as_documents(values) == [Document("0", "", TEXTS[0]), Document("1", "", TEXTS[1])]
+
+
+def test_a_text_under_another_name_is_told() -> None:
+    with pytest.warns(UserWarning, match="titles alone: none of the columns message .*rename"):
+        as_documents(pd.DataFrame({"title": ["soup"], "message": ["a long text"]}))
+    with warnings.catch_warnings(action="error"):
+        as_documents([{"title": "soup", "text": None, "price": 1.5}, {"name": "rose"}])
 
 
 def test_a_table_is_read_by_the_columns_of_files() -> None:

@@ -7,6 +7,7 @@ the same rows refused in the same words.
 from __future__ import annotations
 
 import reprlib
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Real
@@ -29,7 +30,7 @@ def as_documents(values: Iterable[Any]) -> list[Document]:
         values: Texts, `Document`s or dicts with the columns of a file (`COLUMNS`), mixed or not: a
             list, a tuple, a NumPy array, a pandas or polars Series or DataFrame, an Arrow array or
             table, a column of a `datasets` data set or a whole one. What has no uid gets its position,
-            "0" the first.
+            "0" the first. Columns of other names are not read; where none is a text's, a warning says so.
 
     Returns:
         As many documents, in their order.
@@ -185,14 +186,22 @@ def _document(item: Any, place: int, where: str) -> Document:
     if isinstance(item, str):
         return _document(Document(str(place), "", item), place, where)
     row = _row(item, where, "a text, a dict with title and text, or an ezxmc.Document")
+    names = {str(name).strip().casefold() for name in item}
     if not any(str(name).strip().casefold() in COLUMNS["uid"] for name in row):
         row["uid"] = str(place)
     try:
-        return document_of(row)
+        document = document_of(row)
     except RowError as error:
         if error.kind == "empty_text":
-            error.detail += f" in the columns {reprlib.repr(list(map(str, row)))}"
+            error.detail += f" in the columns {reprlib.repr(list(map(str, item)))}"
         raise
+    if not names & {*COLUMNS["text"]} and (unread := names - {*COLUMNS["uid"], *COLUMNS["title"]}):
+        warnings.warn(
+            f"documents are read by their titles alone: none of the columns {', '.join(sorted(unread))} "
+            f"has a name of a text ({', '.join(COLUMNS['text'])}); rename the one that holds it",
+            stacklevel=2,
+        )
+    return document
 
 
 def _label(item: Any, place: int, where: str) -> Label:
