@@ -138,7 +138,10 @@ def evaluate(
             `propensity` is no pair of numbers above 0, 10 at most.
         InputTypeError: A prediction is no `Prediction`, or `gold` and the like no mapping of uids.
     """
+    instance_of(predictions, Iterable, "predictions", "give what `Predictor.predict` returns")
+    instance_of(propensity, Sequence, "propensity", "give A and B, such as (0.55, 1.5)")
     for ks in (precision_ks, recall_ks, ndcg_ks, coverage_ks, calibration_ks):
+        instance_of(ks, Iterable, "the depths", "give several, such as (1, 3, 5)")
         for k in ks:
             whole_number(k, "a depth k")
     if threshold is not None:

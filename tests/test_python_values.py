@@ -24,6 +24,7 @@ from ezxmc.calibration.decisions import Decision
 from ezxmc.config import BudgetConfig, ShortlistConfig, TrainingConfig
 from ezxmc.data.in_memory import as_documents, as_gold, as_labels
 from ezxmc.errors import EzxmcError
+from ezxmc.metrics import top_labels
 from ezxmc.records import Pair, Prediction
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -216,6 +217,17 @@ _UNIT = np.eye(3, dtype=np.float32)
         lambda e, t: ezxmc.evaluate([_GUESS], {"d0": ["l0"]}, threshold=50),
         lambda e, t: ezxmc.evaluate([_GUESS], {"d0": ["l0"]}, propensity=(NAN, 1.5)),
         lambda e, t: Decision.top_k(0),
+        lambda e, t: LabelIndex.build(_UNIT, kind="tree"),  # type: ignore[arg-type]
+        lambda e, t: LabelIndex(_UNIT).remove(["x"]),
+        lambda e, t: LabelIndex(_UNIT).vectors([99]),
+        lambda e, t: LabelIndex.load(None),  # type: ignore[arg-type]
+        lambda e, t: ezxmc.Calibrator.fit(None, target="human"),  # type: ignore[arg-type]
+        lambda e, t: ezxmc.Calibrator.load(None),  # type: ignore[arg-type]
+        lambda e, t: ezxmc.shortlist(_DOCS, _LABELS, None, ShortlistConfig()),  # type: ignore[arg-type]
+        lambda e, t: ezxmc.evaluate(None, {"d0": ["l0"]}),  # type: ignore[arg-type]
+        lambda e, t: ezxmc.evaluate([_GUESS], {"d0": ["l0"]}, precision_ks=5),  # type: ignore[arg-type]
+        lambda e, t: top_labels(None, 1),  # type: ignore[arg-type]
+        lambda e, t: top_labels(_UNIT, NAN),  # type: ignore[arg-type]
         lambda e, t: Decision.at_threshold(NAN),
     ],
 )

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as version_of
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -23,7 +24,7 @@ from ezxmc.calibration.platt import Platt
 from ezxmc.calibration.ranked import Ranked
 from ezxmc.calibration.rows import Floats, JudgedRows
 from ezxmc.calibration.temperature import Temperature
-from ezxmc.errors import BundleError, InputTypeError, TrainingError
+from ezxmc.errors import ArgumentError, BundleError, InputTypeError, TrainingError, instance_of
 from ezxmc.metrics.calibration import ReliabilityBin, ece_at_k, nll, reliability_bins
 
 Target = Literal["teacher", "human", "both"]
@@ -99,7 +100,14 @@ class Calibrator:
 
         Raises:
             TrainingError: All pairs are of one document.
+            ArgumentError: Target or kind is unknown.
+            InputTypeError: `rows` is something else.
         """
+        instance_of(rows, JudgedRows, "rows", "make them with JudgedRows.of(scores, hits)")
+        if target not in ("teacher", "human"):
+            raise ArgumentError(f"the target is {target!r}", "give 'teacher' or 'human'")
+        if not kinds or set(kinds) - set(FITS):
+            raise ArgumentError(f"the kinds are {kinds!r}", f"choose of {', '.join(FITS)}")
         return cls._best({kind: FITS[kind] for kind in kinds}, rows, target)
 
     @classmethod
@@ -184,6 +192,7 @@ class Calibrator:
         Raises:
             BundleError: Missing, damaged, not monotone, or of a newer format.
         """
+        instance_of(path, (str, PathLike), "path", "give the path of a calibrator.json")
         cure = "fit it again with `ezxmc calibrate`, or restore the bundle from a copy"
         try:
             raw = json.loads(Path(path).read_bytes())

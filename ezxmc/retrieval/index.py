@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ import numpy as np
 import psutil
 from numpy.typing import ArrayLike, NDArray
 
-from ezxmc.errors import BundleError, ModelError, whole_number
+from ezxmc.errors import ArgumentError, BundleError, ModelError, instance_of, whole_number
 from ezxmc.retrieval import ann
 from ezxmc.retrieval.ann import Kind
 
@@ -77,6 +78,8 @@ class LabelIndex:
             ModelError: `vectors` is no non-empty finite matrix.
         """
         vectors = _checked(vectors)
+        if kind is not None and kind not in get_args(Kind):
+            raise ArgumentError(f"the kind of index is {kind!r}", f"choose of {', '.join(get_args(Kind))}")
         if memory is None:
             memory = psutil.virtual_memory().available // 2
         reason = f"{kind} was asked for"
@@ -247,7 +250,10 @@ class LabelIndex:
         Raises:
             ModelError: A row that holds no label.
         """
-        gone = np.asarray(rows, dtype=np.int64).reshape(-1)
+        try:
+            gone = np.asarray(rows, dtype=np.int64).reshape(-1)
+        except (TypeError, ValueError):
+            gone = np.array([-1])
         inside = (gone >= 0) & (gone < self.total)
         if not inside.all() or not self._live[gone].all() or len(np.unique(gone)) < len(gone):
             raise ModelError("a row to remove holds no label", "give rows of `LabelIndex.rows`, each once")
@@ -255,8 +261,10 @@ class LabelIndex:
         self._refresh()
 
     def vectors(self, rows: ArrayLike) -> NDArray[np.float32]:
-        """The vectors (n, D) of rows (n,)."""
+        """The vectors (n, D) of rows (n,); raises ModelError for rows never used."""
         wanted = np.asarray(rows, dtype=np.int64)
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < self.total):
+            raise ModelError(f"rows {wanted.min()} to {wanted.max()} of {self.total}", "give rows in use")
         built = self._base.ntotal
         found = np.empty((len(wanted), self.dimension), dtype=np.float32)
         early = wanted < built
@@ -302,6 +310,7 @@ class LabelIndex:
         Raises:
             BundleError: A file is missing, damaged, or another kind of index.
         """
+        instance_of(path, (str, PathLike), "path", "give the path of an index.faiss")
         path = Path(path)
         try:
             base = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ezxmc.config import ShortlistConfig
 from ezxmc.data.in_memory import as_documents, as_labels
-from ezxmc.errors import instance_of
+from ezxmc.errors import InputTypeError, instance_of
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.index import LabelIndex
@@ -109,6 +109,9 @@ def shortlist(
     """
     documents, labels = as_documents(documents), as_labels(labels)
     instance_of(config, ShortlistConfig, "config", "give an ezxmc.config.ShortlistConfig")
+    instance_of(judged or {}, Mapping, "judged", "give a dict of document uid to a set of label uids")
+    if not hasattr(encoder, "encode_documents"):
+        raise InputTypeError(f"encoder is {encoder!r}", "open one: BiEncoder('all-MiniLM-L6-v2')")
     if not documents or not labels:
         return [Candidates(document.uid, (), (), ()) for document in documents]
     row_of = {label.uid: row for row, label in enumerate(labels)}
