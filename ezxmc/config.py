@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -21,7 +22,7 @@ from pydantic import (
 from ezxmc.cluster import RayConfig
 from ezxmc.config_head import HeadConfig
 from ezxmc.config_update import UpdateConfig
-from ezxmc.errors import ConfigError
+from ezxmc.errors import ConfigError, instance_of
 
 Backend = Literal["torch", "onnx", "openvino"]
 """What runs an encoder."""
@@ -30,7 +31,7 @@ Precision = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class DataConfig(_Part):
@@ -245,7 +246,7 @@ class RunConfig(_Part):
     run_dir: str = Field(
         "runs/default", validate_default=True, description="where everything the run makes is kept"
     )
-    seed: int = Field(0, ge=0, description="of splits, exploration and training")
+    seed: int = Field(0, ge=0, lt=2**63, description="of splits, exploration and training")
     cycles: int = Field(2, ge=1, description="shortlist -> annotate -> train rounds at most")
     start: Literal["initial", "warm"] = Field(
         "initial", description="a cycle's student begins from: initial, the encoder; warm, the former student"
@@ -323,6 +324,7 @@ class RunConfig(_Part):
             ConfigError: The file is missing, is no YAML mapping, or a key or
                 value is wrong; the message names the key.
         """
+        instance_of(path, (str, PathLike), "path", "give the path of a YAML file")
         path = Path(path)
         try:
             raw = yaml.safe_load(path.read_text(encoding="utf-8"))

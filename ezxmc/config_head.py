@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class HeadConfig(BaseModel):
     """A classifier with few weights per label, trained after the last cycle; worth it with many judgments."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     enabled: bool = Field(False, description="train a sparse head and fuse it with the bi-encoder")
     fine_tune: bool = Field(
         False, description="train the student on with the head; false: its document vectors stay as they are"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class UpdateConfig(BaseModel):
     """What an update of a finished run may cost, and when its student is taken."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     max_pairs: int | None = Field(
         None, ge=1, description="judgments one update asks for at most; null: all it selects"

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ezxmc.errors import DataError
+from ezxmc.data.in_memory import as_gold
+from ezxmc.errors import DataError, instance_of, number_between, whole_number
 from ezxmc.metrics import (
     Difference,
     Frequencies,
@@ -111,7 +112,7 @@ def evaluate(
 
     Args:
         predictions: One per document, in any order.
-        gold: Right label uids of each document uid; documents with none are
+        gold: Right label uids (a collection, no text) of each document uid; documents with none are
             left out.
         precision_ks: Depths of P@k and PSP@k.
         recall_ks: Depths of R@k; those deeper than the longest prediction are
@@ -133,8 +134,22 @@ def evaluate(
         DataError: No document has gold, none of them was predicted, a
             document was predicted twice, fewer than 3 training documents have
             gold, or `threshold` is given and a prediction lacks probabilities.
-        ValueError: A depth is below 1, or `propensity` is not positive.
+        ArgumentError: A depth is no whole number or below 1, `threshold` is outside of [0, 1], or
+            `propensity` is no pair of numbers above 0, 10 at most.
+        InputTypeError: A prediction is no `Prediction`, or `gold` and the like no mapping of uids.
     """
+    instance_of(predictions, Iterable, "predictions", "give what `Predictor.predict` returns")
+    instance_of(propensity, Sequence, "propensity", "give A and B, such as (0.55, 1.5)")
+    for ks in (precision_ks, recall_ks, ndcg_ks, coverage_ks, calibration_ks):
+        instance_of(ks, Iterable, "the depths", "give several, such as (1, 3, 5)")
+        for k in ks:
+            whole_number(k, "a depth k")
+    if threshold is not None:
+        number_between(threshold, "threshold", 0, 1)
+    for name, number in zip("AB", propensity, strict=True):
+        number_between(number, f"propensity {name}", 0, 10)
+    gold, filtered = as_gold(gold), as_gold(filtered, "filtered")
+    train_gold = None if train_gold is None else as_gold(train_gold, "train_gold")
     scored = {uid: left for uid, labels in gold.items() if (left := set(labels) - set(filtered.get(uid, ())))}
     if not scored:
         raise DataError("no document has a gold label", "check the gold file and its report")
@@ -265,6 +280,7 @@ def _to_score(
 ) -> Iterator[Prediction]:
     """The predictions of `scored` documents; all uids go into `seen`."""
     for prediction in predictions:
+        instance_of(prediction, Prediction, "a prediction", "give what `Predictor.predict` returns")
         if prediction.uid in seen:
             raise DataError(
                 f"document {prediction.uid!r} was predicted twice", "keep one prediction of each document"

@@ -28,7 +28,7 @@ from ezxmc.config import RunConfig
 from ezxmc.cycles import Cycles
 from ezxmc.data import Catalog
 from ezxmc.data.growth import CATALOG, Snapshot
-from ezxmc.errors import ConfigError, TrainingError
+from ezxmc.errors import ConfigError, TrainingError, instance_of
 from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.recall import judgments_of
@@ -72,6 +72,7 @@ def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Watch | Non
         TeacherError: The LLM engine failed; the judgments so far are kept.
         TrainingError: The judgments give nothing to learn from.
     """
+    instance_of(config, RunConfig, "config", "read one: RunConfig.load('ezxmc.yaml')")
     refuse_torchrun()
     config = config.as_begun()
     place = RunDir(config.run_dir)

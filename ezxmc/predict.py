@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import count, islice
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from ezxmc.bundle import Bundle, load_bundle
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
-from ezxmc.errors import ConfigError
-from ezxmc.records import Document, Prediction
+from ezxmc.data.in_memory import as_documents, iter_as_documents
+from ezxmc.errors import ConfigError, DataError, instance_of, number_between, whole_number
+from ezxmc.records import Prediction
 
 WINDOW = 512
 """Documents encoded together: the encoder puts those of like length into one batch."""
@@ -36,6 +38,8 @@ class Predictor:
     """
 
     def __init__(self, bundle: Bundle | str | Path) -> None:
+        cure = "give a bundle's folder, such as 'runs/default/bundle'"
+        instance_of(bundle, (Bundle, str, PathLike), "bundle", cure)
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
 
     @classmethod
@@ -54,11 +58,12 @@ class Predictor:
             ConfigError: Backend and precision do not go together.
             ModelError: The backend is not installed, or the bundle has nothing exported for it.
         """
+        instance_of(path, (str, PathLike), "path", "give a bundle's folder, such as 'runs/default/bundle'")
         return cls(load_bundle(path, backend=backend, precision=precision))
 
     def predict(
         self,
-        documents: Sequence[Document | str],
+        documents: Iterable[Any],
         *,
         k: int | None = None,
         threshold: float | None = None,
@@ -67,9 +72,11 @@ class Predictor:
         """Rank labels for each document.
 
         Args:
-            documents: N documents, or their texts; a text's uid is its position, "0" the first.
-            k: At most this many labels each; the bundle's own default if None.
-            threshold: Leave out labels less probable than this: a document
+            documents: N documents: texts, dicts with the columns of a file, `Document`s, a column or
+                a table of pandas, polars, Arrow or `datasets`. What has no uid gets its position, "0"
+                the first.
+            k: At most this many labels each, 1 or more; the bundle's own default if None.
+            threshold: Leave out labels less probable than this, in [0, 1]: a document
                 whose every label is left out gets none (abstention).
             decision: Keep what this rule keeps, instead of `k` and
                 `threshold`: they would void what it guarantees. The bundle's
@@ -81,35 +88,42 @@ class Predictor:
         Raises:
             ConfigError: Probabilities are needed but the bundle has no
                 calibrator, the decision looks at more labels than there are,
-                or a decision was given together with `k` or `threshold`.
-            TypeError: One text was given instead of a list of them.
+                a decision was given together with `k` or `threshold`, or one
+                of these is out of range.
+            InputTypeError: `documents` is one text, or holds what is no document (None and NaN, say).
+            DataError: A document has neither title nor text, or half characters or NUL.
         """
-        if isinstance(documents, str):
-            raise TypeError("predict takes a list of texts; put the one text into brackets")
-        return list(self.stream(documents, k=k, threshold=threshold, decision=decision))
+        self.check(k=k, threshold=threshold, decision=decision)
+        return list(self.stream(as_documents(documents), k=k, threshold=threshold, decision=decision))
 
     def stream(
         self,
-        documents: Iterable[Document | str],
+        documents: Iterable[Any],
         *,
         k: int | None = None,
         threshold: float | None = None,
         decision: Decision | None = None,
     ) -> Iterator[Prediction]:
-        """`predict` over any number of documents, in their order, in the memory of `WINDOW` of them."""
+        """`predict` over any number of documents, in their order, in the memory of `WINDOW` of them.
+
+        Raises as `predict`, once it comes to the document at fault.
+        """
         self.check(k=k, threshold=threshold, decision=decision)
-        numbers = count()
-        waiting = (
-            Document(str(number), "", one) if isinstance(one, str) else one
-            for number, one in zip(numbers, documents, strict=False)
-        )
+        waiting = iter_as_documents(documents)
         while window := list(islice(waiting, WINDOW)):
             yield from self.tag(window, self.encode(window), k=k, threshold=threshold, decision=decision)
 
     def check(
         self, *, k: int | None = None, threshold: float | None = None, decision: Decision | None = None
     ) -> None:
-        """Raise ConfigError where `predict` would, whatever the documents."""
+        """Raise where `predict` would, whatever the documents."""
+        if k is not None:
+            whole_number(k, "k")
+        if threshold is not None:
+            number_between(threshold, "threshold", 0, 1)
+        if decision is not None:
+            cure = "give an ezxmc.calibration.decisions.Decision, such as predictor.bundle.decision"
+            instance_of(decision, Decision, "decision", cure)
         if decision is not None and (k is not None or threshold is not None):
             raise ConfigError(
                 "a decision chooses how many tags a document gets",
@@ -122,13 +136,13 @@ class Predictor:
                 "run `ezxmc calibrate` on it, or ask for the k best",
             )
 
-    def encode(self, documents: Sequence[Document]) -> NDArray[np.float32]:
+    def encode(self, documents: Iterable[Any]) -> NDArray[np.float32]:
         """Embed N documents: (N, D) float32 of unit length, in their order."""
-        return self.bundle.encoder.encode_documents([document.shown for document in documents])
+        return self.bundle.encoder.encode_documents([document.shown for document in as_documents(documents)])
 
     def tag(
         self,
-        documents: Sequence[Document],
+        documents: Iterable[Any],
         vectors: NDArray[np.float32],
         *,
         k: int | None = None,
@@ -137,7 +151,10 @@ class Predictor:
     ) -> list[Prediction]:
         """`predict` for documents that are encoded: N of them and their (N, D) vectors."""
         self.check(k=k, threshold=threshold, decision=decision)
-        depth = decision.depth if decision else k or self.bundle.manifest.k
+        documents = as_documents(documents)
+        if len(vectors) != len(documents):
+            raise DataError(f"{len(documents)} documents have {len(vectors)} vectors", "encode just these")
+        depth = decision.depth if decision else self.bundle.manifest.k if k is None else int(k)
         scores, rows = self.bundle.search(vectors, depth)
         kept = np.ones(rows.shape, dtype=np.bool_)
         probabilities = None

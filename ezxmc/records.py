@@ -1,7 +1,8 @@
 """The records that travel through the pipeline.
 
-Plain slotted dataclasses: millions of them pass through hot loops. Input is
-validated where it enters (`ezxmc.data`), configuration in `ezxmc.config`.
+Plain slotted dataclasses: millions of them pass through hot loops. Types are
+looked at here; what else input must be is checked where it enters
+(`ezxmc.data`), configuration in `ezxmc.config`.
 """
 
 from __future__ import annotations
@@ -10,14 +11,24 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ezxmc.errors import InputTypeError
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One thing to tag. `uid` is never shown to a model."""
+    """One thing to tag. `uid` is never shown to a model.
+
+    Raises:
+        InputTypeError: A part is no text.
+    """
 
     uid: str
     title: str
     text: str
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.uid, str) and isinstance(self.title, str) and isinstance(self.text, str)):
+            raise _no_text("document", uid=self.uid, title=self.title, text=self.text)
 
     @property
     def shown(self) -> str:
@@ -27,13 +38,32 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One tag. The models see `title`; `text` is an optional description."""
+    """One tag. The models see `title`; `text` is an optional description.
+
+    Raises:
+        InputTypeError: A part is no text, or the aliases are no tuple of texts.
+    """
 
     uid: str
     title: str
     text: str = ""
     aliases: tuple[str, ...] = ()
     parent: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.uid, str) and isinstance(self.title, str) and isinstance(self.text, str)):
+            raise _no_text("label", uid=self.uid, title=self.title, text=self.text)
+        if not (isinstance(self.parent, str) or self.parent is None):
+            raise _no_text("label", parent=self.parent)
+        if not isinstance(self.aliases, tuple) or not all(isinstance(alias, str) for alias in self.aliases):
+            raise InputTypeError(f"a label's aliases are {self.aliases!r}", "give a tuple of texts")
+
+
+def _no_text(record: str, **parts: object) -> InputTypeError:
+    name, value = next((name, value) for name, value in parts.items() if not isinstance(value, str))
+    return InputTypeError(
+        f"a {record}'s {name} is {value!r}, a {type(value).__name__}", "give a text: str(...), or '' for none"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from ezxmc.bundle import save_bundle
 from ezxmc.cli import app as program
-from ezxmc.cli import teacher
+from ezxmc.cli import console, teacher
 from ezxmc.config import DataConfig, RunConfig
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.plan import plan as ezxmc_plan
@@ -380,3 +380,13 @@ def test_interrupted_by_the_user(ezxmc: Ezxmc, catalog: Path, monkeypatch: pytes
     monkeypatch.setattr("ezxmc.pipeline.run", interrupted)
     done = ezxmc("run", catalog)
     assert done.code == 130 and "the same command goes on" in done.err
+
+
+def test_a_table_in_a_pipe_keeps_its_lines_whole(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    console.table("a long title " * 20, ["model", "here"], [["name" * 100, "yes"]])
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == "a long title " * 20
+    assert [line for line in lines if "name" * 100 in line and "yes" in line]

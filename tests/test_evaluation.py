@@ -95,7 +95,7 @@ def test_brier_and_nll_are_those_of_the_pooled_pairs_and_have_intervals() -> Non
     loss = ((chances - hits) ** 2).sum(axis=1, keepdims=True)
     by_document = Terms(("Brier",), loss, np.full((300, 1), 2.0))
     assert found.intervals["Brier@2"] == pytest.approx(intervals(by_document)["Brier"])
-    sure = evaluate([predict("d0", "a", (1.0,)), predict("d1", "b", (1.0,))], {"d0": "a", "d1": "a"})
+    sure = evaluate([predict("d0", "a", (1.0,)), predict("d1", "b", (1.0,))], {"d0": ["a"], "d1": ["a"]})
     assert sure.values["NLL@1"] == pytest.approx(nll([1, 1], [1, 0]))
     other = evaluate([replace(p, probabilities=(0.5, 0.5)) for p in some], right, calibration_ks=(1, 2))
     assert compare(found, other)["Brier@2"].value == pytest.approx(found.values["Brier@2"] - 0.25)
@@ -150,13 +150,13 @@ def test_training_gold_gives_propensities_and_slices() -> None:
 
 def test_a_threshold_gives_f1() -> None:
     found = [predict("1", "abc", (0.9, 0.5, 0.49)), predict("2", "ax", (0.5, 0.1)), predict("3", "")]
-    result = evaluate(found, {"1": "ac", "2": "b", "3": "a", "4": "d"}, threshold=0.5)
+    result = evaluate(found, {"1": [*"ac"], "2": ["b"], "3": ["a"], "4": ["d"]}, threshold=0.5)
     # Tags: 1 a b, 2 a. Right: 1 a. Gold: a c, b, a, d.
     assert result.values["micro-F1"] == pytest.approx(2 * 1 / (3 + 5))
     assert result.values["macro-F1"] == pytest.approx((2 * 1 / (2 + 2) + 0 + 0 + 0) / 4)
     assert "micro-F1" in result.intervals and "macro-F1" not in result.intervals
     with pytest.raises(DataError, match="'2' has no probabilities"):
-        evaluate([found[0], predict("2", "a")], {"1": "a", "2": "a"}, threshold=0.5)
+        evaluate([found[0], predict("2", "a")], {"1": ["a"], "2": ["a"]}, threshold=0.5)
 
 
 def test_filtered_pairs_count_nowhere() -> None:

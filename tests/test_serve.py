@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 from serving import DOCUMENTS, EVIL, PATIENCE, served, write_bundle
 from support.commands import until
 from tinyworld import label_rows
@@ -137,6 +139,13 @@ def test_requests_at_once_share_batches_and_get_their_own_answers(client: httpx.
         (b'{"documents": [{"uid": "\\udfff", "text": "x"}]}', 422, "U+DFFF"),
         (b'{"documents": [{"text": "a\\u0000"}]}', 422, "U+0000 at character 2"),
         (b'{"documents": ["x"], "decision": true, "k": 3}', 422, "decision"),
+        (b'{"documents": ["x", {"uid": "a", "text": 5}]}', 422, "documents[1].text: text is not a string"),
+        (b'{"documents": [{"uid": " ", "text": "x"}]}', 422, "documents[0].uid: is blank"),
+        (b'{"documents": [{"uid": true, "text": "x"}]}', 422, "documents[0].uid: uid is not a string"),
+        (b'{"documents": [5]}', 422, "documents[0]: should be a text, or an object"),
+        (b'{"documents": [{"id": 7, "text": "x"}]}', 422, "documents[0].id: is not known here"),
+        (b'{"documents": "x"}', 422, "documents: should be a valid list"),
+        (b"[]", 422, "the body: should be a JSON object"),
         (b'{"documents": ["x"], "decision": true}', 409, "no decision"),
         (b'"\xff"', 400, ""),
     ],
@@ -144,14 +153,64 @@ def test_requests_at_once_share_batches_and_get_their_own_answers(client: httpx.
 def test_what_cannot_be_answered_is_told(client: httpx.Client, body: bytes, status: int, word: str) -> None:
     found = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
     assert (found.status_code, word in found.json()["detail"]) == (status, True), found.text
+    assert not re.search("function|Value error|Input should", found.text)
     assert len(found.content) < 2_000, "what was sent is sent back"
 
 
 def test_a_form_of_another_site_is_not_taken(client: httpx.Client) -> None:
-    found = client.post("/predict", content=json.dumps(BODY), headers={"Content-Type": "text/plain"})
-    assert found.status_code == 422
+    for headers in (
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        {},
+    ):
+        found = client.post("/predict", content=json.dumps(BODY).encode(), headers=headers)
+        assert found.status_code == 422
+        assert found.json() == {
+            "detail": "the body is not declared as JSON",
+            "cure": "send the header Content-Type: application/json",
+        }
     assert client.get("/healthz", headers={"Host": "evil.example"}).status_code == 421
     assert "access-control-allow-origin" not in client.options("/predict").headers
+
+
+def test_cells_are_taken_as_files_take_them(client: httpx.Client, changing: httpx.Client) -> None:
+    rows = [
+        {"uid": 7, "text": "soup"},
+        {"uid": " 8 ", "title": None, "text": "soup"},
+        {"title": "x", "text": None},
+    ]
+    found = client.post("/predict", json={"documents": rows}).json()["predictions"]
+    assert [one["uid"] for one in found] == ["7", "8", "2"] and found[0]["tags"] == found[1]["tags"]
+    labels = [{"uid": " l-soup ", "title": "broth", "text": None}, {"uid": 7, "title": "seven"}]
+    changed = changing.post("/labels", json={"labels": labels}).json()
+    assert (changed["added"], changed["changed"]) == (1, 1)
+    assert changing.delete("/labels", params={"uid": [" 7 "]}).json()["removed"] == 1
+
+
+_JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=6)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["uid", "title", "text", "id"]), inner, max_size=3),
+    ),
+    max_leaves=5,
+)
+
+
+@given(
+    documents=st.one_of(_JSON, st.lists(_JSON, max_size=3)),
+    options=st.dictionaries(st.sampled_from(["k", "threshold", "decision", "x"]), _JSON, max_size=1),
+)
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+def test_any_json_is_tagged_or_refused(client: httpx.Client, documents: Any, options: dict[str, Any]) -> None:
+    body = json.dumps({"documents": documents, **options}).encode()
+    found = client.post("/predict", content=body, headers={"Content-Type": "application/json"})
+    if found.status_code != 200:
+        assert 400 <= found.status_code < 500 and found.json()["detail"] and found.json()["cure"], found.text
+        return
+    for document in documents:
+        shown = document if isinstance(document, str) else f"{document.get('title')}{document.get('text')}"
+        assert shown.replace("None", "").strip(), "a tag for nothing"
 
 
 def test_hostile_documents_are_tagged_like_any_other(client: httpx.Client) -> None:

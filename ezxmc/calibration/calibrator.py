@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as version_of
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -21,7 +24,7 @@ from ezxmc.calibration.platt import Platt
 from ezxmc.calibration.ranked import Ranked
 from ezxmc.calibration.rows import Floats, JudgedRows
 from ezxmc.calibration.temperature import Temperature
-from ezxmc.errors import BundleError, TrainingError
+from ezxmc.errors import ArgumentError, BundleError, InputTypeError, TrainingError, instance_of
 from ezxmc.metrics.calibration import ReliabilityBin, ece_at_k, nll, reliability_bins
 
 Target = Literal["teacher", "human", "both"]
@@ -97,7 +100,14 @@ class Calibrator:
 
         Raises:
             TrainingError: All pairs are of one document.
+            ArgumentError: Target or kind is unknown.
+            InputTypeError: `rows` is something else.
         """
+        instance_of(rows, JudgedRows, "rows", "make them with JudgedRows.of(scores, hits)")
+        if target not in ("teacher", "human"):
+            raise ArgumentError(f"the target is {target!r}", "give 'teacher' or 'human'")
+        if not kinds or set(kinds) - set(FITS):
+            raise ArgumentError(f"the kinds are {kinds!r}", f"choose of {', '.join(FITS)}")
         return cls._best({kind: FITS[kind] for kind in kinds}, rows, target)
 
     @classmethod
@@ -153,8 +163,19 @@ class Calibrator:
         Returns:
             The same shape, in [0, 1], never rising along a row. A label's
             probability does not depend on the labels after it.
+
+        Raises:
+            InputTypeError: `scores` are no array of numbers, or one is NaN.
         """
-        return self.curve.transform(scores)
+        try:
+            rows = np.asarray(scores, dtype=np.float64)
+        except (TypeError, ValueError):
+            rows = np.full(1, np.nan)
+        if not rows.ndim or np.isnan(rows).any():
+            raise InputTypeError(
+                f"scores are no rows of numbers: {reprlib.repr(scores)}", "give (N, k) scores, best first"
+            )
+        return self.curve.transform(rows)
 
     def save(self, path: str | Path) -> None:
         """Write the calibrator as JSON."""
@@ -171,6 +192,7 @@ class Calibrator:
         Raises:
             BundleError: Missing, damaged, not monotone, or of a newer format.
         """
+        instance_of(path, (str, PathLike), "path", "give the path of a calibrator.json")
         cure = "fit it again with `ezxmc calibrate`, or restore the bundle from a copy"
         try:
             raw = json.loads(Path(path).read_bytes())

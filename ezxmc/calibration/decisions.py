@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from ezxmc.calibration.decisions_f1 import best_sizes
-from ezxmc.errors import BundleError, ConfigError
+from ezxmc.errors import BundleError, ConfigError, number_between, whole_number
 
 FORMAT_VERSION = 1
 DEPTH = 50
@@ -86,14 +86,16 @@ class Decision:
 
     @classmethod
     def top_k(cls, k: int, *, abstain_below: float | None = None) -> Decision:
-        """Keep the k best."""
+        """Keep the k best, k at least 1."""
+        k = whole_number(k, "k")
         return cls("top_k", k, k=k, abstain_below=abstain_below)
 
     @classmethod
     def at_threshold(
         cls, threshold: float, *, depth: int = DEPTH, abstain_below: float | None = None
     ) -> Decision:
-        """Keep what is at least this probable."""
+        """Keep what is at least this probable, from 0 to 1, of the `depth` best."""
+        threshold, depth = number_between(threshold, "threshold", 0, 1), whole_number(depth, "depth")
         return cls("threshold", depth, threshold=threshold, abstain_below=abstain_below)
 
     def keep(self, probabilities: ArrayLike) -> NDArray[np.bool_]:

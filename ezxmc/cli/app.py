@@ -96,7 +96,14 @@ def main() -> None:
         faults = "; ".join(f"--{_option(fault['loc'])}: {fault['msg']}" for fault in error.errors())
         _fail(f"{faults}\n  cure: `ezxmc COMMAND --help` shows the options", USAGE)
     except OSError as error:
-        _fail(f"{error}\n  cure: is the folder there, writable, and the disk not full?", FAILED)
+        cures = {
+            FileNotFoundError: "check the name and its folder",
+            PermissionError: "get the right to read or write it, or name another place",
+            IsADirectoryError: "name a file in it",
+            NotADirectoryError: "name a folder",
+        }
+        cure = cures.get(type(error), "is the folder there, writable, and the disk not full?")
+        _fail(f"{error}\n  cure: {cure}", FAILED)
     except KeyboardInterrupt:
         _interrupted(told.came)
     except SystemExit as left:

@@ -8,6 +8,7 @@ import typer
 
 from ezxmc.cli.console import Json, bad_rows, emit, table, watching
 from ezxmc.config import TrainingConfig
+from ezxmc.errors import DataError
 
 
 def index(
@@ -36,9 +37,18 @@ def index(
     from ezxmc.models import resolve_model
     from ezxmc.retrieval import BiEncoder
 
+    try:
+        wanted = [int(float(size)) for size in sizes.split(",")]
+    except (ValueError, OverflowError):
+        raise typer.BadParameter("give whole numbers, with commas", param_hint="--sizes") from None
     tags, tag_rows = read_labels(labels)
     doc_rows = RowReport()
     docs = list(islice(iter_documents(documents, doc_rows), 20 * count))
+    if not tags or len(docs) < 2:
+        raise DataError(
+            f"{labels} and {documents} hold {len(tags)} usable labels and {len(docs)} documents",
+            "give real ones of both; see README, Input files",
+        )
     docs = random.Random(seed).sample(docs, min(count, len(docs)))
     with watching() as watch:
         model = BiEncoder(resolve_model(encoder, kind="encoder"), max_length=TrainingConfig().max_length)
@@ -47,7 +57,7 @@ def index(
         found = bench_index(
             vectors,
             queries,
-            [int(float(size)) for size in sizes.split(",")],
+            wanted,
             methods=[name.strip() for name in methods.split(",")],
             seed=seed,
             watch=watch,

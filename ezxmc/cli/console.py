@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,6 +32,7 @@ from ezxmc.watch import Unwatched
 
 if TYPE_CHECKING:
     from ezxmc.data import RowReport
+    from ezxmc.records import Document, Label
 
 stderr = Console(stderr=True)
 BAD_ROWS = 3  # exit code
@@ -43,6 +45,7 @@ Column = Annotated[
         help="A column and what it serves as, such as text=message; of labels, labels.title=tag.",
     ),
 ]
+_NO_WIDTH = 1_000_000  # columns
 _QUIET_EVERY = 30.0  # seconds between progress lines in a pipe
 
 
@@ -150,13 +153,19 @@ def emit(value: Any) -> None:
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """Write a table for people to standard output."""
-    drawn = Table(title=title or None, title_justify="left")
+    """Write a table for people to standard output; only a terminal has a width it must fit into."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_NO_WIDTH)
+    if title:
+        # By itself: a table's own title is as wide as its columns.
+        console.print(title, soft_wrap=True, markup=False, highlight=False)
+    drawn = Table()
     for position, column in enumerate(columns):
         drawn.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*map(Text, row))
-    Console().print(drawn)
+    console.print(drawn)
 
 
 def answer(json: bool, values: dict[str, Any], rows: Mapping[str, RowReport | None] | None = None) -> None:
@@ -180,6 +189,26 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def inputs(
+    documents: str | Path, labels: str | Path, column: list[str] | None, strict: bool
+) -> tuple[tuple[list[Document], RowReport], tuple[list[Label], RowReport]]:
+    """Documents and labels of a command, and how reading them went.
+
+    Raises:
+        DataError: One of them holds nothing usable.
+    """
+    from ezxmc.data import columns_for, read_documents, read_labels
+    from ezxmc.errors import DataError
+
+    columns = columns_of(column)
+    docs = read_documents(documents, strict=strict, columns=columns_for("documents", columns))
+    tags = read_labels(labels, strict=strict, columns=columns_for("labels", columns))
+    for source, (found, rows), what in ((documents, docs, "document"), (labels, tags, "label")):
+        if not found:
+            raise DataError(f"{source} holds no usable {what}: {rows.summary()}", "see README, Input files")
+    return docs, tags
 
 
 def accounts(rows: Mapping[str, RowReport | None]) -> dict[str, Any]:

@@ -164,6 +164,9 @@ def opened(store: Path) -> FeedbackStore:
 
     if not store.exists():
         raise StoreError(f"no feedback store at {store}", "make one with `ezxmc annotate`")
+    if store.is_file() and not store.stat().st_size:
+        # SQLite would take it for a store to be filled, and fill it.
+        raise StoreError(f"{store} is empty: no feedback store", "make one with `ezxmc annotate`")
     return FeedbackStore(store)
 
 

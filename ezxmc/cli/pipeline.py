@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, table, watching
+from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, inputs, table, watching
 from ezxmc.cli.engine import Address, Engine, Workers, cluster, with_engine
 from ezxmc.cli.judgments import opened
 from ezxmc.config import BudgetConfig, RunConfig, ShortlistConfig, TrainingConfig
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Documents = Annotated[str, typer.Argument(help="Documents: JSONL, CSV, Parquet, `datasets` folder, hub id.")]
 Labels = Annotated[str, typer.Argument(help="Labels: the same formats, or a .txt with a title per line.")]
 Strict = Annotated[bool, typer.Option(help="Stop at the first bad row.")]
-Seed = Annotated[int, typer.Option(help="Of splits, exploration and training.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of splits, exploration and training.")]
 MaxPairs = Annotated[int | None, typer.Option(min=1, help="Judgments in the store at most.")]
 MaxHours = Annotated[float | None, typer.Option(help="Hours of judging at most, all sessions together.")]
 HeldOut = Annotated[float, typer.Option(help="Share of documents kept from training.")]
@@ -159,7 +159,6 @@ def shortlist(
 
     Example: ezxmc shortlist documents.jsonl labels.jsonl --size 14 -o shortlist.jsonl
     """
-    from ezxmc.data import columns_for, read_documents, read_labels
     from ezxmc.models import resolve_model
     from ezxmc.retrieval import candidate_row
     from ezxmc.retrieval import shortlist as propose
@@ -167,9 +166,7 @@ def shortlist(
 
     ray, vectors = cluster(engine, workers, ray_address), out.with_name(f"{out.name}-vectors")
 
-    columns = columns_of(column)
-    docs, doc_rows = read_documents(documents, strict=strict, columns=columns_for("documents", columns))
-    tags, tag_rows = read_labels(labels, strict=strict, columns=columns_for("labels", columns))
+    (docs, doc_rows), (tags, tag_rows) = inputs(documents, labels, column, strict)
     with watching() as watch:
         found = propose(
             docs,

@@ -68,7 +68,7 @@ def finished(run_dir: Path) -> RunReport:
 
     try:
         data = RunReport.model_validate_json((run_dir / "report.json").read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{run_dir} holds no finished run", "finish it with `ezxmc run CONFIG`") from None
     except ValidationError as error:
         raise DataError(f"{run_dir / 'report.json'} is damaged: {error}", "run `ezxmc run` again") from None

@@ -28,7 +28,7 @@ def serve(
     batch_wait_ms: Annotated[float, typer.Option(min=0, help="The first of a batch waits so long.")] = 2.0,
     max_documents: Annotated[int, typer.Option(min=1, help="Documents in a request.")] = 256,
     max_characters: Annotated[int, typer.Option(min=1, help="Characters of a document.")] = 200_000,
-    max_body_mb: Annotated[float, typer.Option(min=0.001, help="Of a request.")] = 8.0,
+    max_body_mb: Annotated[float, typer.Option(min=0.001, max=1e6, help="Of a request.")] = 8.0,
     rate: Annotated[float, typer.Option(min=0.001, help="Requests a second of a client.")] = 100.0,
     burst: Annotated[int, typer.Option(min=1, help="Requests of a client at once.")] = 200,
     backend: Runtime = "torch",

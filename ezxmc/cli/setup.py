@@ -11,7 +11,7 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-from ezxmc.cli.console import emit, stderr, table, watching
+from ezxmc.cli.console import Json, emit, stderr, table, watching
 from ezxmc.config import DataConfig, RunConfig
 from ezxmc.errors import ConfigError
 
@@ -42,7 +42,7 @@ def init(
     stderr.print(f"wrote {path}; look through it, then: ezxmc run {path}", markup=False, soft_wrap=True)
 
 
-def doctor(json: Annotated[bool, typer.Option("--json", help="Answer as JSON.")] = False) -> None:
+def doctor(json: Json = False) -> None:
     """Check the installation and name the cure of each fault.
 
     Example: ezxmc doctor
@@ -68,7 +68,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Answer as JSON.")]
 
 
 @models_app.command("list")
-def list_(json: Annotated[bool, typer.Option("--json", help="Answer as JSON.")] = False) -> None:
+def list_(json: Json = False) -> None:
     """List the models and which of them are here.
 
     Example: ezxmc models list
@@ -102,6 +102,7 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Answer as JSON.")] 
 def pull(
     name: Annotated[str, typer.Argument(help="A name of `ezxmc models list`.")],
     force: Annotated[bool, typer.Option(help="Fetch again even if it is here.")] = False,
+    json: Json = False,
 ) -> None:
     """Fetch a model, check it, convert it, keep it.
 
@@ -112,18 +113,27 @@ def pull(
 
     with watching() as watch:
         folder = fetch(name, pulling(watch, name), force=force)
-    typer.echo(folder)
+    _folder(name, folder, json)
 
 
 @models_app.command("path")
-def path_(name: Annotated[str, typer.Argument(help="A name of `ezxmc models list`.")]) -> None:
+def path_(
+    name: Annotated[str, typer.Argument(help="A name of `ezxmc models list`.")], json: Json = False
+) -> None:
     """Print the folder of a model that is here.
 
     Example: ezxmc models path all-MiniLM-L6-v2
     """
     from ezxmc.models import model_path
 
-    typer.echo(model_path(name))
+    _folder(name, model_path(name), json)
+
+
+def _folder(name: str, folder: Path, json: bool) -> None:
+    if json:
+        emit({"model": name, "path": str(folder)})
+    else:
+        typer.echo(folder)
 
 
 def commented_config(documents: str, labels: str, gold: str | None = None) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Column, Json, answer, bad_rows, clock, columns_of, emit, shown, table, watching
+from ezxmc.cli.console import Column, Json, answer, bad_rows, clock, emit, inputs, shown, table, watching
 from ezxmc.cli.engine import Address, Engine, Workers, cluster, with_engine
 from ezxmc.cli.pipeline import Documents, Labels, MaxHours, MaxPairs, Strict, with_budget
 from ezxmc.config import (
@@ -18,6 +18,7 @@ from ezxmc.config import (
     TeacherConfig,
     VllmTeacherConfig,
 )
+from ezxmc.errors import DataError
 
 _LLM = VllmTeacherConfig()
 
@@ -149,7 +150,7 @@ def annotate(
 
     Example: ezxmc annotate documents.jsonl labels.jsonl shortlist.jsonl --store feedback.sqlite
     """
-    from ezxmc.data import RowReport, columns_for, read_documents, read_labels, read_shortlist
+    from ezxmc.data import RowReport, read_shortlist
     from ezxmc.feedback.annotate import annotate as ask
     from ezxmc.feedback.annotate import pairs_of
     from ezxmc.feedback.budget import Budget
@@ -174,11 +175,14 @@ def annotate(
     else:
         config = VllmTeacherConfig(kv_cache_gib=kv_cache_gib, **common)
     limits = BudgetConfig(max_pairs=max_pairs, max_hours=max_hours)
-    columns = columns_of(column)
-    docs, doc_rows = read_documents(documents, strict=strict, columns=columns_for("documents", columns))
-    tags, tag_rows = read_labels(labels, strict=strict, columns=columns_for("labels", columns))
+    (docs, doc_rows), (tags, tag_rows) = inputs(documents, labels, column, strict)
     report = RowReport(strict=strict)
     wanted = read_shortlist(candidates, docs, tags, report)
+    if not any(wanted):
+        raise DataError(
+            f"{candidates} proposes nothing for these documents and labels: {report.summary()}",
+            "make it with `ezxmc shortlist` of the same files",
+        )
     budget = Budget(limits, [document.uid for document in docs], size=max(map(len, wanted), default=1) or 1)
     part = budget.cut(1, wanted)
     with watching() as watch, FeedbackStore(store) as feedback:

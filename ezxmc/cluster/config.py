@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class RayConfig(BaseModel):
     """A Ray cluster."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     address: str | None = Field(
         None, description="running cluster: auto, or HOST:6379; null: one is started on this machine alone"

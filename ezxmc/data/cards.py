@@ -18,6 +18,8 @@ from ezxmc.data.statistics import SplitStatistics, Statistics
 from ezxmc.errors import ConfigError
 from ezxmc.shipped import shipped_files
 
+_CURE = "`ezxmc data show debtags` shows a card that is right"
+
 _FENCE = "---\n"
 _TOLERANCE = 0.005
 """Relative; papers give means with two or three digits."""
@@ -114,7 +116,10 @@ class DataCard(_Part):
             ConfigError: There is no such card, or it does not follow the form.
         """
         path = card_path(name)
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is no data card: {error}", _CURE) from None
         head, fence, prose = text.removeprefix(_FENCE).partition("\n" + _FENCE)
         try:
             if not text.startswith(_FENCE) or not fence:
@@ -128,7 +133,7 @@ class DataCard(_Part):
             detail = "; ".join(faults)
         except (ValueError, yaml.YAMLError) as error:
             detail = str(error)
-        raise ConfigError(f"{path}: {detail}", "`ezxmc data show debtags` shows a card that is right")
+        raise ConfigError(f"{path}: {detail}", _CURE)
 
     def compare(self, found: Statistics) -> list[Comparison]:
         """Each figure the card gives, beside the data set's; counts must be equal, means within 0.5 %."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ezxmc.errors import number_between
 from ezxmc.hashing import text_hash
 
 
@@ -21,10 +22,9 @@ def split_documents(uids: Sequence[str], share: float, seed: int) -> tuple[list[
         seed: Another seed gives an independent split.
 
     Raises:
-        ValueError: `share` is outside [0, 1].
+        ArgumentError: `share` is outside [0, 1].
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share must lie in [0, 1], not {share}")
+    share = number_between(share, "the share held out", 0, 1)
     rest: list[str] = []
     held_out: list[str] = []
     for uid in uids:

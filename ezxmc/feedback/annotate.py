@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from typing import Any
 
-from ezxmc.errors import StoreError
+from ezxmc.errors import StoreError, instance_of
 from ezxmc.feedback.claims import Claims
 from ezxmc.feedback.shards import shard_folder
 from ezxmc.feedback.store import FeedbackStore
@@ -119,7 +119,13 @@ def annotate(
     Raises:
         TeacherError: The engine could not start or died; stored judgments stay.
         StoreError: The store could not be written.
+        InputTypeError: `pairs` is no function (a list, say) or gives something else than `Pair`s, or
+            teacher or store is none.
     """
+    cure = "give a function that gives the pairs anew at each call: lambda: pairs_of(...)"
+    instance_of(pairs, Callable, "pairs", cure)  # type: ignore[arg-type]
+    instance_of(store, FeedbackStore, "store", "open one: FeedbackStore('feedback.sqlite')")
+    instance_of(teacher, Teacher, "teacher", "give what load_teacher returns, or any ezxmc.Teacher")
     job = _Job(pairs, teacher, store, stop or (lambda: False), progress or (lambda done, total: None))
     if missing := job.count():
         job.answer(missing)
@@ -325,6 +331,8 @@ class _Tally:
 def _chunks(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
     stream = iter(pairs)
     while chunk := list(islice(stream, _CHUNK)):
+        for pair in chunk:
+            instance_of(pair, Pair, "a pair", "give ezxmc.records.Pair(document, label)")
         yield chunk
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ezxmc.errors import StoreError
+from ezxmc.errors import StoreError, instance_of
 from ezxmc.feedback import schema
 
 _LOOKUP = 500  # values per SELECT, below SQLite's oldest limit on parameters
@@ -29,10 +30,18 @@ class Database:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise StoreError(f"feedback store {self.path} is a folder", "name a file in it")
         with self.translated():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             try:
+                # Tables come with their version, in one commit: in this order no other process deceives.
+                if (
+                    self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+                    and not self._version()
+                ):
+                    raise StoreError(f"{self.path} is the database of another program", "name another file")
                 # NORMAL survives the death of the process; only a power cut may
                 # take the last commits, and then the file stays consistent.
                 self._db.execute("PRAGMA journal_mode=WAL")
@@ -155,6 +164,7 @@ class InDatabase:
     """
 
     def __init__(self, path: str | Path) -> None:
+        instance_of(path, (str, PathLike), "path", "give a path, such as 'feedback.sqlite'")
         self.path = Path(path)
         self._db = Database(self.path)
 

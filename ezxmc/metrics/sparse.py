@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from ezxmc.errors import InputTypeError, whole_number
+
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Hits = NDArray[np.bool_]
@@ -35,11 +37,15 @@ def top_labels(scores: csr_array, k: int) -> tuple[Ids, Floats]:
         Label ids `(N, k)`, −1 where a row stores fewer, and their scores, 0 there.
 
     Raises:
-        ValueError: `k` < 1, a score is NaN or infinite, or a row stores a label twice.
+        ArgumentError: `k` is no whole number or below 1.
+        InputTypeError: `scores` is no matrix of numbers.
+        ValueError: A score is NaN or infinite, or a row stores a label twice.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
-    scores = csr_array(scores, dtype=np.float64)
+    k = whole_number(k, "k")
+    try:
+        scores = csr_array(scores, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputTypeError(f"scores are no matrix: {scores!r:.80}", "give (N, L) scores, sparse") from None
     if not np.isfinite(scores.data).all():
         raise ValueError("scores must be finite")
     if not scores.has_canonical_format:

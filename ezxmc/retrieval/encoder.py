@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
 from ezxmc.config import Backend, Precision
-from ezxmc.errors import ModelError
+from ezxmc.errors import InputTypeError, ModelError, instance_of, whole_number
 from ezxmc.retrieval.backends import Forward, choose_precision, open_converted, to_bfloat16
 from ezxmc.retrieval.tokens import TokenCache, passes, tokens_per_pass
 
@@ -61,6 +62,10 @@ class BiEncoder:
         backend: Backend = "torch",
         precision: Precision = "float32",
     ) -> None:
+        cure = "give a folder, a name of `ezxmc models list` or a hub id"
+        instance_of(source, (str, PathLike), "source", cure)
+        if max_length is not None:
+            max_length = whole_number(max_length, "max_length")
         if backend != "torch":
             device = "cpu"
         try:
@@ -96,6 +101,9 @@ class BiEncoder:
 
         Returns:
             (N, D) float32, rows of unit length.
+
+        Raises:
+            InputTypeError: One text was given instead of several, or something else than texts.
         """
         return self._encode(texts, progress)
 
@@ -147,6 +155,7 @@ class BiEncoder:
         return other
 
     def _encode(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
+        texts = _texts(texts)
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         budget = tokens_per_pass(self.model.device)
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -172,6 +181,19 @@ class BiEncoder:
     def _clipped(self, text: str) -> str:
         # Tokenizers refuse lone surrogates, which JSON escapes can smuggle in.
         return text[: self.max_length * _CHARACTERS_PER_TOKEN].encode("utf-8", "replace").decode()
+
+
+def _texts(values: Iterable[str]) -> list[str]:
+    """A list of texts; a pandas Series has places of its own, and a text would fall into characters."""
+    if isinstance(values, str):
+        raise InputTypeError("one text was given in place of a list", "put the one text into brackets")
+    try:
+        texts = list(values)
+    except TypeError:
+        raise InputTypeError(f"no texts: {values!r}", "give a list of texts") from None
+    for place, text in enumerate(texts):
+        instance_of(text, str, f"texts[{place}]", "give texts, such as `Document.shown` or `Label.title`")
+    return texts
 
 
 @contextmanager

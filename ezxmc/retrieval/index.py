@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from dataclasses import asdict, dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ import numpy as np
 import psutil
 from numpy.typing import ArrayLike, NDArray
 
-from ezxmc.errors import BundleError, ModelError
+from ezxmc.errors import ArgumentError, BundleError, ModelError, instance_of, whole_number
 from ezxmc.retrieval import ann
 from ezxmc.retrieval.ann import Kind
 
@@ -77,6 +78,8 @@ class LabelIndex:
             ModelError: `vectors` is no non-empty finite matrix.
         """
         vectors = _checked(vectors)
+        if kind is not None and kind not in get_args(Kind):
+            raise ArgumentError(f"the kind of index is {kind!r}", f"choose of {', '.join(get_args(Kind))}")
         if memory is None:
             memory = psutil.virtual_memory().available // 2
         reason = f"{kind} was asked for"
@@ -187,11 +190,20 @@ class LabelIndex:
             Scores (N, k) float32, best first, and the labels' rows (N, k) int64.
             Scores are inner products with the vectors themselves, whatever the kind
             (kept in half precision by an `ivf` index that exceeded its memory).
+
+        Raises:
+            ArgumentError: k is no whole number, or below 1.
+            ModelError: `queries` is no finite matrix of this dimension.
         """
-        k = min(k, self.size)
+        k = min(whole_number(k, "k"), self.size)
+        queries = _matrix(queries, "queries")
+        if len(queries) and queries.shape[1] != self.dimension:
+            raise ModelError(
+                f"queries of {queries.shape[1]} numbers do not fit an index of {self.dimension}",
+                "encode them with the student the index was made with",
+            )
         if len(queries) == 0 or k == 0:
             return np.empty((len(queries), k), dtype=np.float32), np.empty((len(queries), k), dtype=np.int64)
-        queries = np.ascontiguousarray(queries, dtype=np.float32)
         late = len(self._late_rows)
         if late == self.size:
             scores, found = self._late.search(queries, k)
@@ -238,7 +250,10 @@ class LabelIndex:
         Raises:
             ModelError: A row that holds no label.
         """
-        gone = np.asarray(rows, dtype=np.int64).reshape(-1)
+        try:
+            gone = np.asarray(rows, dtype=np.int64).reshape(-1)
+        except (TypeError, ValueError):
+            gone = np.array([-1])
         inside = (gone >= 0) & (gone < self.total)
         if not inside.all() or not self._live[gone].all() or len(np.unique(gone)) < len(gone):
             raise ModelError("a row to remove holds no label", "give rows of `LabelIndex.rows`, each once")
@@ -246,8 +261,10 @@ class LabelIndex:
         self._refresh()
 
     def vectors(self, rows: ArrayLike) -> NDArray[np.float32]:
-        """The vectors (n, D) of rows (n,)."""
+        """The vectors (n, D) of rows (n,); raises ModelError for rows never used."""
         wanted = np.asarray(rows, dtype=np.int64)
+        if wanted.size and not (wanted.min() >= 0 and wanted.max() < self.total):
+            raise ModelError(f"rows {wanted.min()} to {wanted.max()} of {self.total}", "give rows in use")
         built = self._base.ntotal
         found = np.empty((len(wanted), self.dimension), dtype=np.float32)
         early = wanted < built
@@ -293,6 +310,7 @@ class LabelIndex:
         Raises:
             BundleError: A file is missing, damaged, or another kind of index.
         """
+        instance_of(path, (str, PathLike), "path", "give the path of an index.faiss")
         path = Path(path)
         try:
             base = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
@@ -330,10 +348,26 @@ def _card(path: Path, kind: Kind, labels: int) -> _Card:
     return card
 
 
-def _checked(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
+def _checked(vectors: ArrayLike) -> NDArray[np.float32]:
+    matrix = _matrix(vectors, "label vectors")
+    if 0 in matrix.shape:
         raise ModelError(
-            f"label vectors {vectors.shape} cannot be indexed: they are empty or not finite",
-            "check the label list and the encoder's weights",
+            f"label vectors {matrix.shape} cannot be indexed: they are empty or not finite", _VECTORS_CURE
         )
-    return np.ascontiguousarray(vectors, dtype=np.float32)
+    return matrix
+
+
+def _matrix(vectors: ArrayLike, what: str) -> NDArray[np.float32]:
+    try:
+        matrix = np.ascontiguousarray(vectors, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{what} are no matrix of numbers: {error}", _VECTORS_CURE) from None
+    # An empty list of queries has no second dimension.
+    if (np.ndim(vectors) != 2 and matrix.size) or not np.isfinite(matrix).all():
+        raise ModelError(
+            f"{what} {np.shape(vectors)} cannot be used: they are no matrix or not finite", _VECTORS_CURE
+        )
+    return matrix
+
+
+_VECTORS_CURE = "check the label list and the encoder's weights; `BiEncoder` gives one row a text"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ezxmc.config import ShortlistConfig
+from ezxmc.data.in_memory import as_documents, as_labels
+from ezxmc.errors import InputTypeError, instance_of
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.index import LabelIndex
@@ -65,8 +67,8 @@ def candidate_row(candidates: Candidates, labels: Sequence[Label]) -> dict[str, 
 
 
 def shortlist(
-    documents: Sequence[Document],
-    labels: Sequence[Label],
+    documents: Iterable[Any],
+    labels: Iterable[Any],
     encoder: Encoder,
     config: ShortlistConfig,
     *,
@@ -89,8 +91,8 @@ def shortlist(
     judged for a document are left out: every cycle buys new information.
 
     Args:
-        documents: N documents.
-        labels: L labels; with L ≤ size each document gets all of them.
+        documents: N documents, as `Predictor.predict` takes them.
+        labels: L labels, or their titles; with L ≤ size each document gets all of them.
         encoder: The current student.
         config: Sizes and weights.
         judged: Label uids already judged, by document uid.
@@ -101,7 +103,15 @@ def shortlist(
 
     Returns:
         N shortlists in the documents' order.
+
+    Raises:
+        DataError, InputTypeError: There are documents or labels that cannot be used.
     """
+    documents, labels = as_documents(documents), as_labels(labels)
+    instance_of(config, ShortlistConfig, "config", "give an ezxmc.config.ShortlistConfig")
+    instance_of(judged or {}, Mapping, "judged", "give a dict of document uid to a set of label uids")
+    if not hasattr(encoder, "encode_documents"):
+        raise InputTypeError(f"encoder is {encoder!r}", "open one: BiEncoder('all-MiniLM-L6-v2')")
     if not documents or not labels:
         return [Candidates(document.uid, (), (), ()) for document in documents]
     row_of = {label.uid: row for row, label in enumerate(labels)}

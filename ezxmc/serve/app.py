@@ -129,11 +129,7 @@ def _documents(body: PredictIn, limits: Limits) -> list[Document]:
         raise RefusedError(413, f"more than {limits.documents:,} documents", "send them in several requests")
     found = []
     for number, one in enumerate(body.documents):
-        document = (
-            Document(str(number), "", one)
-            if isinstance(one, str)
-            else Document(str(number) if one.uid is None else one.uid, one.title, one.text)
-        )
+        document = Document(str(number) if one.uid is None else one.uid, one.title, one.text)
         if len(document.title) + len(document.text) > limits.characters:
             raise RefusedError(
                 413, f"document {number} has more than {limits.characters:,} characters", "send its beginning"
@@ -194,8 +190,10 @@ def _add_labels(app: FastAPI, service: Service) -> None:
         ],
     ) -> ChangeOut:
         """Remove labels; they are answered no more."""
+        known = service.bundle.current.predictor.bundle.rows()
+        uids = [one if one in known else one.strip() for one in uid]
         try:
-            return await service.change(lambda path: remove_labels(path, uid))
+            return await service.change(lambda path: remove_labels(path, uids))
         except DataError as error:
             raise RefusedError(404, error.message, "GET /labels lists what there is") from None
 
@@ -251,12 +249,40 @@ def _add_pages(app: FastAPI) -> None:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    # What was sent is not sent back: it may be huge, or nothing JSON can hold.
-    faults = "; ".join(
-        f"{'.'.join(str(part) for part in fault['loc'])[:200]}: {fault['msg']}"
-        for fault in error.errors()[:5]
-    )
-    return _json(RefusedError(422, faults, "/docs shows what is expected"))
+    faults = error.errors()
+    json = request.headers.get("content-type", "").partition(";")[0].strip().endswith("json")
+    if not json and any(fault["loc"] == ("body",) and fault["type"] != "missing" for fault in faults):
+        return _json(
+            RefusedError(
+                422, "the body is not declared as JSON", "send the header Content-Type: application/json"
+            )
+        )
+    example = _EXAMPLES.get(request.url.path if request.method == "POST" else "")
+    cure = f"send JSON such as {example}; " if example else ""
+    return _json(RefusedError(422, "; ".join(map(_fault, faults[:5])), f"{cure}/docs shows what is expected"))
+
+
+_EXAMPLES = {
+    "/predict": '{"documents": ["a text", {"uid": 7, "title": "...", "text": "..."}], "k": 5}',
+    "/labels": '{"labels": [{"title": "a tag"}, {"uid": 7, "title": "another"}]}',
+}
+
+
+def _fault(fault: dict[str, Any]) -> str:
+    """A fault of pydantic's in plain words; what was sent is not sent back: it may be huge, or no text."""
+    source, *path = fault["loc"]
+    if fault["type"] == "json_invalid":
+        return f"the body is not JSON: {fault['ctx']['error']} at character {path[0]}"
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    place = place.lstrip(".")[:200] or f"the {source}"
+    words = {
+        "missing": "is missing",
+        "extra_forbidden": "is not known here",
+        "model_attributes_type": "should be a JSON object",
+        "dict_type": "should be a JSON object",
+    }
+    said = fault["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    return f"{place}: {words.get(fault['type'], said)}"
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

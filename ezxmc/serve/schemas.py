@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ezxmc.data import unfit_character
+from ezxmc.data import RowError, unfit_character
+from ezxmc.data.documents import document_of, row_uid
 from ezxmc.data.matching import trim
 from ezxmc.records import Label
 
@@ -24,6 +25,36 @@ Text = Annotated[str, AfterValidator(_fit)]
 """What a file may hold as well: neither half a character nor NUL."""
 
 
+def _uid(value: Any) -> Any:
+    """As files: numbers are taken, outer spaces are not part of it."""
+    if value is None:
+        return None
+    try:
+        uid = row_uid(value, "uid")
+    except RowError as error:
+        raise ValueError(error.detail) from None
+    if not uid:
+        raise ValueError("is blank: fill it or leave it out")
+    return uid
+
+
+def _cell(column: str) -> BeforeValidator:
+    """As files: null is an empty cell."""
+
+    def read(value: Any) -> str:
+        cells = {"uid": "-", "title": "-", "text": "-", column: value}
+        try:
+            return str(getattr(document_of(cells), column))
+        except RowError as error:
+            raise ValueError(error.detail) from None
+
+    return BeforeValidator(read, json_schema_input_type=str | None)
+
+
+Uid = Annotated[Text | None, BeforeValidator(_uid, json_schema_input_type=str | int | float | None)]
+"""None where there is none; the same thing in a file gives the same uid."""
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -31,15 +62,25 @@ class _Body(BaseModel):
 class DocumentIn(_Body):
     """A document: title, text or both."""
 
-    uid: Text | None = Field(None, description="Comes back with the tags; its position if absent.")
-    title: Text = ""
-    text: Text = ""
+    uid: Uid = Field(None, description="Comes back with the tags; its position if absent.")
+    title: Annotated[str, _cell("title")] = ""
+    text: Annotated[str, _cell("text")] = ""
+
+
+def _document(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"text": value}
+    if not isinstance(value, dict):
+        raise ValueError("should be a text, or an object with uid, title and text")
+    return value
 
 
 class PredictIn(_Body):
     """Documents to tag, and how."""
 
-    documents: list[Text | DocumentIn] = Field(min_length=1, description="Texts, or title and text.")
+    documents: list[
+        Annotated[DocumentIn, BeforeValidator(_document, json_schema_input_type=str | DocumentIn)]
+    ] = Field(min_length=1, description="Texts, or title and text.")
     k: int | None = Field(
         None, ge=1, le=MOST_LABELS, description="Tags per document; the bundle's default if absent."
     )
@@ -79,11 +120,11 @@ class PredictOut(BaseModel):
 class LabelIn(_Body):
     """A label to add, or to change if its uid is there."""
 
-    uid: Text | None = Field(None, min_length=1, description="The title if absent.")
+    uid: Uid = Field(None, description="The title if absent.")
     title: Annotated[Text, Field(min_length=1, max_length=10_000)]
-    text: Text = ""
+    text: Annotated[str, _cell("text")] = ""
     aliases: list[Text] = []
-    parent: Text | None = None
+    parent: Uid = None
 
     def label(self) -> Label:
         """As a record."""

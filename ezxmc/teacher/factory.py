@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ezxmc.cluster import RayConfig
-from ezxmc.config import HttpTeacherConfig, ReplayTeacherConfig, TeacherConfig
+from ezxmc.config import HttpTeacherConfig, ReplayTeacherConfig, TeacherConfig, VllmTeacherConfig
+from ezxmc.errors import instance_of
 from ezxmc.teacher.base import Teacher
 
 
@@ -34,6 +35,8 @@ def load_teacher(
         DataError: Recorded judgments cannot be read.
         ConfigError: The environment variable with a server's key is not set.
     """
+    kinds = (VllmTeacherConfig, HttpTeacherConfig, ReplayTeacherConfig)
+    instance_of(config, kinds, "config", "give the `teacher` part of a RunConfig")
     if cluster is not None:
         from ezxmc.teacher.ray_data import RayTeacher
 

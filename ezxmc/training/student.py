@@ -5,19 +5,20 @@ from __future__ import annotations
 import resource
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ezxmc.config import TrainingConfig
-from ezxmc.errors import ModelError, TrainingError
+from ezxmc.data.in_memory import as_documents, as_labels
+from ezxmc.errors import ModelError, TrainingError, instance_of
 from ezxmc.feedback.targets import Targets
 from ezxmc.launcher import rank_and_size
 from ezxmc.models import resolve_model
-from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder
 from ezxmc.training.dataset import examples
 from ezxmc.training.job import Job, TrainSummary, compact
@@ -28,15 +29,15 @@ from ezxmc.training.step import Stepper
 
 
 def train_bi_encoder(
-    documents: Sequence[Document],
-    labels: Sequence[Label],
+    documents: Iterable[Any],
+    labels: Iterable[Any],
     targets: Targets,
     config: TrainingConfig,
     out: Path,
     *,
     base: str | Path | None = None,
     former: str | Path | None = None,
-    held_out: Sequence[Document] = (),
+    held_out: Iterable[Any] = (),
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TrainSummary:
@@ -52,8 +53,9 @@ def train_bi_encoder(
     arguments; the first writes `out`), else `config.processes` started here.
 
     Args:
-        documents: Documents to train on; those without positives are skipped.
-        labels: All labels.
+        documents: Documents to train on, as `Predictor.predict` takes them; those without
+            positives are skipped.
+        labels: All labels, or their titles.
         targets: Of the training and the held-out documents.
         config: Losses, sizes, rates and the encoder.
         out: Folder to write, replaced as a whole; a plain sentence-transformers model.
@@ -70,8 +72,12 @@ def train_bi_encoder(
             or a process of the job failed.
         ConfigError: A loss is unknown, a Matryoshka prefix is no shorter than the vectors,
             or there are more processes than GPUs.
+        DataError, InputTypeError: There are documents or labels that cannot be used.
         ModelError: The base or the former student cannot be loaded, or they are of two architectures.
     """
+    documents, labels, held_out = as_documents(documents), as_labels(labels), as_documents(held_out)
+    instance_of(targets, Targets, "targets", "make them with ezxmc.feedback.targets.build_targets")
+    instance_of(config, TrainingConfig, "config", "give an ezxmc.config.TrainingConfig")
     if shared := {d.uid for d in documents} & {d.uid for d in held_out}:
         raise TrainingError(
             f"{len(shared)} documents are both trained on and held out, {min(shared)!r} among them",
