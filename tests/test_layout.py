@@ -38,8 +38,8 @@ def tracked(*pattern: str) -> list[str]:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_module_is_longer_than_350_lines(module: Path) -> None:
-    assert len(module.read_text(encoding="utf-8").splitlines()) <= 350
+def test_no_module_is_longer_than_450_lines(module: Path) -> None:
+    assert len(module.read_text(encoding="utf-8").splitlines()) <= 450
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")

@@ -82,6 +82,9 @@ def main() -> None:
     # Hub libraries and engines otherwise write bars and notices over ours.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from ezxmc.cli.console import utf8_output
+
+    utf8_output()
     _register()
     try:
         app()
@@ -96,7 +99,26 @@ def main() -> None:
         # typer turns Ctrl-C into this code, and says nothing.
         if left.code == INTERRUPTED:
             sys.stderr.write("interrupted: what was computed is kept; the same command goes on from there\n")
+        _flush()
         raise
+
+
+def _flush() -> None:
+    """Write what is left of the answer: later, a full disk would end in a traceback."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _silence()  # who read it has enough
+    except OSError as error:
+        _silence()
+        _fail(f"the answer cannot be written: {error}\n  cure: is the disk full?", FAILED)
+
+
+def _silence() -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def _option(place: tuple[int | str, ...]) -> str:

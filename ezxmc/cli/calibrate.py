@@ -75,6 +75,7 @@ def calibrate(
     from ezxmc.data import calibration_part, read_documents, read_gold
     from ezxmc.feedback.reviews import Decided, tag_verdicts
     from ezxmc.feedback.targets import teacher_verdicts
+    from ezxmc.manifest import check_changeable
     from ezxmc.predict import Predictor
 
     if gold is not None and reviewed is not None:
@@ -84,6 +85,7 @@ def calibrate(
     if (aim is not TargetName.TEACHER and not people) or (aim is TargetName.TEACHER and store is None):
         raise typer.BadParameter(f"--target {aim} needs {'--store' if people else '--gold or --reviewed'}")
     kinds = KINDS if kind is None else (kind.value,)
+    check_changeable(bundle)
     docs, doc_rows = read_documents(documents)
     if held_out is not None:
         part = set(calibration_part([document.uid for document in docs], held_out, seed))

@@ -6,11 +6,14 @@ Data goes to standard output, everything for the eye to standard error.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -26,12 +29,14 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ezxmc.errors import DataError
 from ezxmc.launcher import rank_and_size
 from ezxmc.watch import Unwatched
 
 stderr = Console(stderr=True)
 BAD_ROWS = 3  # exit code
 Json = Annotated[bool, typer.Option("--json", help="Answer as JSON on standard output.")]
+_STREAMS = 2  # standard input, output and error are the files 0 to 2
 _QUIET_EVERY = 30.0  # seconds between progress lines in a pipe
 
 
@@ -116,9 +121,35 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def standard_output() -> TextIO:
+    """Where data goes that has no file.
+
+    Raises:
+        DataError: It is closed.
+    """
+    if sys.stdout is None:
+        raise DataError("standard output is closed, and the answer goes there", "redirect it to a file")
+    return sys.stdout
+
+
+def utf8_output() -> None:
+    """Let standard output take any text as UTF-8, whatever the locale says.
+
+    Of streams that are closed, the numbers are taken: a file opened under one
+    of them would get whatever a library prints.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= _STREAMS:
+        pass
+    os.close(number)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (for the process's life)
+
+
 def emit(value: Any) -> None:
     """Write data as JSON to standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    standard_output().write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
@@ -128,7 +159,7 @@ def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         drawn.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
     for row in rows:
         drawn.add_row(*map(Text, row))
-    Console().print(drawn)
+    Console(file=standard_output()).print(drawn)
 
 
 def answer(json: bool, values: dict[str, Any]) -> None:

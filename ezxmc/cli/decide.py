@@ -76,6 +76,7 @@ def decide(
     from ezxmc.calibration.risk_measures import Reviewed, rates
     from ezxmc.data import read_documents, read_gold
     from ezxmc.errors import ConfigError
+    from ezxmc.manifest import check_changeable
     from ezxmc.predict import Predictor
 
     alone = top_k is not None and first_tag_error is None
@@ -87,6 +88,7 @@ def decide(
         )
     if first_tag_error is not None and abstain_below is not None:
         raise typer.BadParameter("--first-tag-error chooses itself where to abstain: drop --abstain-below")
+    check_changeable(bundle)
     docs, doc_rows = read_documents(documents)
     tags, tag_rows = read_gold(gold)
     docs = [document for document in docs if document.uid in tags]

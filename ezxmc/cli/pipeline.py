@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from pathlib import Path
-from shutil import rmtree
 from typing import Annotated, Any
 
 import typer
@@ -129,9 +127,9 @@ def with_budget(config: RunConfig, max_pairs: int | None, max_hours: float | Non
 def shortlist(
     documents: Documents,
     labels: Labels,
-    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL, a line per document.")] = Path(
-        "shortlist.jsonl"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help=".jsonl, .csv (also .gz) or .parquet, a row per document.")
+    ] = Path("shortlist.jsonl"),
     encoder: Annotated[str, typer.Option(help="Model name, folder or hub id.")] = _TRAIN.encoder,
     size: Annotated[int, typer.Option(min=1, help="Candidates per document.")] = _LIST.size,
     explore: Annotated[int, typer.Option(min=0, help="Of these, drawn from deeper ranks.")] = _LIST.explore,
@@ -151,13 +149,17 @@ def shortlist(
     Example: ezxmc shortlist documents.jsonl labels.jsonl --size 14 -o shortlist.jsonl
     """
     from ezxmc.data import read_documents, read_labels
+    from ezxmc.data.shortlists import check_shortlist, write_shortlist
+    from ezxmc.files import is_shard, remove_own
     from ezxmc.models import resolve_model
     from ezxmc.retrieval import candidate_row
     from ezxmc.retrieval import shortlist as propose
     from ezxmc.retrieval.ray_encoder import open_encoder
 
-    ray, vectors = cluster(engine, workers, ray_address), out.with_name(f"{out.name}-vectors")
-
+    ray = cluster(engine, workers, ray_address)
+    inputs = [documents, labels, encoder]
+    check_shortlist(out, inputs)
+    vectors = out.with_name(f"{out.name}-vectors")
     docs, doc_rows = read_documents(documents, strict=strict)
     tags, tag_rows = read_labels(labels, strict=strict)
     with watching() as watch:
@@ -177,10 +179,8 @@ def shortlist(
         )
         watch.say(f"documents: {doc_rows.summary()}")
         watch.say(f"labels: {tag_rows.summary()}")
-    with out.open("w", encoding="utf-8") as handle:
-        for candidates in found:
-            handle.write(jsonlib.dumps(candidate_row(candidates, tags), ensure_ascii=False) + "\n")
-    rmtree(vectors, ignore_errors=True)
+    write_shortlist(out, (candidate_row(candidates, tags) for candidates in found), inputs)
+    remove_own(vectors, is_shard)
     answer(json, {"documents": len(found), "candidates": sum(len(c.labels) for c in found), "out": str(out)})
     bad_rows(doc_rows.bad, tag_rows.bad)
 
@@ -215,11 +215,13 @@ def train(
     from ezxmc.feedback.priors import context_of
     from ezxmc.feedback.reviews import Decided
     from ezxmc.feedback.targets import build_targets
+    from ezxmc.retrieval.encoder import check_student_place
     from ezxmc.training import train_bi_encoder
 
     config = TrainingConfig(
         encoder=encoder, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, held_out=held_out
     )
+    check_student_place(out, [documents, labels, store, encoder])
     with watching() as watch:
         catalog = Catalog.load(DataConfig(documents=documents, labels=labels), held_out, seed, watch.say)
         apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
@@ -260,10 +262,15 @@ def index(
     """
     from ezxmc.bundle import save_bundle
     from ezxmc.data import read_labels
+    from ezxmc.files import is_shard, remove_own
+    from ezxmc.manifest import check_bundle_place
     from ezxmc.models import resolve_model
     from ezxmc.retrieval.ray_encoder import open_encoder
 
-    ray, vectors = cluster(engine, workers, ray_address), out.with_name(f"{out.name}-vectors")
+    ray = cluster(engine, workers, ray_address)
+    inputs = [student, labels]
+    check_bundle_place(out, inputs)
+    vectors = out.with_name(f"{out.name}-vectors")
     tags, tag_rows = read_labels(labels)
     if not tags:
         raise DataError(f"{labels} holds no usable label: {tag_rows.summary()}", "see README, Input files")
@@ -271,8 +278,8 @@ def index(
         folder = resolve_model(student, kind="encoder")
         bar = watch.stage("label index")
         encoder = open_encoder(folder, ray, vectors, max_length=max_length, say=watch.say)
-        manifest = save_bundle(out, encoder, tags, max_length=max_length, k=k, progress=bar)
-    rmtree(vectors, ignore_errors=True)
+        manifest = save_bundle(out, encoder, tags, max_length=max_length, k=k, progress=bar, inputs=inputs)
+    remove_own(vectors, is_shard)
     answer(
         json,
         {

@@ -150,6 +150,7 @@ def annotate(
     from ezxmc.feedback.annotate import annotate as ask
     from ezxmc.feedback.annotate import pairs_of
     from ezxmc.feedback.budget import Budget
+    from ezxmc.feedback.database import check_store
     from ezxmc.feedback.shards import merge_shards
     from ezxmc.feedback.store import FeedbackStore
     from ezxmc.feedback.teachers import unused_judgments
@@ -170,6 +171,7 @@ def annotate(
         config = HttpTeacherConfig(base_url=server[0], tokenizer=tokenizer, api_key_env=api_key_env, **common)
     else:
         config = VllmTeacherConfig(kv_cache_gib=kv_cache_gib, **common)
+    check_store(store, [documents, labels, candidates, replay])
     limits = BudgetConfig(max_pairs=max_pairs, max_hours=max_hours)
     docs, doc_rows = read_documents(documents, strict=strict)
     tags, tag_rows = read_labels(labels, strict=strict)
