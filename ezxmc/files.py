@@ -90,6 +90,8 @@ def check_folder(out: str | Path, what: str, own: Own, *, inputs: Inputs = ()) -
         )
     if place.exists() and not place.is_dir():
         refuse(f"{out} is a file, and a {what} is a folder", "name a new folder")
+    if place.is_mount():
+        refuse(f"{out} is where a disk is mounted: it cannot be replaced", "name a new folder in it")
     for source in present(inputs):
         if source.resolve().is_relative_to(place):
             refuse(f"the input {source} is in {out}, which would be replaced", "name a new folder")
