@@ -104,7 +104,7 @@ def check_folder(out: str | Path, what: str, own: Own, *, inputs: Inputs = ()) -
             f"{out} exists and is no {what} that ezxmc made", "name a new folder, or remove this one yourself"
         )
     known = set(names)
-    if foreign := [name for name in _entries(place) if name not in known and not _TEMPORARY.match(name)]:
+    if foreign := [name for name in _entries(place) if name not in known and not is_temporary(name)]:
         more = f" and {len(foreign) - 3:,} more" if len(foreign) > 3 else ""
         refuse(
             f"{out} holds what ezxmc did not make, or what was changed since: {', '.join(foreign[:3])}{more}",
@@ -137,12 +137,12 @@ def replacing(out: str | Path, *, sync: bool = False) -> Iterator[Path]:
         with suppress(OSError):
             shutil.copymode(place, fresh)
         fresh.replace(place)
-    except OSError as error:
-        raise DataError(
-            f"{out} cannot be written: {error}", "is the folder writable, the disk full?"
-        ) from error
-    finally:
+    except BaseException as error:
         fresh.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            cure = "is the folder writable, the disk full?"
+            raise DataError(f"{out} cannot be written: {error}", cure) from error
+        raise
 
 
 @contextmanager
@@ -257,13 +257,18 @@ def remove_own(folder: Path, own: Callable[[str], bool]) -> None:
     if not folder.is_dir() or folder.is_symlink():
         return
     for name in _entries(folder):
-        if own(name) or _TEMPORARY.fullmatch(Path(name).name):
+        if own(name) or is_temporary(Path(name).name):
             with suppress(OSError):
                 (folder / name).unlink()
     below = [path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink()]
     for path in (*sorted(below, reverse=True), folder):
         with suppress(OSError):
             path.rmdir()
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is one of `temporary`: a killed writer left it, or another is at work."""
+    return _TEMPORARY.match(name) is not None
 
 
 def is_shard(name: str) -> bool:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ezxmc.errors import BundleError
-from ezxmc.files import Inputs, check_folder, replacing
+from ezxmc.files import Inputs, check_folder, is_temporary, replacing
 from ezxmc.hashing import file_hash
 from ezxmc.records import Label
 
@@ -234,7 +234,9 @@ def _leftovers(path: Path, manifest: Manifest) -> list[Path]:
     return [
         path / name
         for name in set(_files(path)) - set(manifest.files)
-        if name.startswith(_CONVERTED) or any(_revision(name, part) is not None for part in _PARTS)
+        if name.startswith(_CONVERTED)
+        or is_temporary(name)
+        or any(_revision(name, part) is not None for part in _PARTS)
     ]
 
 

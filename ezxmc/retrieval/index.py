@@ -288,7 +288,7 @@ class LabelIndex:
                 raise OSError(str(error)) from error
         card = json.dumps(asdict(self._card), indent=1) + "\n"
         write_file(path.with_suffix(".json"), card.encode(), "a label index's card", made=made)
-        self.save_changes(path.with_suffix(".npz"), made)
+        self.save_changes(path.with_suffix(".npz"), made=made)
 
     def save_changes(self, path: Path, made: Made | None = None) -> None:
         """Write only what came and went since the index was built: seconds at any number of labels."""
