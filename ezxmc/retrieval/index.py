@@ -14,7 +14,7 @@ import psutil
 from numpy.typing import ArrayLike, NDArray
 
 from ezxmc.errors import BundleError, ModelError
-from ezxmc.files import Made, check_file, loads, whole_file, write_file
+from ezxmc.files import check_file, loads, whole_file, write_file
 from ezxmc.retrieval import ann
 from ezxmc.retrieval.ann import Kind
 
@@ -288,11 +288,11 @@ class LabelIndex:
                 raise OSError(str(error)) from error
         card = json.dumps(asdict(self._card), indent=1) + "\n"
         write_file(path.with_suffix(".json"), card.encode(), "a label index's card", made=made)
-        self.save_changes(path.with_suffix(".npz"), made=made)
+        self.save_changes(path.with_suffix(".npz"))
 
-    def save_changes(self, path: Path, made: Made | None = None) -> None:
+    def save_changes(self, path: Path) -> None:
         """Write only what came and went since the index was built: seconds at any number of labels."""
-        with whole_file(path, "an index's changes", made=made) as fresh, fresh.open("wb") as handle:
+        with whole_file(path, "an index's changes", made=_is_changes) as fresh, fresh.open("wb") as handle:
             np.savez(handle, added=self._added, removed=np.flatnonzero(~self._live))
 
     @classmethod
@@ -352,3 +352,12 @@ def _checked(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
             "check the label list and the encoder's weights",
         )
     return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def _is_changes(path: Path) -> bool:
+    """Whether a file is one that `save_changes` wrote."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return set(found.files) == {"added", "removed"}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
+        return False
