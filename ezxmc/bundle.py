@@ -14,7 +14,6 @@ then takes the old files away: whoever is killed, a whole bundle is there.
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
 from ezxmc.data.documents import refuse_same_labels
 from ezxmc.errors import BundleError, DataError
+from ezxmc.files import Inputs, whole_folder
 from ezxmc.manifest import (
     CALIBRATOR,
     CHANGES,
@@ -42,10 +42,12 @@ from ezxmc.manifest import (
     MANIFEST,
     STUDENT,
     Manifest,
+    check_bundle_place,
     check_files,
     check_names,
     commit,
     hashes,
+    own_files,
     read_labels,
     read_manifest,
     write_labels,
@@ -118,6 +120,7 @@ def save_bundle(
     origin: dict[str, str] | None = None,
     refine: Refine | None = None,
     progress: Callable[[int, int], None] | None = None,
+    inputs: Inputs = (),
 ) -> Manifest:
     """Encode the labels, index them and write a whole bundle in one step.
 
@@ -125,7 +128,7 @@ def save_bundle(
     writer leaves the former bundle, if any, or none.
 
     Args:
-        path: The bundle's folder; an older bundle there is replaced.
+        path: The bundle's folder; an older bundle there is replaced, if nothing else is in the folder.
         student: A SentenceTransformer folder or hub id, or the encoder opened from it.
         labels: L labels, in index order.
         max_length: Tokens of a document the student reads.
@@ -134,47 +137,40 @@ def save_bundle(
         origin: What the bundle was made from, for its manifest.
         refine: Applied before the vectors are indexed.
         progress: Called with (labels encoded, L).
+        inputs: Files that `labels` were read from: none of them is replaced.
 
     Raises:
-        BundleError: `path` is taken by something that is no bundle, or the
-            student holds files that no bundle may.
+        ConfigError: `path` is taken by something that is no bundle, or holds more than a bundle.
+        BundleError: The student holds files that no bundle may.
         DataError: Two of the labels are one tag, see `ezxmc.data.read_labels`.
     """
     refuse_same_labels(labels)
-    if path.exists() and not (path / MANIFEST).exists() and (path.is_file() or any(path.iterdir())):
-        raise BundleError(f"{path} exists and is no bundle", "choose another folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
+    check_bundle_place(path, inputs)
     encoder = student if isinstance(student, BiEncoder) else BiEncoder(student, max_length=max_length)
-    fresh.mkdir()
-    encoder.save(fresh / STUDENT)
     vectors = encoder.faster().encode_labels([label.title for label in labels], progress=progress)
     index = LabelIndex.build(refine(encoder, vectors) if refine else vectors)
-    index.save(fresh / INDEX)
-    write_labels(fresh / LABELS, labels)
-    if calibrator is not None:
-        calibrator.save(fresh / CALIBRATOR)
-    manifest = Manifest(
-        format=FORMAT,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        versions={name: version(name) for name in ("ezxmc", "sentence-transformers", "torch", "faiss-cpu")},
-        labels=len(labels),
-        dimension=index.dimension,
-        max_length=max_length,
-        k=k,
-        origin=origin or {},
-        files=hashes(fresh),
-        index=index.summary,
-    )
-    write_manifest(fresh, manifest)
-    check_files(fresh, manifest, contents=False)
-    former = path.with_name(f".{path.name}.old")
-    shutil.rmtree(former, ignore_errors=True)
-    if path.exists():
-        path.rename(former)
-    fresh.rename(path)
-    shutil.rmtree(former, ignore_errors=True)
+    with whole_folder(path, "bundle", own_files, inputs=inputs) as fresh:
+        encoder.write(fresh / STUDENT)
+        index.save(fresh / INDEX)
+        write_labels(fresh / LABELS, labels)
+        if calibrator is not None:
+            calibrator.save(fresh / CALIBRATOR)
+        manifest = Manifest(
+            format=FORMAT,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions={
+                name: version(name) for name in ("ezxmc", "sentence-transformers", "torch", "faiss-cpu")
+            },
+            labels=len(labels),
+            dimension=index.dimension,
+            max_length=max_length,
+            k=k,
+            origin=origin or {},
+            files=hashes(fresh),
+            index=index.summary,
+        )
+        write_manifest(fresh, manifest)
+        check_files(fresh, manifest, contents=False)
     return manifest
 
 

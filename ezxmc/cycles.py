@@ -7,7 +7,6 @@ the same pairs. Cycles that bring no gain end the round; the best student is kep
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.priors import context_documents, context_of
 from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.targets import Targets, build_targets, doubt
+from ezxmc.files import is_shard, remove_own
 from ezxmc.models import model_identity
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder, candidate_row, shortlist
@@ -114,7 +114,7 @@ class Cycles:
 
     def forget_vectors(self) -> None:
         """Delete what workers encoded, once what it was for is kept."""
-        shutil.rmtree(self._vectors, ignore_errors=True)
+        remove_own(self._vectors, is_shard)
 
     def _cycle(self, number: int, former: Path | None) -> Path:
         folder, name = self.place.cycle(number), f"cycle {number}/{self.config.cycles}"

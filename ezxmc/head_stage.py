@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -68,7 +67,6 @@ class HeadStage:
             return {"told": told}
         if config.head.fine_tune:
             tuned = self.bundle.with_name("head") / "student"
-            shutil.rmtree(tuned, ignore_errors=True)
             opened.encoder.save(tuned)
             save(tuned)
             opened = load_bundle(self.bundle)

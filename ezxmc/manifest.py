@@ -8,6 +8,7 @@ Hashes find what was damaged; they do not say who made it.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ezxmc.errors import BundleError
+from ezxmc.files import Inputs, check_folder, is_temporary, replacing
 from ezxmc.hashing import file_hash
 from ezxmc.records import Label
 
@@ -34,6 +36,7 @@ _SUFFIXES = frozenset(
     ".json .jsonl .txt .md .model .safetensors .faiss .npz .onnx .jinja".split()  # noqa: SIM905
 )
 _PATIENCE = 60.0  # seconds another writer may take
+_CHANGE_A_COPY = "change a copy of it, writable and on a disk with room"
 _COPY_AGAIN = "copy the bundle again, whole"
 
 
@@ -105,9 +108,38 @@ def read_manifest(path: Path) -> Manifest:
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write a manifest in one step: a reader sees the old one or the new one."""
-    fresh = path / f".{MANIFEST}.new"
-    fresh.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    fresh.replace(path / MANIFEST)
+    with replacing(path / MANIFEST) as fresh:
+        fresh.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def own_files(path: Path) -> list[str] | None:
+    """The files of a bundle that ezxmc made; `None` if there is no readable manifest of a bundle."""
+    try:
+        manifest = read_manifest(path)
+    except BundleError:
+        return None
+    left = [file.relative_to(path).as_posix() for file in _leftovers(path, manifest)]
+    return [MANIFEST, ".lock", *manifest.files, *left]
+
+
+def check_bundle_place(path: str | Path, inputs: Inputs = ()) -> None:
+    """Whether a bundle may be written to a folder, before the work for it.
+
+    Raises:
+        ConfigError: As for `ezxmc.files.check_folder`.
+    """
+    check_folder(path, "bundle", own_files, inputs=inputs)
+
+
+def check_changeable(path: Path) -> None:
+    """Whether a bundle can be changed, before the work for it.
+
+    Raises:
+        BundleError: There is no readable bundle, or its folder cannot be written.
+    """
+    read_manifest(path)
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise BundleError(f"bundle {path} cannot be changed: its folder is not writable", _CHANGE_A_COPY)
 
 
 def hashes(path: Path, names: Iterable[str] | None = None) -> dict[str, str]:
@@ -125,7 +157,7 @@ def _files(path: Path) -> list[str]:
 
 def write_labels(file: Path, labels: Iterable[Label]) -> None:
     """Write labels as JSON lines."""
-    with file.open("w", encoding="utf-8", newline="\n") as handle:
+    with replacing(file) as fresh, fresh.open("w", encoding="utf-8", newline="\n") as handle:
         for label in labels:
             row = {
                 "uid": label.uid,
@@ -168,8 +200,7 @@ def writing(path: Path) -> Iterator[Manifest]:
     except Timeout:
         raise BundleError(f"another process is changing bundle {path}", "wait for it") from None
     except OSError as error:
-        cure = "change a copy of it, writable and on a disk with room"
-        raise BundleError(f"bundle {path} cannot be changed: {error}", cure) from None
+        raise BundleError(f"bundle {path} cannot be changed: {error}", _CHANGE_A_COPY) from None
 
 
 def commit(path: Path, manifest: Manifest, written: Iterable[str], former: Collection[str] = ()) -> Manifest:
@@ -203,7 +234,9 @@ def _leftovers(path: Path, manifest: Manifest) -> list[Path]:
     return [
         path / name
         for name in set(_files(path)) - set(manifest.files)
-        if name.startswith(_CONVERTED) or any(_revision(name, part) is not None for part in _PARTS)
+        if name.startswith(_CONVERTED)
+        or is_temporary(name)
+        or any(_revision(name, part) is not None for part in _PARTS)
     ]
 
 

@@ -28,8 +28,10 @@ from ezxmc.config import RunConfig
 from ezxmc.cycles import Cycles
 from ezxmc.data import Catalog
 from ezxmc.data.growth import CATALOG, Snapshot
+from ezxmc.data.predictions import is_tags
 from ezxmc.errors import ConfigError, TrainingError, instance_of
 from ezxmc.feedback.budget import Budget, in_hash_order
+from ezxmc.feedback.database import check_store
 from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.recall import judgments_of
 from ezxmc.feedback.reviews import FEWEST_REVIEWED, Decided, tag_verdicts
@@ -37,15 +39,17 @@ from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.feedback.teachers import unused_judgments
+from ezxmc.files import check_file
 from ezxmc.head_stage import HeadStage
 from ezxmc.launcher import rank_and_size
-from ezxmc.manifest import Manifest
+from ezxmc.manifest import Manifest, check_bundle_place
 from ezxmc.models import resolve_model
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Judgment, Prediction
 from ezxmc.report import RunReport, write_report
+from ezxmc.report.page import is_page
 from ezxmc.retrieval import LabelIndex
-from ezxmc.rundir import RunDir
+from ezxmc.rundir import RunDir, check_run_dir
 from ezxmc.runreport import Findings, assemble
 from ezxmc.teacher import Teacher, load_teacher
 from ezxmc.watch import Unwatched, Watch, pulling
@@ -65,8 +69,8 @@ def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Watch | Non
         What `report.html` shows.
 
     Raises:
-        ConfigError: The run directory cannot be used, another process uses it, or torchrun started
-            this one into a job of several.
+        ConfigError: The run directory cannot be used, holds what no run made (`check_places`), another
+            process uses it, or torchrun started this one into a job of several.
         DataError: No usable document or label, or a bad row under `strict`.
         ModelError: A model cannot be fetched or loaded.
         TeacherError: The LLM engine failed; the judgments so far are kept.
@@ -75,11 +79,28 @@ def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Watch | Non
     instance_of(config, RunConfig, "config", "read one: RunConfig.load('ezxmc.yaml')")
     refuse_torchrun()
     config = config.as_begun()
+    check_places(config)
     place = RunDir(config.run_dir)
     with place.locked(), FeedbackStore(place.path / "feedback.sqlite") as store:
         place.write("config.yaml", config.dump())
         merge_shards(store)
         return _Run(config, place, store, teacher, watch or Unwatched()).go()
+
+
+def check_places(config: RunConfig) -> None:
+    """Whether a run's outputs may be written, before any work.
+
+    Raises:
+        ConfigError: Something that no run made, or an input, would be replaced.
+    """
+    place, data, teacher = Path(config.run_dir), config.data, config.teacher
+    inputs = [data.documents, data.labels, data.gold, config.training.encoder]
+    inputs += [getattr(teacher, name, None) for name in ("judgments", "prompt")]
+    check_run_dir(place, inputs)
+    check_bundle_place(place / "bundle")
+    check_file(place / "predictions.jsonl", "a file of tags", made=is_tags)
+    check_file(place / "report.html", "a report", made=is_page)
+    check_store(place / "feedback.sqlite", inputs)
 
 
 def refuse_torchrun() -> None:

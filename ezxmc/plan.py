@@ -12,6 +12,7 @@ from ezxmc.data import Catalog
 from ezxmc.estimate import PRIORS, PartPlan, Plan
 from ezxmc.feedback.budget import Budget
 from ezxmc.feedback.costs import Speed, Tokens, count_tokens, earlier_speed
+from ezxmc.feedback.database import check_store
 from ezxmc.feedback.priors import context_documents
 from ezxmc.feedback.probe import ProbeFigures, probe
 from ezxmc.feedback.shards import merge_shards
@@ -59,6 +60,8 @@ def plan(
         TeacherError: The LLM engine failed.
     """
     watch, config = watch or Unwatched(), config.as_begun()
+    if probe_pairs:
+        check_store(Path(config.run_dir, "feedback.sqlite"))
     catalog = Catalog.load(config.data, config.training.held_out, config.seed, watch.say)
     teacher = teacher or load_teacher(
         config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say

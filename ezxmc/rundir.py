@@ -2,21 +2,64 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
+from ezxmc.config import RunConfig
 from ezxmc.errors import ConfigError, DataError
+from ezxmc.files import Inputs, json_line, place_of, present, refuse, replacing
 from ezxmc.hashing import json_hash
 
-_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+OUTPUTS = (
+    *("config.yaml", "stages", "cycles", "bundle", "head", "vectors", "updates"),
+    *("predictions.jsonl", "catalog.jsonl", "report.json", "report.html"),
+)
+"""What a run replaces in its directory; the feedback store is only added to."""
+
+
+def check_run_dir(path: str | Path, inputs: Inputs = ()) -> None:
+    """Whether a run may keep its things in a folder, before any work.
+
+    Args:
+        path: A new folder, a run's, or one that holds none of `OUTPUTS`.
+        inputs: What the run reads.
+
+    Raises:
+        ConfigError: Something in the folder that is no run's, or an input, would be replaced.
+    """
+    place = place_of(path)
+    taken = [name for name in OUTPUTS if (place / name).exists()]
+    if taken and not _is_run(place):
+        refuse(
+            f"run_dir {path} holds {', '.join(taken)}, which a run would replace, and no run of ezxmc",
+            "choose another run_dir",
+        )
+    for source in present(inputs):
+        for name in OUTPUTS:
+            if source.resolve().is_relative_to(place / name) or (
+                (place / name).is_file() and source.samefile(place / name)
+            ):
+                refuse(f"the input {source} is {name} of run_dir {path}", "choose another run_dir")
+
+
+def _is_run(place: Path) -> bool:
+    """Whether a folder holds a run: a stage that is done, or the configuration as a run freezes it."""
+    for stage in (place / "stages").glob("*.json"):
+        with suppress(OSError, ValueError, RecursionError):
+            if set(json.loads(stage.read_text(encoding="utf-8"))) == {"inputs", "result"}:
+                return True
+    try:
+        text = (place / "config.yaml").read_text(encoding="utf-8")
+        return RunConfig.model_validate(yaml.safe_load(text)).dump() == text
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
 
 
 class RunDir:
@@ -68,19 +111,13 @@ class RunDir:
 
     def write(self, name: str, text: str) -> None:
         """Write a file in one step: a reader sees the old one or the new one."""
-        self._write(self.path / name, [text])
+        with replacing(self.path / name) as fresh:
+            fresh.write_text(text, encoding="utf-8")
 
     def write_lines(self, target: Path, rows: Iterable[Any]) -> None:
         """Write JSON lines in one step."""
-        self._write(target, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-    @staticmethod
-    def _write(target: Path, parts: Iterable[str]) -> None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f".{target.name}.new")
-        with fresh.open("w", encoding="utf-8") as handle:
-            handle.writelines(parts)
-        fresh.replace(target)
+        with replacing(target) as fresh, fresh.open("wb") as handle:
+            handle.writelines(map(json_line, rows))
 
     def stage(
         self, name: str, inputs: Any, outputs: Sequence[Path], make: Callable[[], dict[str, Any]]
@@ -115,31 +152,3 @@ class RunDir:
         self.spent += result["wall_seconds"]
         self.write(f"stages/{name}.json", json.dumps({"inputs": wanted, "result": result}, indent=1))
         return result
-
-
-def exchange(one: Path, other: Path) -> None:
-    """Let two folders of one file system change places.
-
-    On Linux in one step: neither name is ever missing. Elsewhere, or on a file
-    system that cannot, `other` is missing for a moment.
-
-    Args:
-        one: A folder.
-        other: A folder, or nothing: then `one` moves there.
-
-    Raises:
-        OSError: They cannot be moved.
-    """
-    if not other.exists():
-        one.rename(other)
-        return
-    try:
-        rename = ctypes.CDLL(None).renameat2
-        if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
-            return
-    except (AttributeError, OSError, TypeError):
-        pass  # no such call here
-    beside = one.with_name(f".{one.name}.exchanged")
-    other.rename(beside)
-    one.rename(other)
-    beside.rename(one)

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import copyfile, copymode
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import Any, Protocol, Self
 
+import pyarrow
 import pyarrow.parquet
 
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
 from ezxmc.data import RowProblem, RowReport, iter_documents
+from ezxmc.data.predictions import TAGS, is_tags
 from ezxmc.data.sources import is_packed, locate
+from ezxmc.data.writers import RowSink, row_format
 from ezxmc.errors import ConfigError, DataError
+from ezxmc.files import Inputs, check_file, is_stream, json_line, place_of, state_of, temporary
 from ezxmc.hashing import json_hash
 from ezxmc.manifest import read_manifest
 from ezxmc.predict import WINDOW, Predictor, prediction_row
@@ -29,6 +35,7 @@ from ezxmc.records import Document
 
 Row = dict[str, Any]
 Window = list[Document | RowProblem]
+_WHAT = "a file of tags"
 _CHUNK = 1 << 20
 _SAME = 1e-3  # scores of one document, whatever machine computed them
 
@@ -212,28 +219,63 @@ def _rows_of(path: Path, kind: str) -> int:
     return lines + (last != b"\n")
 
 
+def check_tags(path: Path, *, resume: bool = False, inputs: Inputs = ()) -> None:
+    """Whether tags may be written to a file, before anything is opened.
+
+    Args:
+        path: The file, `.jsonl`, `.csv` (each also `.gz`) or `.parquet`.
+        resume: Whether it shall be continued.
+        inputs: What is read, the bundle among it.
+
+    Raises:
+        ConfigError: Its suffix is of no format (or not `.jsonl`, with `resume`), it is one
+            of the inputs, or what is there are no tags.
+    """
+    if row_format(path) != ".jsonl" and resume:
+        raise ConfigError(f"{path} cannot be continued: only .jsonl can", "name a .jsonl file")
+    check_file(path, _WHAT, made=is_tags, inputs=inputs)
+    check_file(part_of(path), _WHAT, made=is_tags, inputs=inputs)
+
+
 class RowFile:
-    """A JSON Lines file that windows of rows are written to.
+    """A file that windows of rows are written to.
+
+    JSON lines grow in a `.part` beside it, which takes its place when all are
+    there; if something fails, the `.part` stays, and can be continued. Other
+    forms are there when they are whole.
 
     Args:
         path: The file.
-        resume: Keep the whole windows it holds; what follows them is cut off.
-            The last of them is computed again and compared, so that a file made
-            from other documents, with another bundle or with other options is
-            refused, and left as it is.
+        resume: Keep the whole windows that the `.part`, or else the file, holds; what
+            follows them is written again. The last of them and what follows it is
+            computed again and compared, so that a file made from other documents, with
+            another bundle or with other options is refused, and left as it is.
+        inputs: As for `check_tags`.
 
     Attributes:
         skip: Rows that need not be tagged again.
+        part: Where the rows are until all are there.
+
+    Raises:
+        ConfigError: As for `check_tags`.
     """
 
-    def __init__(self, path: Path, *, resume: bool = False) -> None:
-        self._path = path
-        self._expected: list[Row] = []
-        self._end = 0
-        self.skip = 0
-        if resume and path.is_file():
+    def __init__(self, path: Path, *, resume: bool = False, inputs: Inputs = ()) -> None:
+        check_tags(path, resume=resume, inputs=inputs)
+        self._path, self._place, self._form = path, place_of(path), row_format(path)
+        self._inputs, self._state = inputs, state_of(self._place)
+        self._stream = is_stream(self._place)
+        self.part = part_of(path)
+        if self._form != ".jsonl":
+            self.part = self.part.with_name(temporary())
+        self._source = self.part if self.part.is_file() else self._place
+        self._due: list[tuple[list[Row], bool]] = []
+        """What is computed again: the last whole window, which is kept then, and what follows it."""
+        self._cut = b""
+        self._end = self.skip = 0
+        self._sink: RowSink | None = None
+        if resume and self._source.is_file():
             self._scan()
-        self._handle: IO[bytes] = path.open("r+b" if self._expected else "wb")
 
     def __enter__(self) -> Self:
         return self
@@ -241,35 +283,66 @@ class RowFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._handle.close()
-        if self._expected and kind is None:
+        if kind is None and self._due:
             raise self._mismatch("it has more lines than there are documents")
+        try:
+            if kind is None:
+                self._begun()
+        finally:
+            if self._sink:
+                self._sink.__exit__(kind, error, trace)
+        if self._stream or not self._sink:
+            return
+        if kind is None:
+            if state_of(self._place) != self._state:
+                check_file(self._path, _WHAT, made=is_tags, inputs=self._inputs)
+            with suppress(OSError):
+                copymode(self._place, self.part)
+            self.part.replace(self._place)
+        elif self._form != ".jsonl" or not self.part.stat().st_size:
+            self.part.unlink()
 
     def write(self, rows: list[Row]) -> None:
         """Append rows, or compare them with the last that are there.
 
         Raises:
             DataError: The file does not go with these rows.
+            OSError: The disk is full, say.
         """
-        if self._expected:
-            for old, new in zip(self._expected, rows, strict=False):
+        if self._due:
+            before, kept = self._due.pop(0)
+            for old, new in zip(before, rows, strict=False):
                 if not _agree(old, new):
                     raise self._mismatch(f"it has {_shown(old)} where {_shown(new)} should be")
-            if len(rows) < len(self._expected):
+            # Where whole lines agree, a disk that died may have left anything after them.
+            cut = b"" if before else self._cut
+            if len(rows) < len(before) + bool(cut):
                 raise self._mismatch("it has more lines than there are documents")
-            self._expected = []
-            self._handle.seek(self._end)
-            self._handle.truncate()
-            return
-        self._handle.write(b"".join(json_line(row) for row in rows))
-        self._handle.flush()
+            if kept:
+                return
+            if cut and not self._end and not _begins(cut, rows[0]):
+                raise self._mismatch(f"it has {cut[:80]!r} where {_shown(rows[0])} should be")
+        self._begun().write(rows)
+
+    def _begun(self) -> RowSink:
+        if self._sink is None:
+            if not self._stream:
+                self.part.parent.mkdir(parents=True, exist_ok=True)
+                if self._end and self._source != self.part:
+                    copyfile(self._source, self.part)
+                # What is left of a former job that shall not be continued goes, too.
+                with self.part.open("ab") as handle:
+                    handle.truncate(self._end)
+            self._sink = RowSink(self.part if not self._stream else self._place, self._form, TAGS)
+        return self._sink
 
     def _scan(self) -> None:
         lines: list[bytes] = []
         whole: list[bytes] = []
-        with self._path.open("rb") as handle:
+        with self._source.open("rb") as handle:
             for line in handle:
                 if not line.endswith(b"\n"):
+                    self._cut = line
                     break
                 lines.append(line)
                 if len(lines) == WINDOW:
@@ -278,21 +351,30 @@ class RowFile:
                     self._end += sum(map(len, whole))
         # The last whole window is tagged once more, to be compared.
         self.skip = max(self.skip - WINDOW, 0)
-        try:
-            self._expected = [dict(json.loads(line)) for line in whole]
-        except (ValueError, TypeError):
-            raise self._mismatch("it holds lines that are not JSON objects") from None
+        for window, kept in ((whole, True), (lines, False)):
+            if window or (self._cut and not kept):
+                try:
+                    self._due.append(([dict(json.loads(line)) for line in window], kept))
+                except (ValueError, TypeError):
+                    raise self._mismatch("it holds lines that are not JSON objects") from None
 
     def _mismatch(self, why: str) -> DataError:
         return DataError(
-            f"{self._path} cannot be continued: {why}",
+            f"{self._source} cannot be continued: {why}",
             "give the documents, bundle and options it was begun with, or start again without --resume",
         )
 
 
-def json_line(row: Row) -> bytes:
-    """A row as one line of UTF-8."""
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+def part_of(path: Path) -> Path:
+    """Where the rows of a file are until all are there."""
+    place = place_of(path)
+    return place.with_name(f"{place.name}.part")
+
+
+def _begins(cut: bytes, row: Row) -> bool:
+    """Whether a line that was cut may have become this row: as far as its uid goes."""
+    start = json_line({"uid": row["uid"]} if "uid" in row else {"error": ""})[: -2 if "uid" in row else 10]
+    return start.startswith(cut[: len(start)])
 
 
 def _refusal(problem: RowProblem) -> Row:

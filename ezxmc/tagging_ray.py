@@ -6,15 +6,14 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shutil import rmtree
 from types import TracebackType
 from typing import Self
 
 from ezxmc.cluster import RayConfig
 from ezxmc.cluster.board import Task
-from ezxmc.cluster.files import durable
 from ezxmc.cluster.pool import Pool, Say, Tell
 from ezxmc.errors import ConfigError
+from ezxmc.files import is_shard, remove_own, replacing
 from ezxmc.hashing import text_hash
 from ezxmc.predict import WINDOW
 from ezxmc.tagging import Row, Rule, Tagger, Window
@@ -77,7 +76,7 @@ class RayTagger:
     ) -> None:
         self._pool.close()
         if kind is None:
-            rmtree(self._folder, ignore_errors=True)
+            remove_own(self._folder, is_shard)
 
     def _offer(self) -> None:
         shard, self._shard = self._shard, []
@@ -125,5 +124,5 @@ class _Tag:
             for answered in self.tagger.put(list(task.items[start : start + WINDOW])):
                 rows += answered
                 tell(len(answered))
-        with durable(Path(task.path)) as file:
-            file.write(json.dumps(rows).encode())
+        with replacing(task.path, sync=True) as fresh:
+            fresh.write_bytes(json.dumps(rows).encode())

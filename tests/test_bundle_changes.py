@@ -270,7 +270,7 @@ def test_a_killed_change_leaves_the_former_bundle_or_the_new_one(
     former, new = state(bundle), state(done)
     assert former != new
     seen = []
-    for after in range(30):
+    for after in range(60):
         place = tmp_path / f"killed-{after}"
         shutil.copytree(bundle, place)
         with pytest.MonkeyPatch.context() as patch:

@@ -313,7 +313,9 @@ FAULTS: list[tuple[str, int, str]] = [
     ("predict nowhere documents.jsonl", 1, "no bundle"),
     ("predict {bundle} nowhere.jsonl", 1, "nowhere.jsonl"),
     ("predict {bundle} documents.jsonl --threshold 0.5", 2, "needs probabilities"),
-    ("predict {bundle} documents.jsonl -o nowhere/tags.jsonl", 1, "nowhere/tags.jsonl"),
+    ("predict {bundle} documents.jsonl -o documents.jsonl/tags.jsonl", 2, "documents.jsonl is a file"),
+    ("predict {bundle} documents.jsonl -o tags.txt", 2, "let it end in .jsonl"),
+    ("predict {bundle} documents.jsonl -o tags.csv --resume", 2, "only .jsonl can"),
     ("train documents.jsonl labels.jsonl nowhere.sqlite", 1, "nowhere.sqlite"),
     ("train documents.jsonl labels.jsonl empty.sqlite", 1, "nothing to learn from"),
     ("train documents.jsonl labels.jsonl empty.sqlite --held-out 2", 2, "held"),
@@ -332,7 +334,8 @@ FAULTS: list[tuple[str, int, str]] = [
     ("models path MiniLM", 1, "MiniLM"),
     ("predict {bundle} --k 0", 2, "--k"),
     ("no-such-command", 2, "no-such-command"),
-    ("init nowhere/ezxmc.yaml", 1, "nowhere/ezxmc.yaml"),
+    ("init . --force", 2, ". is a folder"),
+    ("init documents.jsonl --force", 2, "one of the inputs"),
 ]
 
 

@@ -11,16 +11,17 @@ from fakes import FakeTeacher
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ezxmc.files as files
 import ezxmc.growth.history as growth_history
-import ezxmc.rundir as rundir
 from ezxmc.data import Catalog, RowReport
 from ezxmc.data.growth import Changes, Snapshot
 from ezxmc.errors import DataError
 from ezxmc.feedback.store import FeedbackStore
+from ezxmc.files import exchange
 from ezxmc.growth.history import History
 from ezxmc.growth.pool import known_judgments
 from ezxmc.records import Document, Label, Pair
-from ezxmc.rundir import RunDir, exchange
+from ezxmc.rundir import RunDir
 
 
 def catalog(documents: dict[str, str], labels: dict[str, str]) -> Catalog:
@@ -144,13 +145,13 @@ def test_where_the_system_cannot_exchange_they_are_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = folder(tmp_path / "one", "1"), folder(tmp_path / "other", "2")
-    monkeypatch.setattr(rundir.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(files.ctypes, "CDLL", lambda name: object())
     exchange(one, other)
     assert (other / "manifest.json").read_text() == "1" and (one / "manifest.json").read_text() == "2"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other"]
 
 
-@pytest.mark.parametrize("killed", ["before", "exchange", "rename", "unlink", "rmtree"])
+@pytest.mark.parametrize("killed", ["before", "exchange", "rename", "unlink", "remove_own"])
 def test_killed_while_it_is_put_in_place_the_next_one_finishes(
     tmp_path: Path, killed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +175,7 @@ def test_killed_while_it_is_put_in_place_the_next_one_finishes(
         targets = {
             "before": (History, "_install"),
             "exchange": (growth_history, "exchange"),
-            "rmtree": (growth_history.shutil, "rmtree"),
+            "remove_own": (growth_history, "remove_own"),
         }
         patch.setattr(*targets.get(killed, (Path, killed)), kill)
         with pytest.raises(KilledError):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support.commands import until
 
-from ezxmc.errors import ModelError
+from ezxmc.errors import ConfigError, ModelError
 from ezxmc.models import (
     cache_home,
     catalog,
@@ -309,6 +309,9 @@ def test_resolve_pulls_once_and_damage_is_seen(quick: Path, monkeypatch: pytest.
     (folder / "stray.py").touch()
     assert len(verify("toy")) == 2
     assert not list_models()[0].pulled
+    with pytest.raises(ConfigError, match=r"holds what ezxmc did not make.*stray\.py"):
+        resolve_model("toy", kind="encoder")
+    (folder / "stray.py").unlink()
     assert resolve_model("toy", kind="encoder") == folder and verify("toy") == []
     weights.write_bytes(b"")
     assert pull("toy", force=True) == folder and weights.read_bytes() == WEIGHTS

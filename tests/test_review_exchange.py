@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ezxmc.data import RowReport
-from ezxmc.errors import DataError
+from ezxmc.errors import ConfigError, DataError
 from ezxmc.feedback.reviews import Answer, Review, Reviews
 from ezxmc.records import Document, Label
 from ezxmc.review.exchange import ImportedReviews, import_reviews, read_picks, write_picks
@@ -338,7 +338,7 @@ def test_a_file_with_decisions_is_not_written_over(name: str, tmp_path: Path) ->
 
 
 def test_other_formats_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"\.csv, \.jsonl or \.json"):
+    with pytest.raises(ConfigError, match=r"end in \.jsonl, .*, \.json$"):
         write_picks(tmp_path / "review.xlsx", PICKS)
     assert list(tmp_path.iterdir()) == []
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from ezxmc.cli import judgments as commands
 from ezxmc.data import RowReport
-from ezxmc.errors import DataError, StoreError
+from ezxmc.errors import ConfigError, DataError, StoreError
 from ezxmc.feedback.annotate import annotate, pairs_of
 from ezxmc.feedback.exchange import export_judgments, import_judgments
 from ezxmc.feedback.recall import recall
@@ -197,8 +197,8 @@ def test_an_interrupted_export_leaves_the_old_file(
         with pytest.raises(KeyboardInterrupt):
             export_judgments(store, out, progress=dies)
         assert out.read_bytes() == before and not list(tmp_path.glob(".*"))
-        with pytest.raises(DataError, match=r"\.parquet or \.jsonl"):
-            export_judgments(store, tmp_path / "out.csv")
+        with pytest.raises(ConfigError, match=r"end in \.jsonl"):
+            export_judgments(store, tmp_path / "out.txt")
         for unclear in ("", "0000"):
             with pytest.raises(StoreError, match="judgments stats"):
                 export_judgments(store, out, teacher=unclear)
@@ -206,7 +206,7 @@ def test_an_interrupted_export_leaves_the_old_file(
 
 def test_an_empty_store_makes_an_empty_file(tmp_path: Path) -> None:
     with FeedbackStore(tmp_path / "f.sqlite") as store:
-        for name in ("e.parquet", "e.jsonl"):
+        for name in ("e.parquet", "e.jsonl", "e.jsonl.gz", "e.csv"):
             assert export_judgments(store, tmp_path / name) == 0
             assert import_judgments(store, tmp_path / name, RowReport()).new == 0
     assert pyarrow.parquet.read_table(tmp_path / "e.parquet").num_rows == 0

@@ -316,6 +316,7 @@ ENTRIES = st.lists(
 @given(rows=ENTRIES)
 def test_sparse_files_come_back(tmp_path: Path, rows: list[list[tuple[int, float]]]) -> None:
     path = tmp_path / "m_X_Y.txt"
+    path.unlink(missing_ok=True)
     write_sparse(path, rows, (len(rows), 50))
     report = RowReport()
     assert [entries for *_, entries in iter_sparse(path, report)] == rows and not report.counts
@@ -335,6 +336,7 @@ def test_a_wrong_shape_is_refused(tmp_path: Path) -> None:
 @given(pairs=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 10**9)), max_size=30))
 def test_pair_files_come_back(tmp_path: Path, pairs: list[tuple[int, int]]) -> None:
     path = tmp_path / "filter.txt"
+    path.unlink(missing_ok=True)
     write_pairs(path, pairs)
     # numpy reads it as the public evaluation code does.
     read = np.fromfile(path, sep=" ").astype(int).reshape(-1, 2)
@@ -365,6 +367,8 @@ def test_raw_text_files_come_back(
         (Document(f"d{i}", title.strip(), text), sorted(c for c in columns if c < len(labels)))
         for i, (title, text, columns) in enumerate(rows)
     ]
+    for former in tmp_path.glob("*.gz"):
+        former.unlink()
     write_label_text(tmp_path / "lbl.json.gz", labels)
     write_raw_text(tmp_path / "trn.json.gz", documents)
     data = repo(tmp_path)

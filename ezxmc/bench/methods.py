@@ -16,8 +16,11 @@ from ezxmc.bench.baselines import METHODS, Method, Task
 from ezxmc.bench.benchmark import Benchmark
 from ezxmc.bench.comparison import PAIRED, difference, human_equivalent
 from ezxmc.errors import ConfigError, DataError, EzxmcError
+from ezxmc.files import Inputs, check_file, loads, write_file
 from ezxmc.hashing import text_hash
 from ezxmc.watch import Watch
+
+_WHAT = "a file of results"
 
 
 @dataclass
@@ -68,6 +71,11 @@ class Result:
         return [run["values"][metric] for run in self.runs]
 
 
+def check_results(out: Path, inputs: Inputs = ()) -> None:
+    """Whether `run_methods` may keep its runs in a file; raises ConfigError as `check_file`."""
+    check_file(out, _WHAT, made=loads(_read), inputs=inputs)
+
+
 def run_methods(
     benchmark: Benchmark, names: Sequence[str], *, seeds: int, out: Path | None, watch: Watch
 ) -> tuple[list[Result], dict[str, str]]:
@@ -90,7 +98,7 @@ def run_methods(
         DataError: `out` holds something else.
     """
     chosen = {name: _parsed(name) for name in dict.fromkeys(names)}
-    stored = _read(out) if out is not None and out.exists() else {}
+    stored = _read(out) if out is not None and out.exists() and out.stat().st_size else {}
     results: list[Result] = []
     skipped: dict[str, str] = {}
     for name, (method, amount) in chosen.items():
@@ -238,7 +246,4 @@ def _read(path: Path) -> dict[str, Result]:
 def _write(path: Path, results: dict[str, Result]) -> None:
     """In one step: a reader sees the old file or the whole new one."""
     rows = {"methods": [vars(result) for result in results.values()]}
-    fresh = path.with_name(f".{path.name}.new")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh.write_text(json.dumps(rows), encoding="utf-8")
-    fresh.replace(path)
+    write_file(path, json.dumps(rows).encode(), _WHAT, made=loads(_read))

@@ -25,6 +25,7 @@ from ezxmc.calibration.ranked import Ranked
 from ezxmc.calibration.rows import Floats, JudgedRows
 from ezxmc.calibration.temperature import Temperature
 from ezxmc.errors import ArgumentError, BundleError, InputTypeError, TrainingError, instance_of
+from ezxmc.files import loads, write_file
 from ezxmc.metrics.calibration import ReliabilityBin, ece_at_k, nll, reliability_bins
 
 Target = Literal["teacher", "human", "both"]
@@ -178,8 +179,8 @@ class Calibrator:
         return self.curve.transform(rows)
 
     def save(self, path: str | Path) -> None:
-        """Write the calibrator as JSON."""
-        Path(path).write_bytes(_JSON.dump_json(self, indent=1))
+        """Write the calibrator as JSON; a former one is replaced, anything else is a ConfigError."""
+        write_file(path, _JSON.dump_json(self, indent=1), "a calibrator", made=loads(Calibrator.load))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values."""

@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ezxmc.calibration.decisions_f1 import best_sizes
 from ezxmc.errors import BundleError, ConfigError, number_between, whole_number
+from ezxmc.files import loads, write_file
 
 FORMAT_VERSION = 1
 DEPTH = 50
@@ -152,8 +153,8 @@ class Decision:
         return asdict(self)
 
     def save(self, path: str | Path) -> None:
-        """Write the decision as JSON."""
-        Path(path).write_bytes(_JSON.dump_json(self, indent=1))
+        """Write the decision as JSON; a former one is replaced, anything else is a ConfigError."""
+        write_file(path, _JSON.dump_json(self, indent=1), "a decision", made=loads(Decision.load))
 
     @classmethod
     def load(cls, path: str | Path) -> Decision:

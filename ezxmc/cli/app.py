@@ -86,6 +86,9 @@ def main() -> None:
     # Hub libraries and engines otherwise write bars and notices over ours.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from ezxmc.cli.console import utf8_output
+
+    utf8_output()
     told = _Termination()
     try:
         _register()
@@ -110,6 +113,7 @@ def main() -> None:
         # typer turns Ctrl-C into this code, and says nothing.
         if left.code == INTERRUPTED or told.came:
             _interrupted(told.came)
+        _flush()
         raise
     finally:
         told.forget()
@@ -156,6 +160,24 @@ def _interrupted(terminated: bool) -> NoReturn:
     same = "the same command with --resume" if sys.argv[1:2] == ["predict"] else "the same command"
     sys.stderr.write(f"{word}: what was computed is kept; {same} goes on from there\n")
     sys.exit(code)
+
+
+def _flush() -> None:
+    """Write what is left of the answer: later, a full disk would end in a traceback."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _silence()  # who read it has enough
+    except OSError as error:
+        _silence()
+        _fail(f"the answer cannot be written: {error}\n  cure: is the disk full?", FAILED)
+
+
+def _silence() -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def _option(place: tuple[int | str, ...]) -> str:

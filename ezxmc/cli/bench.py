@@ -159,8 +159,10 @@ def methods(
     """
     from ezxmc.bench.baselines import METHODS
     from ezxmc.bench.benchmark import load_benchmark
-    from ezxmc.bench.methods import run_methods, summary
+    from ezxmc.bench.methods import check_results, run_methods, summary
 
+    if out:
+        check_results(out, [documents, labels, gold, judgments, report_judgments, report])
     names = _listed(methods) if methods else list(METHODS)
     config = TrainingConfig(encoder=encoder)
     fed = [name for name in names if name in METHODS and METHODS[name].amount == "judgments"]

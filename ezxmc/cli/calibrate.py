@@ -76,6 +76,7 @@ def calibrate(
     from ezxmc.data import calibration_part, columns_for, read_documents, read_gold
     from ezxmc.feedback.reviews import Decided, tag_verdicts
     from ezxmc.feedback.targets import teacher_verdicts
+    from ezxmc.manifest import check_changeable
     from ezxmc.predict import Predictor
 
     if gold is not None and reviewed is not None:
@@ -85,6 +86,7 @@ def calibrate(
     if (aim is not TargetName.TEACHER and not people) or (aim is TargetName.TEACHER and store is None):
         raise typer.BadParameter(f"--target {aim} needs {'--store' if people else '--gold or --reviewed'}")
     kinds = KINDS if kind is None else (kind.value,)
+    check_changeable(bundle)
     docs, doc_rows = read_documents(documents, columns=columns_for("documents", columns_of(column)))
     everything = docs
     uids = [document.uid for document in docs]

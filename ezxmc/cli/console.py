@@ -6,12 +6,14 @@ Data goes to standard output, everything for the eye to standard error.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -27,6 +29,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ezxmc.errors import DataError
 from ezxmc.launcher import rank_and_size
 from ezxmc.watch import Unwatched
 
@@ -46,6 +49,7 @@ Column = Annotated[
     ),
 ]
 _NO_WIDTH = 1_000_000  # columns
+_STREAMS = 2  # standard input, output and error are the files 0 to 2
 _QUIET_EVERY = 30.0  # seconds between progress lines in a pipe
 
 
@@ -147,16 +151,42 @@ def columns_of(given: list[str] | None, *, labels_only: bool = False) -> dict[st
     return found
 
 
+def standard_output() -> TextIO:
+    """Where data goes that has no file.
+
+    Raises:
+        DataError: It is closed.
+    """
+    if sys.stdout is None:
+        raise DataError("standard output is closed, and the answer goes there", "redirect it to a file")
+    return sys.stdout
+
+
+def utf8_output() -> None:
+    """Let standard output take any text as UTF-8, whatever the locale says.
+
+    Of streams that are closed, the numbers are taken: a file opened under one
+    of them would get whatever a library prints.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= _STREAMS:
+        pass
+    os.close(number)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (for the process's life)
+
+
 def emit(value: Any) -> None:
     """Write data as JSON to standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    standard_output().write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Write a table for people to standard output; only a terminal has a width it must fit into."""
-    console = Console()
+    console = Console(file=standard_output())
     if not console.is_terminal:
-        console = Console(width=_NO_WIDTH)
+        console = Console(file=standard_output(), width=_NO_WIDTH)
     if title:
         # By itself: a table's own title is as wide as its columns.
         console.print(title, soft_wrap=True, markup=False, highlight=False)
@@ -191,7 +221,7 @@ def shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def inputs(
+def read_inputs(
     documents: str | Path, labels: str | Path, column: list[str] | None, strict: bool
 ) -> tuple[tuple[list[Document], RowReport], tuple[list[Label], RowReport]]:
     """Documents and labels of a command, and how reading them went.

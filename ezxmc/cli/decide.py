@@ -77,6 +77,7 @@ def decide(
     from ezxmc.calibration.risk_measures import Reviewed, rates
     from ezxmc.data import columns_for, read_documents, read_gold
     from ezxmc.errors import ConfigError
+    from ezxmc.manifest import check_changeable
     from ezxmc.predict import Predictor
 
     alone = top_k is not None and first_tag_error is None
@@ -88,6 +89,7 @@ def decide(
         )
     if first_tag_error is not None and abstain_below is not None:
         raise typer.BadParameter("--first-tag-error chooses itself where to abstain: drop --abstain-below")
+    check_changeable(bundle)
     docs, doc_rows = read_documents(documents, columns=columns_for("documents", columns_of(column)))
     with watching() as watch:
         doc_rows.tell(watch.say, "documents")

@@ -34,8 +34,10 @@ def export(
     from tempfile import TemporaryDirectory
 
     from ezxmc.bundle import add_student_files, load_bundle
+    from ezxmc.manifest import check_changeable
     from ezxmc.retrieval.conversion import convert
 
+    check_changeable(bundle)
     with watching() as watch:
         opened = load_bundle(bundle)
         watch.stage("converting")

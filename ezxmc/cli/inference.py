@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Column, bad_rows, columns_of, watching
+from ezxmc.cli.console import Column, bad_rows, columns_of, standard_output, stderr, watching
 from ezxmc.cli.engine import Address, Engine, Workers, cluster
 from ezxmc.config import Backend, Precision
 
@@ -29,7 +28,12 @@ def predict(
     documents: Annotated[
         str, typer.Argument(help="Documents; `-` reads JSON lines from standard input.")
     ] = "-",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="JSONL; standard output if absent.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help=".jsonl, .csv (also .gz) or .parquet; else JSONL on standard output."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option(help="Go on after what --out holds already, of the same documents and options.")
     ] = False,
@@ -55,24 +59,32 @@ def predict(
     Example: ezxmc predict run/bundle new.jsonl --threshold 0.5 -o tags.jsonl --resume
     """
     from ezxmc.data import RowReport, columns_for
+    from ezxmc.files import json_line
     from ezxmc.predict import WINDOW
-    from ezxmc.tagging import RowFile, Rule, Tagging, json_line, tag_rows
+    from ezxmc.tagging import RowFile, Rule, Tagging, check_tags, tag_rows
     from ezxmc.tagging_ray import RayTagger
 
     ray = cluster(engine, workers, ray_address)
     if out is None and (resume or ray):
         raise typer.BadParameter("--resume and --engine ray need --out")
+    inputs: list[str | Path] = [bundle, documents]
+    if out:
+        check_tags(out, resume=resume, inputs=inputs)
+    else:
+        standard_output()
     rule = Rule(str(bundle), backend, precision, k, threshold, decide)
     tagger = rule.tagger()
 
     def show(rows: list[dict[str, Any]]) -> None:
-        sys.stdout.write(b"".join(map(json_line, rows)).decode())
-        sys.stdout.flush()
+        standard_output().write(b"".join(map(json_line, rows)).decode())
+        standard_output().flush()
 
     rows = RowReport(strict=strict)
     columns = columns_for("documents", columns_of(column))
     with ExitStack() as stack:
-        file = stack.enter_context(RowFile(out, resume=resume)) if out else None
+        if out:
+            stack.callback(_tell_of_part, out)
+        file = stack.enter_context(RowFile(out, resume=resume, inputs=inputs)) if out else None
         watch = stack.enter_context(watching())
         rows.say = watch.say
         if file and file.skip:
@@ -94,3 +106,16 @@ def predict(
         )
         rows.tell(watch.say, "documents")
     bad_rows(documents=rows)
+
+
+def _tell_of_part(out: Path) -> None:
+    """Where an interrupted job's tags are."""
+    from ezxmc.tagging import part_of
+
+    if (part := part_of(out)).is_file():
+        stderr.print(
+            f"what was tagged so far is in {part}; --resume goes on from there",
+            soft_wrap=True,
+            markup=False,
+            highlight=False,
+        )

@@ -108,7 +108,7 @@ def failures(
 
 def export(
     store: Store,
-    out: Annotated[Path, typer.Argument(help="A .parquet or .jsonl file; replaced in one step.")],
+    out: Annotated[Path, typer.Argument(help="A .parquet, .jsonl or .csv (also .gz) file.")],
     teacher: Annotated[
         str | None, typer.Option(help="Only this teacher's: the beginning of its fingerprint.")
     ] = None,
@@ -139,9 +139,11 @@ def import_(
     """
     from ezxmc.data import RowReport
     from ezxmc.data.readers import source_kind
+    from ezxmc.feedback.database import check_store
     from ezxmc.feedback.exchange import import_judgments
     from ezxmc.feedback.store import FeedbackStore
 
+    check_store(store, [source])
     source_kind(source)  # a misspelt name must not leave an empty store behind
     report = RowReport()
     with watching() as watch, FeedbackStore(store) as feedback:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, watching
+from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, standard_output, watching
 from ezxmc.errors import DataError
 
 Folder = Annotated[Path, typer.Argument(help="Bundle folder.")]
@@ -48,7 +47,7 @@ def show(bundle: Folder, json: Json = False) -> None:
                 }
             )
             return
-        sys.stdout.writelines(f"{label.uid}\t{label.title}\n" for label in labels)
+        standard_output().writelines(f"{label.uid}\t{label.title}\n" for label in labels)
         watch.say(f"{index.size:,} labels; index {index.summary}")
         if index.advice:
             watch.say(f"{index.advice}; `ezxmc labels rebuild {bundle}` makes the search fast again")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from shutil import rmtree
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, inputs, table, watching
+from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, read_inputs, table, watching
 from ezxmc.cli.engine import Address, Engine, Workers, cluster, with_engine
 from ezxmc.cli.judgments import opened
 from ezxmc.config import BudgetConfig, RunConfig, ShortlistConfig, TrainingConfig
@@ -137,9 +135,9 @@ def with_budget(config: RunConfig, max_pairs: int | None, max_hours: float | Non
 def shortlist(
     documents: Documents,
     labels: Labels,
-    out: Annotated[Path, typer.Option("--out", "-o", help="JSONL, a line per document.")] = Path(
-        "shortlist.jsonl"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help=".jsonl, .csv (also .gz) or .parquet, a row per document.")
+    ] = Path("shortlist.jsonl"),
     encoder: Annotated[str, typer.Option(help="Model name, folder or hub id.")] = _TRAIN.encoder,
     size: Annotated[int, typer.Option(min=1, help="Candidates per document.")] = _LIST.size,
     explore: Annotated[int, typer.Option(min=0, help="Of these, drawn from deeper ranks.")] = _LIST.explore,
@@ -159,14 +157,18 @@ def shortlist(
 
     Example: ezxmc shortlist documents.jsonl labels.jsonl --size 14 -o shortlist.jsonl
     """
+    from ezxmc.data.shortlists import check_shortlist, write_shortlist
+    from ezxmc.files import is_shard, remove_own
     from ezxmc.models import resolve_model
     from ezxmc.retrieval import candidate_row
     from ezxmc.retrieval import shortlist as propose
     from ezxmc.retrieval.ray_encoder import open_encoder
 
-    ray, vectors = cluster(engine, workers, ray_address), out.with_name(f"{out.name}-vectors")
-
-    (docs, doc_rows), (tags, tag_rows) = inputs(documents, labels, column, strict)
+    ray = cluster(engine, workers, ray_address)
+    inputs = [documents, labels, encoder]
+    check_shortlist(out, inputs)
+    vectors = out.with_name(f"{out.name}-vectors")
+    (docs, doc_rows), (tags, tag_rows) = read_inputs(documents, labels, column, strict)
     with watching() as watch:
         found = propose(
             docs,
@@ -185,10 +187,8 @@ def shortlist(
         rows = {"documents": doc_rows, "labels": tag_rows}
         for name, report in rows.items():
             report.tell(watch.say, name)
-    with out.open("w", encoding="utf-8") as handle:
-        for candidates in found:
-            handle.write(jsonlib.dumps(candidate_row(candidates, tags), ensure_ascii=False) + "\n")
-    rmtree(vectors, ignore_errors=True)
+    write_shortlist(out, (candidate_row(candidates, tags) for candidates in found), inputs)
+    remove_own(vectors, is_shard)
     facts = {"documents": len(found), "candidates": sum(len(c.labels) for c in found), "out": str(out)}
     answer(json, facts, rows)
     bad_rows(**rows)
@@ -228,11 +228,13 @@ def train(
     from ezxmc.feedback.priors import context_of
     from ezxmc.feedback.reviews import Decided
     from ezxmc.feedback.targets import build_targets, doubt
+    from ezxmc.retrieval.encoder import check_student_place
     from ezxmc.training import train_bi_encoder
 
     config = TrainingConfig(
         encoder=encoder, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, held_out=held_out
     )
+    check_student_place(out, [documents, labels, store, encoder])
     with watching() as watch:
         data = DataConfig(documents=documents, labels=labels, columns=columns_of(column))
         catalog = Catalog.load(data, held_out, seed, watch.say)
@@ -282,10 +284,15 @@ def index(
     """
     from ezxmc.bundle import save_bundle
     from ezxmc.data import columns_for, read_labels
+    from ezxmc.files import is_shard, remove_own
+    from ezxmc.manifest import check_bundle_place
     from ezxmc.models import resolve_model
     from ezxmc.retrieval.ray_encoder import open_encoder
 
-    ray, vectors = cluster(engine, workers, ray_address), out.with_name(f"{out.name}-vectors")
+    ray = cluster(engine, workers, ray_address)
+    inputs = [student, labels]
+    check_bundle_place(out, inputs)
+    vectors = out.with_name(f"{out.name}-vectors")
     tags, tag_rows = read_labels(labels, columns=columns_for("labels", columns_of(column, labels_only=True)))
     if not tags:
         raise DataError(f"{labels} holds no usable label: {tag_rows.summary()}", "see README, Input files")
@@ -293,8 +300,8 @@ def index(
         folder = resolve_model(student, kind="encoder")
         bar = watch.stage("label index")
         encoder = open_encoder(folder, ray, vectors, max_length=max_length, say=watch.say)
-        manifest = save_bundle(out, encoder, tags, max_length=max_length, k=k, progress=bar)
-    rmtree(vectors, ignore_errors=True)
+        manifest = save_bundle(out, encoder, tags, max_length=max_length, k=k, progress=bar, inputs=inputs)
+    remove_own(vectors, is_shard)
     answer(
         json,
         {

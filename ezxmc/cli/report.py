@@ -34,21 +34,24 @@ def report(
 
     Example: ezxmc report --compare runs/first runs/second -o compare.html
     """
+    from ezxmc.files import check_file
     from ezxmc.report import compared, write_comparison, write_report
+    from ezxmc.report.page import is_page
 
     if len(run_dirs) != 1 + compare:
         raise typer.BadParameter(
             f"{'two' if compare else 'one'} run directory is needed: {len(run_dirs)} given"
         )
+    page = out or (Path("compare.html") if compare else run_dirs[0] / "report.html")
+    if not json:
+        check_file(page, "a report", made=is_page)
     runs = [finished(run_dir) for run_dir in run_dirs]
     if json:
         emit(compared(*runs) if compare else runs[0].model_dump(mode="json"))
         return
     if compare:
-        page = out or Path("compare.html")
         write_comparison(runs[0], runs[1], page)
     else:
-        page = out or run_dirs[0] / "report.html"
         write_report(runs[0], page)
     typer.echo(page)
 

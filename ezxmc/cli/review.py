@@ -71,11 +71,11 @@ def export(
     """
     from collections import Counter
 
-    from ezxmc.review.exchange import check_format, write_picks
+    from ezxmc.review.exchange import check_picks, write_picks
     from ezxmc.review.material import PAIRS, Material
 
     out = out or run_dir / PAIRS
-    check_format(out)
+    check_picks(out)
     with watching() as watch:
         material = Material.load(run_dir, watch.say)
         if purpose is Purpose.CALIBRATION:
@@ -173,13 +173,14 @@ def ui(
         from ezxmc.review.ui import review
     except ModuleNotFoundError as error:
         raise ConfigError(f"the page needs {error.name}", "pip install 'ezxmc[serve]'") from None
-    from ezxmc.review.exchange import read_picks, write_picks
+    from ezxmc.review.exchange import check_picks, read_picks, write_picks
     from ezxmc.review.material import PAIRS, STORE, Material
 
     pairs = source
     if source.is_dir():
         pairs = source / PAIRS
         if not pairs.exists():
+            check_picks(pairs)
             with watching() as watch:
                 chosen = Material.load(source, watch.say).for_training(
                     _PAIRS,

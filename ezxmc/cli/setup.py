@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from ezxmc.cli.console import Json, emit, stderr, table, watching
 from ezxmc.config import DataConfig, RunConfig
 from ezxmc.errors import ConfigError
+from ezxmc.files import check_file, write_file
 
 models_app = typer.Typer(no_args_is_help=True, help="Models whose weights install as packages.")
 
@@ -38,7 +39,9 @@ def init(
     """
     if path.exists() and not force:
         raise ConfigError(f"{path} exists", "choose another name, or --force")
-    path.write_text(commented_config(documents, labels, gold), encoding="utf-8")
+    check_file(path, "a configuration", made=lambda _: force, inputs=[documents, labels, gold])
+    text = commented_config(documents, labels, gold)
+    write_file(path, text.encode(), "a configuration", made=lambda _: force)
     stderr.print(f"wrote {path}; look through it, then: ezxmc run {path}", markup=False, soft_wrap=True)
 
 

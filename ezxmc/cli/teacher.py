@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Column, Json, answer, bad_rows, clock, emit, inputs, shown, table, watching
+from ezxmc.cli.console import Column, Json, answer, bad_rows, clock, emit, read_inputs, shown, table, watching
 from ezxmc.cli.engine import Address, Engine, Workers, cluster, with_engine
 from ezxmc.cli.pipeline import Documents, Labels, MaxHours, MaxPairs, Strict, with_budget
 from ezxmc.config import (
@@ -154,6 +154,7 @@ def annotate(
     from ezxmc.feedback.annotate import annotate as ask
     from ezxmc.feedback.annotate import pairs_of
     from ezxmc.feedback.budget import Budget
+    from ezxmc.feedback.database import check_store
     from ezxmc.feedback.shards import merge_shards
     from ezxmc.feedback.store import FeedbackStore
     from ezxmc.feedback.teachers import unused_judgments
@@ -174,8 +175,9 @@ def annotate(
         config = HttpTeacherConfig(base_url=server[0], tokenizer=tokenizer, api_key_env=api_key_env, **common)
     else:
         config = VllmTeacherConfig(kv_cache_gib=kv_cache_gib, **common)
+    check_store(store, [documents, labels, candidates, replay])
     limits = BudgetConfig(max_pairs=max_pairs, max_hours=max_hours)
-    (docs, doc_rows), (tags, tag_rows) = inputs(documents, labels, column, strict)
+    (docs, doc_rows), (tags, tag_rows) = read_inputs(documents, labels, column, strict)
     report = RowReport(strict=strict)
     wanted = read_shortlist(candidates, docs, tags, report)
     if not any(wanted):

@@ -1,17 +1,58 @@
-"""Predictions read back from the file `ezxmc predict` writes."""
+"""The files `ezxmc predict` writes: their columns, how they are known again, and read back."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+
 from ezxmc.data.readers import iter_rows
 from ezxmc.data.validate import RowError, RowReport
+from ezxmc.data.writers import rows_made
 from ezxmc.records import Prediction
 
 _HUGE = sys.float_info.max
+TAGS = pyarrow.schema(
+    [
+        ("uid", pyarrow.string()),
+        (
+            "tags",
+            pyarrow.list_(
+                pyarrow.struct(
+                    [
+                        ("label", pyarrow.string()),
+                        ("title", pyarrow.string()),
+                        ("score", pyarrow.float64()),
+                        ("probability", pyarrow.float64()),
+                    ]
+                )
+            ),
+        ),
+        ("error", pyarrow.string()),
+        ("file", pyarrow.string()),
+        ("line", pyarrow.int64()),
+    ]
+)
+"""Columns of a file of tags, where it has columns: a prediction, or a bad row."""
+_TAG = {"label", "title", "score", "probability"}
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    tags = row.get("tags")
+    return set(row) == {"error", "file", "line"} or (
+        set(row) == {"uid", "tags"}
+        and isinstance(tags, list)
+        and all(isinstance(tag, dict) and set(tag) == _TAG for tag in tags)
+    )
+
+
+is_tags = rows_made(TAGS.names, _is_row)
+"""Whether a file holds what `ezxmc predict` wrote, and nothing else; its last line may be cut."""
 
 
 def read_predictions(source: str | Path, report: RowReport) -> Iterator[Prediction]:
@@ -22,7 +63,7 @@ def read_predictions(source: str | Path, report: RowReport) -> Iterator[Predicti
     where there is no calibrator; or `{"error": ..., "file": ..., "line": ...}`.
 
     Args:
-        source: A JSONL file or "-".
+        source: A file that `ezxmc predict` wrote, in any form, or "-".
         report: Receives lines that carry an error (`prediction_error`), that
             are no prediction (`bad_prediction`), and second predictions of a
             document (`duplicate_uid`).
@@ -46,12 +87,15 @@ def read_predictions(source: str | Path, report: RowReport) -> Iterator[Predicti
 
 
 def _prediction(row: dict[str, Any]) -> Prediction:
-    if row.get("error") is not None:
+    if row.get("error") not in (None, ""):
         raise RowError("prediction_error", str(row["error"]))
     uid = row.get("uid")
     if not isinstance(uid, str) or not uid:
         raise RowError("bad_prediction", "no uid")
     tags = row.get("tags")
+    if isinstance(tags, str):  # a cell of CSV
+        with suppress(ValueError, RecursionError):
+            tags = json.loads(tags)
     if not isinstance(tags, list):
         raise RowError("bad_prediction", f"document {uid!r} has no list of tags")
     labels: list[str] = []

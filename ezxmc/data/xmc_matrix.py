@@ -17,10 +17,12 @@ without labels.
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import zipfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -29,6 +31,7 @@ import numpy as np
 from ezxmc.data.readers import iter_lines
 from ezxmc.data.validate import RowError, RowReport
 from ezxmc.errors import DataError
+from ezxmc.files import whole_file
 
 Entries = list[tuple[int, float]]
 """Columns of a row with their values."""
@@ -176,11 +179,20 @@ def write_pairs(path: str | Path, pairs: Iterable[tuple[int, int]]) -> None:
         out.writelines(f"{document} {label}\n" for document, label in pairs)
 
 
-def open_text(path: str | Path) -> IO[str]:
-    """A UTF-8 file to write, lines ending as on Unix; gzip if its name ends in `.gz`."""
-    if str(path).endswith(".gz"):
-        return gzip.open(path, "wt", encoding="utf-8", newline="\n")
-    return Path(path).open("w", encoding="utf-8", newline="\n")
+@contextmanager
+def open_text(path: str | Path) -> Iterator[IO[str]]:
+    """A new UTF-8 file to write, lines ending as on Unix; gzip if its name ends in `.gz`.
+
+    Raises:
+        ConfigError: There is such a file.
+        DataError: It cannot be written.
+    """
+    with (
+        whole_file(path, "a new file") as fresh,
+        gzip.open(fresh, "wb") if str(path).endswith(".gz") else fresh.open("wb") as raw,
+        io.TextIOWrapper(raw, "utf-8", newline="\n") as text,
+    ):
+        yield text
 
 
 def _split_rows(

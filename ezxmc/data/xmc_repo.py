@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ezxmc.data.documents import document_of, iter_records
 from ezxmc.data.validate import RowReport
-from ezxmc.data.xmc_matrix import PairFile, iter_gold, iter_names, open_text
+from ezxmc.data.xmc_matrix import PairFile, iter_gold, iter_names
 from ezxmc.data.xmc_text import (
     LABEL_FILES,
     first_file,
@@ -41,6 +41,8 @@ from ezxmc.data.xmc_text import (
     uids_of,
 )
 from ezxmc.errors import DataError
+from ezxmc.files import check_file, replacing, sign, unchanged
+from ezxmc.hashing import file_hash
 from ezxmc.records import Document, Label
 
 # In order of preference; {0} is train or test, {1} trn or tst.
@@ -55,6 +57,7 @@ _TEXTS = (
 )
 _GOLD = ("{1}_X_Y.txt", "Y.{1}.txt", "Y.{1}.npz")
 _NAMES = ("{0}_labels.txt",)
+_KIND = "benchmark"  # what the manifest beside converted files says
 _BREAKS = re.compile(r"[\t\r\n]")
 
 
@@ -132,6 +135,12 @@ class XmcRepo:
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that are there."""
         return tuple(self.parts)
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that are read."""
+        named = (self.labels_file, *(f for p in self.parts.values() for f in (p.texts, p.gold, p.filtered)))
+        return [file for file in named if file is not None]
 
     def labels(self) -> list[Label]:
         """All usable labels.
@@ -261,32 +270,63 @@ def convert(repo: XmcRepo, out: str | Path) -> dict[str, Converted]:
     Args:
         repo: Where from; its `rows` tell what was left out. A document with a
             tab or line break in its uid or in a label's does not fit (`bad_uid`).
-        out: The folder, made if absent.
+        out: The folder, made if absent. Files of a former call are replaced; `ezxmc.json` tells them.
 
     Returns:
         Counts by split.
 
     Raises:
+        ConfigError: As for `check_converted`.
         DataError: As for `XmcRepo.labels`, or no label is usable.
     """
     folder = Path(out)
+    names = ["labels.jsonl", *(name for split in repo.splits for name in _names(repo, split))]
+    check_converted(folder, names, repo.files)
     labels = repo.labels()
     if not labels:
         raise DataError(f"{repo.folder} holds no usable label", "see README, Benchmark files")
-    folder.mkdir(parents=True, exist_ok=True)
-    with open_text(folder / "labels.jsonl") as file:
-        rows = ({"uid": label.uid, "title": label.title, "text": label.text} for label in labels)
-        file.writelines(map(json_line, rows))
-    return {split: _convert_split(repo, split, folder) for split in repo.splits}
+    # All files are written before the first one takes its place.
+    with ExitStack() as stack:
+        fresh = {name: stack.enter_context(replacing(folder / name)) for name in names}
+        with fresh["labels.jsonl"].open("w", encoding="utf-8", newline="\n") as file:
+            rows = ({"uid": label.uid, "title": label.title, "text": label.text} for label in labels)
+            file.writelines(map(json_line, rows))
+        written = {split: _convert_split(repo, split, fresh) for split in repo.splits}
+        check_converted(folder, names, repo.files)
+        sign(folder, _KIND, {name: file_hash(path) for name, path in fresh.items()})
+    return written
 
 
-def _convert_split(repo: XmcRepo, split: str, folder: Path) -> Converted:
+def _names(repo: XmcRepo, split: str) -> list[str]:
+    filtered = [f"{split}_filter.tsv"] if repo.parts[split].filtered else []
+    return [f"{split}.jsonl", f"{split}_gold.tsv", *filtered]
+
+
+def check_converted(folder: Path, names: Iterable[str], inputs: Sequence[Path]) -> None:
+    """Whether files may be written that `convert` writes: those of a former call may be replaced.
+
+    Raises:
+        ConfigError: One is there that is no former call's, or that was changed since; or it is an input.
+    """
+    own = unchanged(folder, _KIND) or ()
+
+    for name in names:
+
+        def made(_: Path, name: str = name) -> bool:
+            return name in own
+
+        check_file(folder / name, "a converted benchmark file", made=made, inputs=inputs)
+
+
+def _convert_split(repo: XmcRepo, split: str, fresh: Mapping[str, Path]) -> Converted:
     documents = without = pairs = filtered = 0
     part = repo.parts[split]
     report = RowReport(strict=repo.strict)
     with ExitStack() as stack:
-        names = [f"{split}.jsonl", f"{split}_gold.tsv", *([f"{split}_filter.tsv"] if part.filtered else [])]
-        texts, *tables = (stack.enter_context(open_text(folder / name)) for name in names)
+        texts, *tables = (
+            stack.enter_context(fresh[name].open("w", encoding="utf-8", newline="\n"))
+            for name in _names(repo, split)
+        )
         for table in tables:
             table.write("doc\tlabel\n")
         for example in repo.examples(split):

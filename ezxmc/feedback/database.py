@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -12,9 +12,34 @@ from typing import Any, Self
 
 from ezxmc.errors import StoreError, instance_of
 from ezxmc.feedback import schema
+from ezxmc.files import Inputs, check_file
 
+_MAGIC = b"SQLite format 3\0"
 _LOOKUP = 500  # values per SELECT, below SQLite's oldest limit on parameters
 _CACHE_KIB = 65_536  # keys are random: each insert falls on another page
+
+
+def check_store(path: str | Path, inputs: Inputs = ()) -> None:
+    """Whether a feedback store may be opened or made there, before any work.
+
+    Raises:
+        ConfigError: What is there is no store, or one of the inputs, or no file can be made there.
+    """
+    check_file(path, "a feedback store", made=_is_store, inputs=inputs)
+
+
+def _is_store(path: Path) -> bool:
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as opened:
+            return not _foreign(opened)
+    except sqlite3.DatabaseError as error:
+        # One that cannot be read now is told of by whoever opens it.
+        return not isinstance(error, sqlite3.OperationalError) and path.read_bytes()[:16] == _MAGIC
+
+
+def _foreign(opened: sqlite3.Connection) -> bool:
+    tables = {name for (name,) in opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return bool(tables) and not {"teachers", "judgments"} <= tables
 
 
 class Database:
@@ -36,12 +61,8 @@ class Database:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             try:
-                # Tables come with their version, in one commit: in this order no other process deceives.
-                if (
-                    self._db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
-                    and not self._version()
-                ):
-                    raise StoreError(f"{self.path} is the database of another program", "name another file")
+                if _foreign(self._db):
+                    raise StoreError(f"{self.path} is a database, and no feedback store", "name another file")
                 # NORMAL survives the death of the process; only a power cut may
                 # take the last commits, and then the file stays consistent.
                 self._db.execute("PRAGMA journal_mode=WAL")

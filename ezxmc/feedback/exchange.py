@@ -1,6 +1,6 @@
 """Judgments out of a store into a file, and back.
 
-The file is Parquet or JSON lines with the columns `doc`, `label`, `status`,
+The file is Parquet, JSON lines or CSV with the columns `doc`, `label`, `status`,
 `log_odds`, `mass`, `prompt_tokens`, `cached_tokens`, `key`, `teacher` (its
 fingerprint) and `description` (of the teacher, JSON text, in its first row
 only). The replay teacher reads the same file.
@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import pyarrow
-import pyarrow.parquet
 
 from ezxmc.data import RowReport, iter_rows
-from ezxmc.errors import DataError, StoreError
+from ezxmc.data.writers import row_format, whole_rows
+from ezxmc.errors import StoreError
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Judgment, Status
 from ezxmc.teacher.shards import COLUMNS
 
 _BATCH = 10_000
 _SCHEMA = pyarrow.schema([*COLUMNS, *((name, pyarrow.string()) for name in ("teacher", "description"))])
+_NAMES = _SCHEMA.names[:-1]
 _MOST_TOKENS = 1 << 53  # beyond it, JSON readers do not keep a number
 _WHOLE = 1.001  # label masses are sums of rounded probabilities
 
@@ -55,7 +55,7 @@ def export_judgments(
 
     Args:
         store: Streamed; memory does not grow with it.
-        out: `.parquet` or `.jsonl`.
+        out: `.parquet`, `.jsonl` or `.csv`, the last two also `.gz`; a former export is replaced.
         teacher: Fingerprint, or an unmistakable beginning of one; all teachers without it.
         progress: Called with (rows written, rows in all).
 
@@ -64,92 +64,39 @@ def export_judgments(
 
     Raises:
         StoreError: No such teacher, or the store cannot be read.
-        DataError: The file cannot be written, or is of another format.
+        ConfigError: Something else is in the file's place, or its suffix is of no format.
+        DataError: The file cannot be written.
     """
-    if out.suffix not in (".parquet", ".jsonl"):
-        raise DataError(f"cannot write judgments to {out}", "name the file .parquet or .jsonl")
+    row_format(out)
     teachers = store.teachers()
     if teacher is not None:
-        found = [fingerprint for fingerprint in teachers if fingerprint.startswith(teacher)]
-        if len(found) != 1:
+        named = [fingerprint for fingerprint in teachers if fingerprint.startswith(teacher)]
+        if len(named) != 1:
             raise StoreError(
-                f"{store.path} holds {len(found)} teachers whose fingerprint begins with {teacher!r}",
+                f"{store.path} holds {len(named)} teachers whose fingerprint begins with {teacher!r}",
                 "`ezxmc judgments stats` shows them",
             )
-        teachers = {found[0]: teachers[found[0]]}
+        teachers = {named[0]: teachers[named[0]]}
     total = sum(store.totals(fingerprint).judgments for fingerprint in teachers)
     done = 0
-    with replacing(out) as fresh:
-        writer = _Parquet(fresh) if out.suffix == ".parquet" else _JsonLines(fresh)
-        with writer:
-            for fingerprint, description in teachers.items():
-                told: str | None = json.dumps(description, ensure_ascii=False, sort_keys=True)
-                for rows in store.batches(fingerprint, _BATCH):
-                    keys, *columns = zip(*rows, strict=True)
-                    writer.write(
-                        [
-                            *columns,
-                            [key.hex() for key in keys],
-                            [fingerprint] * len(rows),
-                            [told, *[None] * (len(rows) - 1)],
-                        ]
-                    )
-                    told = None
-                    done += len(rows)
-                    if progress:
-                        progress(done, total)
+    with whole_rows(out, "an export of judgments", _SCHEMA, is_row=_is_row, inputs=[store.path]) as write:
+        for fingerprint, description in teachers.items():
+            told: str | None = json.dumps(description, ensure_ascii=False, sort_keys=True)
+            for rows in store.batches(fingerprint, _BATCH):
+                found = [
+                    dict(zip(_NAMES, (*values, key.hex(), fingerprint), strict=True)) for key, *values in rows
+                ]
+                if told is not None:
+                    found[0]["description"], told = told, None
+                write(found)
+                done += len(rows)
+                if progress:
+                    progress(done, total)
     return done
 
 
-@contextmanager
-def replacing(out: Path) -> Iterator[Path]:
-    """A path to write to, which takes the place of `out` in one step at the end.
-
-    Raises:
-        DataError: The file cannot be written.
-    """
-    fresh = out.with_name(f".{out.name}.new")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield fresh
-        fresh.replace(out)
-    except OSError as error:
-        raise DataError(
-            f"{out} cannot be written: {error}", "is the folder writable, the disk full?"
-        ) from error
-    finally:
-        fresh.unlink(missing_ok=True)
-
-
-class _Parquet:
-    def __init__(self, path: Path) -> None:
-        self._writer = pyarrow.parquet.ParquetWriter(path, _SCHEMA, compression="zstd")
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.close()
-
-    def write(self, columns: list[Any]) -> None:
-        arrays = [pyarrow.array(values, kind) for values, kind in zip(columns, _SCHEMA.types, strict=True)]
-        self._writer.write_batch(pyarrow.record_batch(arrays, schema=_SCHEMA))
-
-
-class _JsonLines:
-    def __init__(self, path: Path) -> None:
-        self._file: TextIO = path.open("w", encoding="utf-8")
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, columns: list[Any]) -> None:
-        for values in zip(*columns, strict=True):
-            row = dict(zip(_SCHEMA.names, values, strict=True))
-            if row["description"] is None:
-                del row["description"]
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def _is_row(row: dict[str, Any]) -> bool:
+    return row.keys() - {"description"} == set(_NAMES)
 
 
 def import_judgments(

@@ -14,14 +14,15 @@ one. Killed while moving, the next command goes on moving first.
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from ezxmc.data.growth import CATALOG
+from ezxmc.files import exchange, remove_own
 from ezxmc.hashing import file_hash
-from ezxmc.manifest import MANIFEST
-from ezxmc.rundir import RunDir, exchange
+from ezxmc.manifest import MANIFEST, own_files
+from ezxmc.retrieval.encoder import student_files
+from ezxmc.rundir import RunDir
 
 UPDATES, BUNDLE, FORMER = "updates", "bundle", "former"
 _READY, _DONE = "ready.json", "done.json"
@@ -83,5 +84,6 @@ class History:
         # The run's own record of its bundle is of another one now.
         (self.run.path / "stages" / "bundle.json").unlink(missing_ok=True)
         for place in (folder / "student", *(one / FORMER for one in self.folders if one != folder)):
-            shutil.rmtree(place, ignore_errors=True)
+            known = set(own_files(place) or student_files(place) or ())
+            remove_own(place, known.__contains__)
         RunDir(folder).write(_DONE, "{}")

@@ -39,7 +39,7 @@ from ezxmc.growth.settling import settle
 from ezxmc.growth.work import Grown, Work
 from ezxmc.manifest import DECISION, HEAD, STUDENT, read_manifest
 from ezxmc.metrics import Drift, Shift
-from ezxmc.pipeline import refuse_torchrun
+from ezxmc.pipeline import check_places, refuse_torchrun
 from ezxmc.predict import Predictor
 from ezxmc.report.update import (
     DriftSummary,
@@ -85,6 +85,7 @@ def update(
     run_dir = Path(config.run_dir)
     if not (run_dir / "feedback.sqlite").exists():
         raise DataError(f"{run_dir} holds no finished run", "run `ezxmc run CONFIG` first, without --update")
+    check_places(config)
     watch = watch or Unwatched()
     run = RunDir(run_dir)
     with run.locked(), FeedbackStore(run_dir / "feedback.sqlite") as store:

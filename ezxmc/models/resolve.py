@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ezxmc.errors import ModelError
+from ezxmc.files import MANIFEST
 from ezxmc.hashing import tree_hash
 from ezxmc.models import store
 from ezxmc.models.catalog import CATALOG, ModelEntry, ModelKind, find
@@ -143,7 +144,7 @@ def model_identity(name: str, revision: str | None = None) -> str:
         stats = {
             path.relative_to(found).as_posix(): path.stat()
             for path in found.rglob("*")
-            if path.suffix in _MODEL_FILES and path.is_file() and path.name != store.MARKER
+            if path.suffix in _MODEL_FILES and path.is_file() and path.name not in (store.MARKER, MANIFEST)
         }
         files = tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in sorted(stats.items()))
         return f"folder@{_folder_hash(found, files)[:12]}"

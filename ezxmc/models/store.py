@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from ezxmc.errors import ModelError
+from ezxmc.files import check_folder
 from ezxmc.hashing import file_hash
 from ezxmc.models import packages
 from ezxmc.models.catalog import ModelEntry
@@ -87,6 +88,7 @@ def pull(entry: ModelEntry, progress: ModelProgress | None = None, *, force: boo
         The model's folder.
 
     Raises:
+        ConfigError: The model's folder holds what `pull` did not put there.
         ModelError: A package cannot be fetched, a hash is wrong, the disk is
             too small, or the conversion failed. Nothing is left behind.
     """
@@ -104,6 +106,7 @@ def pull(entry: ModelEntry, progress: ModelProgress | None = None, *, force: boo
         _remove_stale(models, entry.name)
         if is_pulled(entry) and not force:
             return target
+        check_folder(target, "model", _own_files)
         if shutil.disk_usage(models).free < entry.needed:
             raise packages.full_disk(entry.name, models, entry.needed)
         temp = models / f".tmp-{entry.name}-{os.getpid()}"
@@ -195,6 +198,12 @@ def _files(folder: Path) -> list[str]:
         for path in folder.rglob("*")
         if path.is_file() and path != folder / MARKER
     )
+
+
+def _own_files(folder: Path) -> list[str] | None:
+    """What `pull` put into a model's folder; `None` if it did not make it."""
+    marker = _marker(folder)
+    return None if marker is None else [MARKER, *marker["files"]]
 
 
 def _marker(folder: Path) -> dict[str, Any] | None:

@@ -10,11 +10,15 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ezxmc.files import write_file
 from ezxmc.report import figures
 from ezxmc.report.model import EvaluationSummary, RowSummary, RunReport
 
 # The page stays small and readable however large the run was.
 _DEEP = re.compile(r"(ECE|ACE|Brier|NLL)@(\d+)")
+_HEAD = 1_000
+_GENERATOR = b'<meta name="generator" content="ezxmc">'
+_FORMER_PAGE = re.compile(rb'<meta name="color-scheme" content="light dark">\s*<title>ezxmc[^<]*</title>')
 _MOST = {"examples": 30, "problems": 20, "problem_docs": 50, "config": 20_000}
 
 
@@ -23,18 +27,31 @@ def write_report(data: RunReport, path: Path) -> None:
 
     Args:
         data: What to show; parts that are `None` or empty are left out.
-        path: The file, replaced in one step; its folder is made if missing.
+        path: The file, a former report is replaced in one step; its folder is made if missing.
+
+    Raises:
+        ConfigError: Something that is no page of ezxmc is in its place.
+        DataError: It cannot be written.
     """
     replace_page(path, render_report(data))
 
 
 def replace_page(path: Path, html: str) -> None:
-    """Write a page in one step; its folder is made if missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
+    """Write a page in one step; its folder is made if missing.
+
+    Raises:
+        ConfigError: Something that is no page of ezxmc is in its place.
+        DataError: It cannot be written.
+    """
     # A lone surrogate in a user's text must not cost the whole report.
-    draft.write_bytes(html.encode("utf-8", "replace"))
-    draft.replace(path)
+    write_file(path, html.encode("utf-8", "replace"), "a report", made=is_page)
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that ezxmc wrote, of this version or before pages named their maker."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    return _GENERATOR in head or _FORMER_PAGE.search(head) is not None
 
 
 def render_report(data: RunReport) -> str:

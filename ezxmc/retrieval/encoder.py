@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from ezxmc.config import Backend, Precision
 from ezxmc.errors import InputTypeError, ModelError, instance_of, whole_number
+from ezxmc.files import Inputs, check_folder, sign, unchanged, whole_folder
 from ezxmc.retrieval.backends import Forward, choose_precision, open_converted, to_bfloat16
 from ezxmc.retrieval.tokens import TokenCache, passes, tokens_per_pass
 
@@ -26,6 +27,19 @@ Progress = Callable[[int, int], None]
 # what is cut here could not have reached the model anyway.
 _CHARACTERS_PER_TOKEN = 16
 _TEXTS_AT_ONCE = 512
+
+
+STUDENT = "student"  # what its manifest says it is
+
+
+def student_files(folder: Path) -> list[str] | None:
+    """The files of a folder as `BiEncoder.save` wrote them; `None` if it wrote none."""
+    return unchanged(folder, STUDENT)
+
+
+def check_student_place(path: str | Path, inputs: Inputs = ()) -> None:
+    """Whether a student may be saved in a folder, before it is trained; raises as `BiEncoder.save`."""
+    check_folder(path, STUDENT, student_files, inputs=inputs)
 
 
 class BiEncoder:
@@ -122,11 +136,20 @@ class BiEncoder:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write a plain sentence-transformers folder; no model card is invented.
+        """Write a plain sentence-transformers folder, whole or not at all; no model card is invented.
+
+        A manifest in it (`ezxmc.json`) tells later that the folder may be replaced.
 
         Raises:
+            ConfigError: Something is in its place that is no student, or was changed since it was saved.
             ModelError: The weights in memory are not those of the folder they were read from.
         """
+        with whole_folder(path, STUDENT, student_files) as fresh:
+            self.write(fresh)
+            sign(fresh, STUDENT)
+
+    def write(self, path: Path) -> None:
+        """`save` into a new folder that is a part of something else; no manifest."""
         if self.backend == "torch" and self.precision == "bfloat16":
             raise ModelError("weights rounded to bfloat16 are not saved", "open the encoder in float32")
         with _without_bars():

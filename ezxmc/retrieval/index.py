@@ -15,6 +15,7 @@ import psutil
 from numpy.typing import ArrayLike, NDArray
 
 from ezxmc.errors import ArgumentError, BundleError, ModelError, instance_of, whole_number
+from ezxmc.files import check_file, loads, whole_file, write_file
 from ezxmc.retrieval import ann
 from ezxmc.retrieval.ann import Kind
 
@@ -283,18 +284,32 @@ class LabelIndex:
         self._late = ann.flat(self._added[late])
 
     def save(self, path: str | Path) -> None:
-        """Write the index in FAISS's own format, with its card (.json) and changes (.npz) beside it."""
+        """Write the index in FAISS's own format, with its card (.json) and changes (.npz) beside it.
+
+        Raises:
+            ConfigError: Something is in the place of one of the files that is no part of a former index.
+            DataError: A file cannot be written.
+        """
         path = Path(path)
-        try:
-            faiss.write_index(self._base, str(path))
-        except RuntimeError as error:
-            raise OSError(f"label index {path} cannot be written: {error}") from error
-        path.with_suffix(".json").write_text(json.dumps(asdict(self._card), indent=1) + "\n", "utf-8")
+        former = loads(LabelIndex.load)(path)
+
+        def made(_: Path) -> bool:
+            return former
+
+        for suffix in (".json", ".npz"):
+            check_file(path.with_suffix(suffix), "a part of a label index", made=made)
+        with whole_file(path, "a label index", made=made) as fresh:
+            try:
+                faiss.write_index(self._base, str(fresh))
+            except RuntimeError as error:
+                raise OSError(str(error)) from error
+        card = json.dumps(asdict(self._card), indent=1) + "\n"
+        write_file(path.with_suffix(".json"), card.encode(), "a label index's card", made=made)
         self.save_changes(path.with_suffix(".npz"))
 
     def save_changes(self, path: Path) -> None:
         """Write only what came and went since the index was built: seconds at any number of labels."""
-        with path.open("wb") as handle:
+        with whole_file(path, "an index's changes", made=_is_changes) as fresh, fresh.open("wb") as handle:
             np.savez(handle, added=self._added, removed=np.flatnonzero(~self._live))
 
     @classmethod
@@ -371,3 +386,12 @@ def _matrix(vectors: ArrayLike, what: str) -> NDArray[np.float32]:
 
 
 _VECTORS_CURE = "check the label list and the encoder's weights; `BiEncoder` gives one row a text"
+
+
+def _is_changes(path: Path) -> bool:
+    """Whether a file is one that `save_changes` wrote."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return set(found.files) == {"added", "removed"}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile):
+        return False

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ezxmc.cluster import RayConfig
 from ezxmc.cluster.board import Task
-from ezxmc.cluster.files import durable
 from ezxmc.cluster.pool import Pool, Say, Tell
 from ezxmc.config import Precision
+from ezxmc.files import replacing
 from ezxmc.hashing import json_hash, text_hash
 from ezxmc.models import model_identity
 from ezxmc.retrieval.encoder import BiEncoder, Progress
@@ -135,5 +135,5 @@ class _Encode:
         for start in range(0, len(task.items), _PART):
             parts.append(self.encoder.encode_documents(task.items[start : start + _PART]))
             tell(len(parts[-1]))
-        with durable(Path(task.path)) as file:
+        with replacing(task.path, sync=True) as fresh, fresh.open("wb") as file:
             np.save(file, np.concatenate(parts), allow_pickle=False)

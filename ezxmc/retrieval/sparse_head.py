@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ezxmc.errors import BundleError
+from ezxmc.files import loads, whole_file
 from ezxmc.retrieval.index import LabelIndex
 
 CANDIDATES = 100
@@ -202,7 +203,12 @@ class SparseHead:
         return replace(self, columns=columns, weights=weights, bias=bias, layer=layer)
 
     def save(self, path: Path) -> None:
-        """Write it as safetensors, the fusion as JSON in its header."""
+        """Write it as safetensors, the fusion as JSON in its header.
+
+        Raises:
+            ConfigError: Something that is no head is in the file's place.
+            DataError: The file cannot be written.
+        """
         tensors = {
             "rows": torch.from_numpy(self.rows),
             "columns": self.columns,
@@ -210,11 +216,12 @@ class SparseHead:
             "bias": self.bias,
             "layer": self.layer,
         }
-        save_file(
-            {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
-            path,
-            metadata={"format": _FORMAT, "fusion": json.dumps(asdict(self.fusion))},
-        )
+        with whole_file(path, "a head", made=loads(SparseHead.load)) as fresh:
+            save_file(
+                {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
+                fresh,
+                metadata={"format": _FORMAT, "fusion": json.dumps(asdict(self.fusion))},
+            )
 
     @classmethod
     def load(cls, path: Path) -> SparseHead:

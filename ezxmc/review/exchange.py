@@ -11,7 +11,6 @@ which is taken off again, and a long text is cut: it is there to be read.
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import reprlib
@@ -21,17 +20,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+
 from ezxmc.data import RowReport, iter_rows
 from ezxmc.data.documents import row_uid
 from ezxmc.data.readers import source_kind
 from ezxmc.data.validate import RowError
+from ezxmc.data.writers import row_format, rows_made, whole_rows
 from ezxmc.errors import DataError
-from ezxmc.feedback.exchange import replacing
 from ezxmc.feedback.reviews import Answer, Review, Reviews, pair_id
+from ezxmc.files import check_file, write_file
 from ezxmc.records import Document, Label
 from ezxmc.review.label_studio import CONFIG, TEXTS_TELL, flat_row, is_export, is_flat, labelled_tasks, task
 from ezxmc.review.selection import Pick, Reason
 
+_WHAT = "a file of pairs to review"
 _SHOWN = 5_000  # characters of a text in a cell; spreadsheets take 32,767
 # Full-width forms too: some spreadsheets read them as the plain ones.
 _FORMULA = re.compile(r"'*(\s*[=+\-@＝＋－＠]|[\t\r\n])")
@@ -43,21 +46,45 @@ _ANSWERS = {
 }
 
 
-def check_format(out: Path) -> None:
-    """Whether `write_picks` can write such a file.
+def check_picks(out: Path) -> None:
+    """Whether `write_picks` can write this file: to be asked before pairs are picked.
 
     Raises:
-        DataError: It cannot.
+        ConfigError: Its suffix is of no format, or something else is in its place.
+        DataError: It is there and holds decisions.
     """
-    if out.suffix not in (".csv", ".jsonl", ".json"):
-        raise DataError(f"cannot write pairs to {out}", "name the file .csv, .jsonl or .json (Label Studio)")
+    form = row_format(out, [".json"])
+    if form == ".json":
+        check_file(out, _WHAT, made=_is_tasks)
+        check_file(out.with_suffix(".xml"), "a labeling configuration", made=_is_config)
+    else:
+        check_file(out, _WHAT, made=rows_made(_COLUMNS, _is_pick))
+    there = _rows(out, RowReport()) if out.is_file() and out.stat().st_size else ()
+    if any(row.get("decision") for _, _, row in there):
+        raise DataError(f"{out} holds decisions", "import them, then delete it or choose another --out")
+
+
+def _is_pick(row: dict[str, Any]) -> bool:
+    return row.keys() - {"at", "reviewer"} == set(_COLUMNS)
+
+
+def _is_tasks(path: Path) -> bool:
+    try:
+        tasks = json.loads(path.read_text(encoding="utf-8-sig"))
+        return all(one["data"].keys() >= _TASK for one in tasks)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return False
+
+
+def _is_config(path: Path) -> bool:
+    return path.read_bytes() == CONFIG.encode()
 
 
 def write_picks(out: Path, picks: Sequence[Pick]) -> list[Path]:
     """Write pairs for people, in one step.
 
     Args:
-        out: `.csv` for a spreadsheet, `.jsonl` for `ezxmc review ui`, `.json`
+        out: `.csv` for a spreadsheet, `.jsonl` for `ezxmc review ui` (each also `.gz`), `.parquet`, `.json`
             for Label Studio, whose labeling configuration goes beside it as `.xml`.
         picks: In the order they should be seen.
 
@@ -65,33 +92,34 @@ def write_picks(out: Path, picks: Sequence[Pick]) -> list[Path]:
         The files written.
 
     Raises:
-        DataError: Another format, the file is there and holds decisions, or it cannot be written.
+        ConfigError: As for `check_picks`.
+        DataError: As for `check_picks`, or the file cannot be written.
     """
-    check_format(out)
-    if out.exists() and any(row.get("decision") for _, _, row in _rows(out, RowReport())):
-        raise DataError(f"{out} holds decisions", "import them, then delete it or choose another --out")
+    check_picks(out)
     rows = [_row(pick) for pick in picks]
-    if out.suffix == ".csv":
-        with replacing(out) as fresh, fresh.open("w", encoding="utf-8-sig", newline="") as handle:
-            writer = csv.DictWriter(handle, _COLUMNS)
-            writer.writeheader()
-            writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
-    elif out.suffix == ".jsonl":
-        with replacing(out) as fresh, fresh.open("w", encoding="utf-8") as handle:
-            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    else:
-        config = out.with_suffix(".xml")
-        with replacing(config) as fresh:
-            fresh.write_text(CONFIG, encoding="utf-8")
-        with replacing(out) as fresh:
-            fresh.write_text(json.dumps([task(row) for row in rows], ensure_ascii=False, indent=1), "utf-8")
-        return [out, config]
-    return [out]
+    form = row_format(out, [".json"])
+    if form != ".json":
+        if form.startswith(".csv"):
+            rows = [{name: _cell(value) for name, value in row.items()} for row in rows]
+        with whole_rows(out, _WHAT, _SCHEMA, is_row=_is_pick, bom=True) as write:
+            write(rows)
+        return [out]
+    config, tasks = (
+        out.with_suffix(".xml"),
+        json.dumps([task(row) for row in rows], ensure_ascii=False, indent=1),
+    )
+    write_file(config, CONFIG.encode(), "a labeling configuration", made=_is_config)
+    write_file(out, tasks.encode("utf-8", "replace"), _WHAT, made=_is_tasks)
+    return [out, config]
 
 
 _COLUMNS = (
     *("decision", "label_title", "label_text", "title", "text", "reason", "teacher", "student"),
     *("doc", "label", "id"),
+)
+_TASK = frozenset(_COLUMNS) - {"decision", "teacher", "student"}
+_SCHEMA = pyarrow.schema(
+    [(name, pyarrow.float64() if name in ("teacher", "student") else pyarrow.string()) for name in _COLUMNS]
 )
 
 

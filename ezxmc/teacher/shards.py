@@ -9,9 +9,11 @@ A job's shards lie in a folder of its own, which its driver holds locked:
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -22,8 +24,8 @@ import pyarrow
 import pyarrow.parquet
 from filelock import FileLock, Timeout
 
-from ezxmc.cluster.files import durable
 from ezxmc.errors import StoreError
+from ezxmc.files import remove_own, replacing
 from ezxmc.records import Judgment, Pair, Status
 
 COLUMNS = [
@@ -34,6 +36,7 @@ COLUMNS = [
 ]
 """Of a judgment in a file: name and type."""
 _SUFFIX = ".parquet"
+_JOB = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,8 @@ class Shard:
         ]
         about = {"teacher": self.teacher, "description": self.description, "seconds": self.seconds}
         schema = pyarrow.schema(COLUMNS, metadata={"ezxmc": json.dumps(about)})
-        with durable(path) as file:
-            pyarrow.parquet.write_table(pyarrow.table(values, schema=schema), file)
+        with replacing(path, sync=True) as fresh:
+            pyarrow.parquet.write_table(pyarrow.table(values, schema=schema), fresh)
 
     @classmethod
     def read(cls, path: Path) -> Shard:
@@ -174,6 +177,8 @@ def left_behind(parent: Path) -> Iterator[Iterator[Path]]:
     folder is removed; delete each shard once its judgments are stored.
     """
     for folder in sorted(parent.iterdir()) if parent.is_dir() else []:
+        if not _JOB.fullmatch(folder.name):
+            continue  # not a job's
         lock = FileLock(folder / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -189,10 +194,6 @@ def left_behind(parent: Path) -> Iterator[Iterator[Path]]:
 
 def _remove(folder: Path) -> None:
     """Remove a job's folder and, with the last, its parent."""
-    if not folder.is_dir():
-        return
-    for file in folder.iterdir():
-        file.unlink(missing_ok=True)
-    folder.rmdir()
-    if not any(folder.parent.iterdir()):
+    remove_own(folder, lambda name: name == ".lock" or re.fullmatch(rf"\d{{6,}}{_SUFFIX}", name) is not None)
+    with suppress(OSError):
         folder.parent.rmdir()

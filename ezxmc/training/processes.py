@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from subprocess import PIPE, Popen
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -45,16 +47,23 @@ def launched(job: Job, processes: int, progress: Progress | None) -> TrainSummar
         TrainingError: One of them failed otherwise, or was killed.
     """
     enough_gpus(processes)
-    folder, log = (job.out.with_name(f"{job.out.name}.{end}") for end in ("job", "log"))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        job.save(folder)
-        summary = _followed(folder, log, processes, progress)
-    finally:
-        shutil.rmtree(folder)
+    log = _new_log(job.out)
+    # Beside the student, where there is room for its weights.
+    with TemporaryDirectory(dir=job.out.parent, prefix=".ezxmc-job-") as folder:
+        job.save(Path(folder))
+        summary = _followed(Path(folder), log, processes, progress)
     log.unlink()
     return summary
+
+
+def _new_log(out: Path) -> Path:
+    """An empty log beside a student, of a name that was not taken."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        log = out.with_name(f"{out.name}.log" if number == 1 else f"{out.name}.{number}.log")
+        with suppress(FileExistsError), log.open("x"):
+            return log
+    raise AssertionError
 
 
 def _followed(folder: Path, log: Path, processes: int, progress: Progress | None) -> TrainSummary:

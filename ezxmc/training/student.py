@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from ezxmc.errors import ModelError, TrainingError, instance_of
 from ezxmc.feedback.targets import Targets
 from ezxmc.launcher import rank_and_size
 from ezxmc.models import resolve_model
-from ezxmc.retrieval.encoder import BiEncoder
+from ezxmc.retrieval.encoder import BiEncoder, check_student_place
 from ezxmc.training.dataset import examples
 from ezxmc.training.job import Job, TrainSummary, compact
 from ezxmc.training.processes import Progress, launched, processes_of
@@ -58,7 +57,8 @@ def train_bi_encoder(
         labels: All labels, or their titles.
         targets: Of the training and the held-out documents.
         config: Losses, sizes, rates and the encoder.
-        out: Folder to write, replaced as a whole; a plain sentence-transformers model.
+        out: Folder to write, a plain sentence-transformers model. A student that `BiEncoder.save`
+            wrote there is replaced as a whole, if nothing was changed or put beside it.
         base: Weights to start from instead of `config.encoder`: a former student, say.
         former: A student of the same initial encoder, to average the weights with if
             `config.average` says so: a soup of two (Wortsman et al., arXiv 2203.05482).
@@ -70,7 +70,8 @@ def train_bi_encoder(
     Raises:
         TrainingError: No document has a positive, the sets overlap, the loss is not finite,
             or a process of the job failed.
-        ConfigError: A loss is unknown, a Matryoshka prefix is no shorter than the vectors,
+        ConfigError: Something else is in the place of `out`, or the base or the former student;
+            a loss is unknown, a Matryoshka prefix is no shorter than the vectors,
             or there are more processes than GPUs.
         DataError, InputTypeError: There are documents or labels that cannot be used.
         ModelError: The base or the former student cannot be loaded, or they are of two architectures.
@@ -78,6 +79,7 @@ def train_bi_encoder(
     documents, labels, held_out = as_documents(documents), as_labels(labels), as_documents(held_out)
     instance_of(targets, Targets, "targets", "make them with ezxmc.feedback.targets.build_targets")
     instance_of(config, TrainingConfig, "config", "give an ezxmc.config.TrainingConfig")
+    check_student_place(out, [base, former, config.encoder])
     if shared := {d.uid for d in documents} & {d.uid for d in held_out}:
         raise TrainingError(
             f"{len(shared)} documents are both trained on and held out, {min(shared)!r} among them",
@@ -163,7 +165,7 @@ def _train(stepper: Stepper, job: Job, progress: Progress | None) -> TrainSummar
             scores.append(selection)
     if ranks.rank == 0:
         encoder.model.load_state_dict(averaged(best, job.former) if job.former else best)
-        _save(encoder, job.out)
+        encoder.save(job.out)
     ranks.wait()
     return TrainSummary(
         documents=len(pool),
@@ -209,16 +211,6 @@ def averaged(weights: Mapping[str, Tensor], former: str | Path) -> dict[str, Ten
         name: (value + others[name].to(value)) / 2 if value.is_floating_point() else value
         for name, value in weights.items()
     }
-
-
-def _save(encoder: BiEncoder, out: Path) -> None:
-    """Write the model beside `out` and move it there: `out` is never half a model."""
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    encoder.save(partial)
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
 
 
 def _peak_memory() -> int:
