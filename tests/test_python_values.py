@@ -115,7 +115,7 @@ def test_a_table_is_read_by_the_columns_of_files() -> None:
         (np.array("x"), "0 dimensions"),
         ([{}], "neither title nor text in the columns"),
         ([{"price": 5}], "price"),
-        ([{"text": 5}], "text is not a string"),
+        ([{"text": ["a"]}], "text is not a string"),
         ([{"uid": " ", "text": "x"}], "no_uid"),
         (FRAME[["price"]], "price"),
         (pd.DataFrame([["a", "b"]], columns=["text", "text"]), "several columns 'text'"),

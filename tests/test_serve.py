@@ -139,7 +139,7 @@ def test_requests_at_once_share_batches_and_get_their_own_answers(client: httpx.
         (b'{"documents": [{"uid": "\\udfff", "text": "x"}]}', 422, "U+DFFF"),
         (b'{"documents": [{"text": "a\\u0000"}]}', 422, "U+0000 at character 2"),
         (b'{"documents": ["x"], "decision": true, "k": 3}', 422, "decision"),
-        (b'{"documents": ["x", {"uid": "a", "text": 5}]}', 422, "documents[1].text: text is not a string"),
+        (b'{"documents": ["x", {"uid": "a", "text": [5]}]}', 422, "documents[1].text: text is not a string"),
         (b'{"documents": [{"uid": " ", "text": "x"}]}', 422, "documents[0].uid: is blank"),
         (b'{"documents": [{"uid": true, "text": "x"}]}', 422, "documents[0].uid: uid is not a string"),
         (b'{"documents": [5]}', 422, "documents[0]: should be a text, or an object"),

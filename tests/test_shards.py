@@ -8,6 +8,7 @@ import sqlite3
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import typer
@@ -24,6 +25,7 @@ from ezxmc.config import HttpTeacherConfig, ReplayTeacherConfig, RunConfig, Vllm
 from ezxmc.errors import ClusterError, ConfigError, StoreError, TeacherError
 from ezxmc.feedback.shards import merge_shards, shard_folder
 from ezxmc.feedback.store import FeedbackStore
+from ezxmc.files import temporary
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 from ezxmc.teacher import load_teacher
@@ -112,12 +114,12 @@ def test_shards_are_merged_exactly_once_whenever_the_driver_dies(
     path = tmp_path_factory.mktemp("merge") / "feedback.sqlite"
     place = shard_folder(path)
     for number, shards in enumerate(jobs):
-        folder = place / f"{number}"
+        folder = place / f"{number:032x}"
         folder.mkdir(parents=True)
         for position, judgments in enumerate(shards):
             shard = Shard(TEACHER.fingerprint, TEACHER.description, 2.0, judgments)
             shard.write(folder / f"{position:06}.parquet")
-        (folder / ".000009.parquet.torn").write_bytes(b"PAR1")  # of a worker killed while it wrote
+        (folder / temporary()).write_bytes(b"PAR1")  # of a worker killed while it wrote
     offered = [*before, *(j for shards in jobs for judgments in shards for j in judgments)]
     with FeedbackStore(path) as store:
         session = store.open_session(TEACHER.fingerprint, TEACHER.description)
@@ -175,7 +177,7 @@ def test_a_shard_is_deleted_when_all_of_it_is_stored(tmp_path: Path, monkeypatch
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
-    folder = shard_folder(tmp_path / "feedback.sqlite") / "job"
+    folder = shard_folder(tmp_path / "feedback.sqlite") / uuid4().hex
     folder.mkdir(parents=True)
     (folder / "000000.parquet").write_bytes(b"not parquet")
     with (
@@ -290,7 +292,7 @@ def test_the_cluster_of_the_example_is_one_for_ray() -> None:
 
 def test_failures_in_shards_are_noted(tmp_path: Path) -> None:
     path = tmp_path / "feedback.sqlite"
-    folder = shard_folder(path) / "job"
+    folder = shard_folder(path) / uuid4().hex
     folder.mkdir(parents=True)
     failed = Judgment(text_hash("f"), "d", "l", Status.ENGINE_ERROR)
     Shard(TEACHER.fingerprint, TEACHER.description, 1.0, [failed]).write(folder / "000000.parquet")

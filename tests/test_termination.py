@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from serving import write_bundle
+from support.commands import gone, until
 from tinyworld import document, label_rows, write_rows
 
 from ezxmc.feedback.store import FeedbackStore
@@ -73,16 +73,13 @@ def begun(folder: Path, *command: str) -> subprocess.Popen[str]:
 
 def ended(process: subprocess.Popen[str], when: Callable[[], bool]) -> str:
     """Terminate a process once it is at work; what it said."""
-    deadline = time.monotonic() + 60
-    while not when():
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(0.2)
+    until(lambda: process.poll() is not None or when(), process.pid)
+    assert process.poll() is None
     workers = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM, said
-    assert not psutil.wait_procs(workers, timeout=5)[1], "a worker is left"
+    gone(workers)
     assert "Traceback" not in said
     return said
 
@@ -110,13 +107,13 @@ def test_judgments_in_hand_are_stored_and_the_same_command_goes_on(tmp_path: Pat
 def test_tags_written_stay_and_resume_goes_on(tmp_path: Path, tiny_encoder: Path, one_thread: None) -> None:
     write_bundle(tmp_path / "bundle", tiny_encoder)
     write_rows(tmp_path / "d.jsonl", [document(number) for number in range(20_000)])
-    out = tmp_path / "tags.jsonl"
+    out, part = tmp_path / "tags.jsonl", tmp_path / "tags.jsonl.part"
     command = ("-m", "ezxmc", "predict", "bundle", "d.jsonl", "-o", "tags.jsonl")
-    said = ended(begun(tmp_path, *command), lambda: out.exists() and out.stat().st_size > 0)
-    assert "--resume goes on" in said and out.stat().st_size > 0
+    said = ended(begun(tmp_path, *command), lambda: part.exists() and part.stat().st_size > 0)
+    assert "--resume goes on" in said and part.stat().st_size > 0 and not out.exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_worker_just_ends_and_a_second_signal_breaks_nothing_off() -> None:
-    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True)
     assert done.stdout.split("\n") == [f"{signal.SIGTERM.value} False", "True", ""], done.stderr

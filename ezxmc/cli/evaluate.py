@@ -60,6 +60,7 @@ def evaluate(
     """
     from ezxmc.data import RowReport, read_gold, read_labels
     from ezxmc.data.predictions import read_predictions
+    from ezxmc.errors import DataError
     from ezxmc.evaluation import Evaluation
     from ezxmc.evaluation import compare as difference
     from ezxmc.evaluation import evaluate as assess
@@ -85,6 +86,10 @@ def evaluate(
             seen[0][one.uid] = None
             if labels is None:
                 seen[1].update(zip(one.labels, one.titles, strict=True))
+        if not reports[name].kept:
+            raise DataError(
+                f"{source} holds no prediction: {reports[name].summary()}", "give what `ezxmc predict` wrote"
+            )
     pairs = {}
     for name, source in (("gold", gold), ("train_gold", train_gold), ("filter", filter_pairs)):
         if source is not None:

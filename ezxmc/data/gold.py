@@ -266,7 +266,7 @@ class _Reader:
         return self.documents is None or uid in self.documents.uids
 
     def _label(self, name: str) -> tuple[str | None, str]:
-        assert self.labels
+        assert self.labels is not None
         return self.labels.find(name)
 
     def _is_label(self, name: Any) -> bool:
