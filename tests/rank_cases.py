@@ -1,8 +1,7 @@
-"""What two ranks must do as one process does; `torchrun ... rank_cases.py ENCODER OUT` runs it on each."""
+"""What two ranks must do as one process does; each of them calls `main`."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -139,7 +138,3 @@ def main(folder: Path, out: Path) -> None:
         ranks.compare(b"the same on both")
         ranks.wait()
         ranks.compare(b"another on rank %d" % ranks.rank)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from tinyworld import topical
 
 from ezxmc import cycles, pipeline
 from ezxmc.config import RunConfig
-from ezxmc.report import RunReport, figures
+from ezxmc.report import RunReport, page
 
 
 @dataclass
@@ -79,6 +80,6 @@ def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | No
         patch.setattr(cycles, "build_targets", build_targets)
         patch.setattr(cycles, "train_bi_encoder", train_bi_encoder)
         # Drawing took more than half of a run this small; tests of reports draw.
-        patch.setattr(figures, "svg", lambda *args: "<svg></svg>")
+        patch.setattr(page, "_figures", lambda data: defaultdict(str))
         spy.report = pipeline.run(settings, teacher=spy.teacher, watch=watch)
     return spy

@@ -37,7 +37,9 @@ def test_flop_per_token_counts_the_matrices_of_the_weights() -> None:
 
 
 @pytest.mark.llm
-def test_sharing_prefixes_computes_less_and_answers_faster() -> None:
+def test_sharing_prefixes_computes_less_and_answers_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A benchmark's long prompts are as long as the engine takes.
+    monkeypatch.setattr("ezxmc.teacher.vllm_local._MAX_SUFFIX", 64)
     docs, labels = catalog(10, 8)
     docs = [Document(doc.uid, doc.title, f"{doc.text}. It has a long description. " * 12) for doc in docs]
     pairs = list(pairs_of(docs, labels, [list(range(8))] * 10))
@@ -46,11 +48,11 @@ def test_sharing_prefixes_computes_less_and_answers_faster() -> None:
         kv_cache_gib=0.25,
         min_label_mass=0,
         compile=False,
-        max_document_tokens=128,  # a benchmark's long prompts are as long as the engine takes
+        max_document_tokens=128,
     )
-    bench = bench_teacher(pairs, config, baseline_pairs=24, watch=Unwatched())
+    bench = bench_teacher(pairs, config, baseline_pairs=16, watch=Unwatched())
     assert bench.pairs.prompts == len(pairs) - len(pairs) // 20
-    assert bench.unshared.prompts == bench.top20.prompts == 24
+    assert bench.unshared.prompts == bench.top20.prompts == 16
     assert bench.prefill.cache_share == bench.unshared.cache_share == 0
     assert bench.pairs.computed_per_prompt < 0.5 * bench.unshared.computed_per_prompt
     assert bench.pairs.cache_share > 0.5

@@ -15,15 +15,17 @@ from spying import Messages, Spy, spied
 from tinyworld import document, label_rows, topical, write_catalog, write_rows
 
 from ezxmc.bundle import load_bundle
+from ezxmc.cluster import RayConfig
 from ezxmc.config import RunConfig, ShortlistConfig
 from ezxmc.cycles import idle_cycles
 from ezxmc.data import Catalog
 from ezxmc.errors import DataError, TeacherError, TrainingError
 from ezxmc.feedback.store import FeedbackStore
+from ezxmc.pipeline import run
 from ezxmc.records import Pair
 from ezxmc.report import RunReport
 from ezxmc.report.page import summary
-from ezxmc.retrieval import shortlist
+from ezxmc.retrieval import BiEncoder, shortlist
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -473,3 +475,24 @@ def test_a_budget_holds_for_label_priors_too(tmp_path: Path, tiny_encoder: Path)
     found = spied(write_catalog(tmp_path, tiny_encoder, **changes))
     assert found.context[0], "the budget pays for priors"
     assert len(found.teacher.asked) <= 150
+
+
+def test_a_run_hands_its_cluster_to_its_teacher_and_its_encoders(
+    tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they do with it is tested on a real cluster, and the whole run there under `long`."""
+    clusters: list[RayConfig | None] = []
+
+    def load_teacher(config: Any, *, cluster: RayConfig | None, **_: Any) -> FakeTeacher:
+        clusters.append(cluster)
+        return FakeTeacher(topical)
+
+    def open_encoder(source: Any, cluster: RayConfig | None, folder: Path, **options: Any) -> BiEncoder:
+        clusters.append(cluster)
+        return BiEncoder(source, max_length=options["max_length"])
+
+    monkeypatch.setattr("ezxmc.pipeline.load_teacher", load_teacher)
+    monkeypatch.setattr("ezxmc.cycles.open_encoder", open_encoder)
+    config = RunConfig.load(write_catalog(tmp_path, tiny_encoder, cycles=1, engine="ray", ray__workers=3))
+    run(config)
+    assert len(clusters) > 3 and set(map(str, clusters)) == {str(config.ray)}

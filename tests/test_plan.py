@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -341,32 +342,31 @@ def test_the_clock_of_a_small_job_starts_with_its_first_question(
             assert found.steady and found.startup_seconds == start
 
 
+_HOLDS = """
+import sys, time
+held = b"x" * int(sys.argv[1])
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
 def test_the_probe_sees_the_memory_of_child_processes(tmp_path: Path, clock: Clock) -> None:
     size = 300_000_000
 
     class Heavy(FakeTeacher):
         def score(self, pairs: Iterable[Pair], *, expected: int | None = None) -> Iterator[Judgment]:
-            context = multiprocessing.get_context("spawn")
-            ready = context.Event()
-            child = context.Process(target=_holds, args=(size, ready))
-            child.start()
-            ready.wait()
+            child = subprocess.Popen([sys.executable, "-c", _HOLDS, str(size)], stdout=subprocess.PIPE)
+            assert child.stdout is not None and child.stdout.readline()
             time.sleep(1.0)  # memory is looked at from time to time
             clock.sleep(1.0)
             yield from super().score(pairs, expected=expected)
             child.kill()
-            child.join()
+            child.communicate()
 
     pairs = [Pair(Document("d", "", "guitar music"), Label("guitar", "guitar"))]
     with FeedbackStore(tmp_path / "f.sqlite") as store:
         found = probe(pairs, Heavy(topical), store, expected=1)
     assert found is not None and found.memory_bytes > size + 100_000_000
-
-
-def _holds(size: int, ready: Any) -> None:
-    held = b"x" * size
-    ready.set()
-    time.sleep(600 + len(held) % 2)
 
 
 @pytest.mark.llm

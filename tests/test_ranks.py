@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import rank_cases
 import torch
 import yaml
 from hypothesis import given
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from rank_cases import CONFIGS, every_case
 from safetensors.torch import load_file
 from spying import Spy, spied
-from support.commands import gone
+from support.commands import forked, gone
 from tinyworld import TOPIC_OF, document, write_catalog
 from torch import Tensor
 
@@ -81,14 +83,29 @@ def train(out: Path, encoder: Path, processes: int = 2, **options: object) -> Tr
     )
 
 
+def a_rank(environment: dict[str, str], encoder: Path, out: Path) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    try:
+        rank_cases.main(encoder, out)
+    except TrainingError as error:
+        (out / f"{environment['RANK']}.error").write_text(str(error))
+        raise
+
+
 @pytest.fixture(scope="module")
 def results(tiny_encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
     """Of every case: alone, on rank 0, on rank 1."""
     out = tmp_path_factory.mktemp("ranks")
-    command = [*TORCHRUN, str(HERE / "rank_cases.py"), str(tiny_encoder), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    # As torchrun tells its processes; `test_torchrun_trains_by_the_command` has torchrun itself.
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    ranks = [forked(a_rank, {**meeting, "RANK": str(rank)}, tiny_encoder, out) for rank in range(2)]
+    for rank in ranks:
+        rank.join()
     # The last thing they do is to find out that their inputs differ.
-    assert done.returncode and "process 1 of 2 was given other inputs than the first" in done.stderr
+    assert ranks[1].exitcode
+    assert "process 1 of 2 was given other inputs than the first" in (out / "1.error").read_text()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = every_case(ALONE, tiny_encoder)

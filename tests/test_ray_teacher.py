@@ -346,6 +346,7 @@ def test_a_file_is_tagged_as_by_one_process_and_what_is_done_is_kept(
 
 
 @pytest.mark.llm
+@pytest.mark.long
 def test_a_whole_run_on_the_cluster_is_that_of_one_machine(
     cluster: RayConfig, tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,7 +377,9 @@ CLIENT: dict[str, Any] = {"model": vllm_server.MODEL, "concurrency": 2, "min_lab
 
 
 @pytest.mark.llm
-def test_a_real_llm_behind_vllm_serve_judges_alike(cluster: RayConfig, tmp_path: Path) -> None:
+def test_a_real_llm_behind_vllm_serve_judges_alike(
+    cluster: RayConfig, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     settings = HttpTeacherConfig(base_url=vllm_server.shared().url, **CLIENT)
     documents, labels = catalog(30, 5)
     rows = [range(5)] * 30
@@ -395,6 +398,7 @@ def test_a_real_llm_behind_vllm_serve_judges_alike(cluster: RayConfig, tmp_path:
     for name, workers in (("direct", None), ("ray", cluster.model_copy(update={"shard_pairs": 10}))):
         before = vllm_server.shared().answered()
         teacher = load_teacher(settings, cluster=workers)
+        request.addfinalizer(teacher.close)
         with FeedbackStore(tmp_path / f"{name}.sqlite") as store:
             summary = annotate(
                 lambda: pairs_of(documents, labels, rows), teacher, store, progress=killing(teacher)
@@ -486,14 +490,15 @@ class Relay:
 
 @pytest.mark.llm
 def test_a_replica_that_dies_is_given_up_and_what_is_no_such_teacher_refused(
-    cluster: RayConfig, tmp_path: Path
+    cluster: RayConfig, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     server = vllm_server.shared()
     relay = Relay(server.port)
     both = cluster.model_copy(update={"servers": [relay.url, server.url], "shard_pairs": 20})
     teacher = vllm_server.teacher(cluster=both, base_url=relay.url, patience=1.0)
+    request.addfinalizer(teacher.close)  # whoever keeps the cluster's workers keeps the next test waiting
     documents, labels = catalog(30, 5)
-    labels[4] = Label("long", "endless " * 400)
+    labels[4] = Label("long", "endless " * 800)
     before = server.answered()
 
     def kill(done: int, total: int) -> None:
@@ -518,20 +523,19 @@ def test_a_replica_that_dies_is_given_up_and_what_is_no_such_teacher_refused(
     teacher._dismiss()
     with pytest.raises(TeacherError, match=r"another teacher .*: max_document_tokens 64, not 256"):
         list(teacher.score(pairs[:3]))
-    teacher.close()
 
 
 @pytest.mark.llm
-def test_each_worker_has_an_engine_of_its_own(cluster: RayConfig) -> None:
+def test_each_worker_has_an_engine_of_its_own(cluster: RayConfig, request: pytest.FixtureRequest) -> None:
     # Single precision, as the server's: bfloat16 kernels round otherwise in batches of other sizes.
     settings = VllmTeacherConfig(**{**engines.SETTINGS, "dtype": "float32"})
     documents, labels = catalog(8, 5)
     pairs = [Pair(document, label) for document in documents for label in labels]
     teacher = load_teacher(settings, cluster=cluster.model_copy(update={"shard_pairs": 10}))
+    request.addfinalizer(teacher.close)
     assert isinstance(teacher, RayTeacher)
     found = {(one.doc_uid, one.label_uid): one for one in teacher.score(pairs, expected=len(pairs))}
     told = teacher.workers()
-    teacher.close()
     assert len(found) == 40 == sum(row["items"] for row in told)  # type: ignore[misc]
     assert len({row["worker"] for row in told}) == 2
     alike(found, {(one.doc_uid, one.label_uid): one for one in vllm_server.teacher().score(pairs)})

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from serving import write_bundle
-from support.commands import gone, until
+from support.commands import Command, gone, until
 from tinyworld import document, label_rows, write_rows
 
 from ezxmc.feedback.store import FeedbackStore
@@ -108,9 +108,10 @@ def test_tags_written_stay_and_resume_goes_on(tmp_path: Path, tiny_encoder: Path
     write_bundle(tmp_path / "bundle", tiny_encoder)
     write_rows(tmp_path / "d.jsonl", [document(number) for number in range(20_000)])
     out, part = tmp_path / "tags.jsonl", tmp_path / "tags.jsonl.part"
-    command = ("-m", "ezxmc", "predict", "bundle", "d.jsonl", "-o", "tags.jsonl")
-    said = ended(begun(tmp_path, *command), lambda: part.exists() and part.stat().st_size > 0)
-    assert "--resume goes on" in said and part.stat().st_size > 0 and not out.exists()
+    job = Command("predict", "bundle", "d.jsonl", "-o", "tags.jsonl", cwd=tmp_path)
+    until(lambda: not job.running or (part.exists() and part.stat().st_size > 0), job.pid)
+    assert job.end(signal.SIGTERM) == 128 + signal.SIGTERM, job.stderr
+    assert "--resume goes on" in job.stderr and part.stat().st_size > 0 and not out.exists()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
