@@ -325,7 +325,7 @@ FAULTS: list[tuple[str, int, str]] = [
     ("index {encoder} bad-labels.jsonl", 1, "bad-labels.jsonl holds no usable label"),
     ("calibrate {bundle} documents.jsonl --store empty.sqlite", 1, "too few"),
     ("calibrate {bundle} documents.jsonl", 2, "--store"),
-    ("evaluate documents.jsonl nowhere.tsv", 1, "nowhere.tsv"),
+    ("evaluate documents.jsonl nowhere.tsv", 1, "holds no prediction"),
     ("shortlist documents.jsonl labels.jsonl --encoder no-such-model", 1, "no-such-model"),
     ("annotate documents.jsonl labels.jsonl s.jsonl --replay nowhere.jsonl", 1, "nowhere.jsonl"),
     ("annotate documents.jsonl labels.jsonl s.jsonl --replay x --server y", 2, "--server"),

@@ -205,8 +205,8 @@ def test_processes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         enough_gpus(4)
 
 
-TRAINING = {"learning_rate": 1e-4, "precision": "float32", "epochs": 3}
-CHANGES = {"cycles": 1, **{f"training__{name}": value for name, value in TRAINING.items()}}
+TRAINING = {"learning_rate": 1e-4, "precision": "float32", "epochs": 2}
+CHANGES = {"documents": 40, "cycles": 1, **{f"training__{name}": value for name, value in TRAINING.items()}}
 
 
 @pytest.fixture(scope="module")
@@ -389,8 +389,8 @@ def test_torchrun_trains_by_the_command(
     assert (left.value.code, done.returncode) == (3, 0), done.stderr
     two = json.loads(done.stdout)  # of one process, and nothing else
     assert (one["processes"], two["processes"]) == (1, 2) and two["steps"] == one["steps"] > 5
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)  # perhaps in bfloat16
-    assert done.stderr.count("61 rows, 60 kept") == 1
+    assert two["losses"] == pytest.approx(one["losses"], rel=2e-2)  # perhaps in bfloat16
+    assert done.stderr.count("41 rows, 40 kept") == 1
     np.testing.assert_allclose(vectors(tmp_path / "two"), vectors(tmp_path / "one"), atol=1e-2)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def ended(process: subprocess.Popen[str], when: Callable[[], bool]) -> str:
     """Terminate a process once it is at work; what it said."""
     until(lambda: process.poll() is not None or when(), process.pid)
     assert process.poll() is None
+    time.sleep(0.3)  # for some answers in hand
     workers = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     _, said = process.communicate()
