@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ezxmc.calibration.decisions import Decision
@@ -106,7 +106,7 @@ def held(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(writer="store", name="x.jsonl", content=b"\n", inside=False, link=False)
 @given(
     writer=st.sampled_from(list(WRITERS)),
     name=_NAMES,

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from fakes import FakeTeacher, catalog
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from serving import write_bundle
 
@@ -282,7 +282,6 @@ _VALUES = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.one_of(_VALUES, st.lists(_VALUES, max_size=3)), k=_CELLS, threshold=_CELLS)
 def test_any_value_is_tagged_or_refused(predictor: Predictor, values: Any, k: Any, threshold: Any) -> None:
     """No other error than ours, and no tag for nothing."""

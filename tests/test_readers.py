@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import typer
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_data import found, put
 from typer.testing import CliRunner
@@ -28,7 +28,6 @@ from ezxmc.errors import ConfigError, DataError
 from ezxmc.records import Document, Label
 from ezxmc.tagging import row_count
 
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CSV = "id,title,text\n1,One,parcel\n2,Zwei,für Größe\n"
 DOCUMENTS = [Document("1", "One", "parcel"), Document("2", "Zwei", "für Größe")]
 
@@ -377,7 +376,6 @@ _cell = st.text(st.sampled_from("ab1 ,;\t\"'\n\r|éЖ\ufeff\0"), max_size=8)
 _head = st.sampled_from(["id", "ID ", "uid", "title", "text", "Body", "message", "label", "", "sep=;"])
 
 
-@FUZZ
 @given(
     header=st.lists(_head, min_size=1, max_size=4),
     rows=st.lists(st.lists(_cell, min_size=1, max_size=4), max_size=8),
@@ -415,7 +413,6 @@ def test_any_table_is_read_or_refused_and_every_row_told(
     assert report.counts["repeated_header"] == raw.counts["repeated_header"]
 
 
-@FUZZ
 @given(
     texts=st.lists(st.text(st.sampled_from("ab ,;'\"\n\té"), min_size=1).filter(str.strip), max_size=6),
     delimiter=st.sampled_from(",\t"),
@@ -432,7 +429,6 @@ def test_what_the_csv_module_writes_comes_back(tmp_path: Path, texts: list[str],
     assert [document.text for document in documents] == texts and not report.bad
 
 
-@FUZZ
 @given(stray=st.integers(0, 19), closing=st.integers(0, 19), rows=st.integers(6, 20))
 def test_no_stray_quote_costs_another_row(tmp_path: Path, stray: int, closing: int, rows: int) -> None:
     lines = [f"k{n},parcel {n}" for n in range(rows)]

@@ -201,7 +201,7 @@ _JSON = st.recursive(
     documents=st.one_of(_JSON, st.lists(_JSON, max_size=3)),
     options=st.dictionaries(st.sampled_from(["k", "threshold", "decision", "x"]), _JSON, max_size=1),
 )
-@settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(database=None, suppress_health_check=list(HealthCheck))
 def test_any_json_is_tagged_or_refused(client: httpx.Client, documents: Any, options: dict[str, Any]) -> None:
     body = json.dumps({"documents": documents, **options}).encode()
     found = client.post("/predict", content=body, headers={"Content-Type": "application/json"})

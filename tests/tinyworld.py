@@ -73,7 +73,7 @@ def write_catalog(folder: Path, encoder: Path, *, documents: int = 60, **changes
         "shortlist": {"size": 4, "explore": 1},
         "training": {
             "encoder": str(encoder),
-            "epochs": 6,
+            "epochs": 4,
             "batch_size": 8,
             "learning_rate": 5e-3,
             "max_length": 32,

@@ -28,13 +28,23 @@ def check_store(path: str | Path, inputs: Inputs = ()) -> None:
     check_file(path, "a feedback store", made=_is_store, inputs=inputs)
 
 
+def _no_database(path: Path) -> bool:
+    """Whether there is a file that SQLite did not make; it takes a file of one byte for an empty one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) not in (b"", _MAGIC)
+
+
 def _is_store(path: Path) -> bool:
+    if _no_database(path):
+        return False
     try:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as opened:
             return not _foreign(opened)
     except sqlite3.DatabaseError as error:
         # One that cannot be read now is told of by whoever opens it.
-        return not isinstance(error, sqlite3.OperationalError) and path.read_bytes()[:16] == _MAGIC
+        return not isinstance(error, sqlite3.OperationalError)
 
 
 def _foreign(opened: sqlite3.Connection) -> bool:
@@ -59,6 +69,8 @@ class Database:
             raise StoreError(f"feedback store {self.path} is a folder", "name a file in it")
         with self.translated():
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            if _no_database(self.path):
+                raise sqlite3.DatabaseError("file is not a database")
             self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             try:
                 if _foreign(self._db):
