@@ -30,6 +30,7 @@ from ezxmc.growth.selection import PRIORS
 from ezxmc.models import resolve_model
 from ezxmc.predict import Predictor
 from ezxmc.records import Pair
+from ezxmc.report import drift_figures
 from ezxmc.report.update import UpdateReport, render_update
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -113,10 +114,13 @@ def whole(base: Base, tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Pa
 
 
 def updated(
-    config: Path, teacher: FakeTeacher | None = None, **options: Any
+    config: Path, teacher: FakeTeacher | None = None, *, drawn: bool = False, **options: Any
 ) -> tuple[UpdateReport, FakeTeacher]:
     teacher = teacher or FakeTeacher(topical)
-    return update(RunConfig.load(config), teacher=teacher, **options), teacher
+    with pytest.MonkeyPatch.context() as patch:
+        if not drawn:
+            patch.setattr(drift_figures, "svg", lambda *args: "<svg></svg>")
+        return update(RunConfig.load(config), teacher=teacher, **options), teacher
 
 
 def catalog_of(config: Path) -> Catalog:
@@ -288,7 +292,7 @@ def contrary(pair: Pair) -> float:
 
 def test_drift_of_a_label_group_is_found_drawn_and_asked_about(grown: Callable[..., Path]) -> None:
     config = grown(late=False)
-    report, _ = updated(config, FakeTeacher(contrary))
+    report, _ = updated(config, FakeTeacher(contrary), drawn=True)
     assert report.drift is not None and report.drift.found
     drifted = {part.name for part in report.drift.parts if part.drifted}
     music = {word for word, topic in TOPIC_OF.items() if topic == "music"}
