@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ezxmc.calibration.decisions import Decision
@@ -30,7 +30,7 @@ from ezxmc.feedback.exchange import export_judgments
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.files import check_file, check_folder, remove_own, sign, unchanged, whole_file, whole_folder
 from ezxmc.manifest import check_bundle_place
-from ezxmc.report.page import replace_page
+from ezxmc.report.page import is_page, replace_page
 from ezxmc.review.exchange import write_picks
 from ezxmc.rundir import OUTPUTS, RunDir, check_run_dir
 from ezxmc.tagging import RowFile, part_of
@@ -123,6 +123,7 @@ def test_no_writer_loses_a_foreign_file(
     foreign = out / "manifest.json" if inside else out
     foreign.parent.mkdir(exist_ok=True)
     foreign.write_bytes(content)
+    assume(not is_page(foreign))  # hypothesis takes our own mark from the source
     if link:
         out = place / f"link-{name}"
         out.symlink_to(place / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import tracemalloc
@@ -364,7 +365,11 @@ def test_raw_text_files_come_back(
 ) -> None:
     labels = [Label(f"l{i}", title.strip()) for i, title in enumerate(titles)]
     documents = [
-        (Document(f"d{i}", title.strip(), text), sorted(c for c in columns if c < len(labels)))
+        # A blank cell is no text.
+        (
+            Document(f"d{i}", title.strip(), text if text.strip() else ""),
+            sorted(c for c in columns if c < len(labels)),
+        )
         for i, (title, text, columns) in enumerate(rows)
     ]
     for former in tmp_path.glob("*.gz"):
@@ -400,6 +405,9 @@ NOISE = st.lists(
 NOISE = NOISE.filter(lambda text: b"[" not in text.partition(b"\n")[0])
 
 
+MARKS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
 @given(
     noise=st.fixed_dictionaries({name: NOISE for name in ("texts", "gold", "labels", "pairs")}),
     kind=st.integers(0, 2),
@@ -415,14 +423,18 @@ def test_noise_is_told_and_never_breaks_the_reader(
     put(tmp_path / ("lbl.json" if kind == 2 else "output-items.txt"), noise["labels"])
     put(tmp_path / "filter_labels_train.txt", noise["pairs"])
     data = repo(tmp_path)
-    examples = list(data.examples("train"))
+    try:
+        examples = list(data.examples("train"))
+    except DataError as error:
+        assert error.cure  # noise may begin as a compressed file does, or one of another kind
+        return
     report = data.rows[names[0]]
     filled = [line for line in noise["texts"].split(b"\n") if kind != 2 or line.strip()]
     if kind != 2 and filled[-1] == b"":
         filled.pop()  # no line of its own
     assert report.kept == len(examples)
-    # bytes.strip and str.strip differ on lines of odd white space only.
-    if not any(line.strip() != line for line in filled):
+    # bytes.strip and str.strip differ on lines of odd white space only; marks at the start tell the encoding.
+    if not any(line.strip() != line or line.startswith(MARKS) for line in filled):
         assert report.rows == len(filled)
 
 
