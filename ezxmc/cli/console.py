@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
@@ -230,15 +230,19 @@ def read_inputs(
         DataError: One of them holds nothing usable.
     """
     from ezxmc.data import columns_for, read_documents, read_labels
-    from ezxmc.errors import DataError
 
     columns = columns_of(column)
     docs = read_documents(documents, strict=strict, columns=columns_for("documents", columns))
     tags = read_labels(labels, strict=strict, columns=columns_for("labels", columns))
-    for source, (found, rows), what in ((documents, docs, "document"), (labels, tags, "label")):
-        if not found:
-            raise DataError(f"{source} holds no usable {what}: {rows.summary()}", "see README, Input files")
+    refuse_empty(documents, *docs, "document")
+    refuse_empty(labels, *tags, "label")
     return docs, tags
+
+
+def refuse_empty(source: str | Path, found: Sequence[object], rows: RowReport, what: str) -> None:
+    """Raise DataError if nothing of an input can be used."""
+    if not found:
+        raise DataError(f"{source} holds no usable {what}: {rows.summary()}", "see README, Input files")
 
 
 def accounts(rows: Mapping[str, RowReport | None]) -> dict[str, Any]:

@@ -7,8 +7,17 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, standard_output, watching
-from ezxmc.errors import DataError
+from ezxmc.cli.console import (
+    Column,
+    Json,
+    answer,
+    bad_rows,
+    columns_of,
+    emit,
+    refuse_empty,
+    standard_output,
+    watching,
+)
 
 Folder = Annotated[Path, typer.Argument(help="Bundle folder.")]
 
@@ -77,8 +86,7 @@ def add(
         columns=columns_for("labels", columns_of(column, labels_only=True)),
     )
     del there
-    if not tags:
-        raise DataError(f"{labels} holds no usable label: {rows.summary()}", "see README, Input files")
+    refuse_empty(labels, tags, rows, "label")
     with watching() as watch:
         change = add_labels(bundle, tags, progress=watch.stage("encoding titles"))
     facts = {"added": change.added, "changed": change.changed, "bundle": str(bundle)}

@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, read_inputs, table, watching
+from ezxmc.cli.console import (
+    Column,
+    Json,
+    answer,
+    bad_rows,
+    columns_of,
+    emit,
+    read_inputs,
+    refuse_empty,
+    table,
+    watching,
+)
 from ezxmc.cli.engine import Address, Engine, Workers, cluster, with_engine
 from ezxmc.cli.judgments import opened
 from ezxmc.config import BudgetConfig, RunConfig, ShortlistConfig, TrainingConfig
-from ezxmc.errors import DataError
 from ezxmc.launcher import rank_and_size
 from ezxmc.records import Document, Label
 
@@ -294,8 +304,7 @@ def index(
     check_bundle_place(out, inputs)
     vectors = out.with_name(f"{out.name}-vectors")
     tags, tag_rows = read_labels(labels, columns=columns_for("labels", columns_of(column, labels_only=True)))
-    if not tags:
-        raise DataError(f"{labels} holds no usable label: {tag_rows.summary()}", "see README, Input files")
+    refuse_empty(labels, tags, tag_rows, "label")
     with watching() as watch:
         folder = resolve_model(student, kind="encoder")
         bar = watch.stage("label index")
