@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+import typer.main
 from hypothesis import HealthCheck, settings
 from support.browser import Browser
 from tinyworld import build_encoder, write_catalog
@@ -25,6 +28,22 @@ for _name, _examples in (("short", 40), ("long", 400)):
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
     )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
+
+
+# A process that runs many commands need not build the tree of all commands for each: 40 ms a time.
+typer.main.get_command = cache(typer.main.get_command)
+
+# What imports and collection make lives to the end: nothing of it is worth looking through again and again.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -69,6 +88,19 @@ def browser(one_browser: Browser) -> Browser:
     """The session's browser as it was at its start."""
     one_browser.reset()
     return one_browser
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For tests that look at the figures of a report."""
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes as long as all the rest of a run this small."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("ezxmc.report.page._figures", lambda data: defaultdict(str))
+        monkeypatch.setattr("ezxmc.report.drift_figures.svg", lambda *args: "<svg></svg>")
 
 
 @pytest.fixture(scope="session")

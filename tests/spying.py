@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from tinyworld import topical
 
 from ezxmc import cycles, pipeline
 from ezxmc.config import RunConfig
-from ezxmc.report import RunReport, page
+from ezxmc.report import RunReport
 
 
 @dataclass
@@ -79,7 +78,5 @@ def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | No
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cycles, "build_targets", build_targets)
         patch.setattr(cycles, "train_bi_encoder", train_bi_encoder)
-        # Drawing took more than half of a run this small; tests of reports draw.
-        patch.setattr(page, "_figures", lambda data: defaultdict(str))
         spy.report = pipeline.run(settings, teacher=spy.teacher, watch=watch)
     return spy

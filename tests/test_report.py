@@ -143,6 +143,7 @@ def svgs(html: str) -> list[ElementTree.Element]:
     return [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.S)]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_sections_in_order_and_numbers() -> None:
     html = render_report(full())
     page = Page(html)
@@ -181,6 +182,7 @@ def test_change_is_good_when_errors_fall_and_bad_when_precision_falls() -> None:
     assert rows["NLL"] == ("good", "-0.300")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_against_gold_there_is_a_diagram_for_every_depth() -> None:
     raw = full().model_dump(mode="json")
     raw["evaluation"]["reliability"] = {k: raw["calibration"]["bins"] for k in (1, 3, 5)}
@@ -197,6 +199,7 @@ def test_human_target_has_another_text() -> None:
     assert "no person was asked" not in text and "person gave the tag" in text
 
 
+@pytest.mark.usefixtures("drawn")
 def test_json_round_trip_even_with_a_diverged_loss() -> None:
     report = full(
         cycles=[{"number": 1, "pairs_new": 1, "training": {"epochs": 1, "losses": [math.nan, math.inf]}}]

@@ -486,7 +486,9 @@ def test_a_fuzzer_finds_no_error_of_the_service(described: Any, operation: str, 
     statuses = set()
 
     @given(case=described[path][method].as_strategy(generation_mode=mode))
-    @settings(database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        database=None, suppress_health_check=list(HealthCheck), max_examples=settings().max_examples // 3
+    )
     def fuzz(case: Any) -> None:
         # A longer URL is refused by the HTTP parser, in its own words, before the service sees it.
         assume(len(Request(**case.as_transport_kwargs()).prepare().url or "") < 60_000)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from scipy.sparse import csc_array
+from scipy.sparse import csc_array, csr_array
+from support.commands import forked
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ezxmc.config_head import HeadConfig
@@ -23,7 +23,7 @@ from ezxmc.errors import BundleError, TrainingError
 from ezxmc.retrieval import LabelIndex, SparseHead, sparse_head
 from ezxmc.retrieval.sparse_head import Fusion
 from ezxmc.training.dataset import Example
-from ezxmc.training.head import choose_fusion, fit_head, judged_pairs
+from ezxmc.training.head import Judged, choose_fusion, fit_head, judged_pairs
 from ezxmc.training.head.adagrad import RowAdagrad
 from ezxmc.training.head.clusters import balanced_clusters
 from ezxmc.training.head.loss import sparse_bce
@@ -417,29 +417,29 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
         SparseHead.load(tmp_path / "absent.safetensors")
 
 
-STEP = """
-import resource, numpy as np, torch
-from scipy.sparse import csr_array
-from ezxmc.config_head import HeadConfig
-from ezxmc.training.head import Judged, fit_head
-torch.set_num_threads(1)
-labels, width, documents = 200_000, 384, 32
-rng = np.random.default_rng(0)
-small = rng.normal(size=(1000, width)).astype(np.float32)
-x = torch.from_numpy(small[:documents])
-rows = np.arange(labels)
-targets = csr_array((np.ones(labels, np.float32), rng.integers(0, labels, labels),
-                     np.linspace(0, labels, documents + 1).astype(int)), shape=(documents, labels))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-fit_head(lambda m: x[torch.from_numpy(m)], Judged(rows, targets), lambda r: small[r % 1000],
-         HeadConfig(fan_in=16, epochs=1), device=torch.device("cpu"))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
-"""
+def _fit_many(labels: int) -> None:
+    torch.set_num_threads(1)
+    width, documents = 384, 32
+    rng = np.random.default_rng(0)
+    small = rng.normal(size=(1000, width)).astype(np.float32)
+    x = torch.from_numpy(small[:documents])
+    ends = np.linspace(0, labels, documents + 1).astype(int)
+    targets = csr_array(
+        (np.ones(labels, np.float32), rng.integers(0, labels, labels), ends), shape=(documents, labels)
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    fit_head(
+        lambda m: x[torch.from_numpy(m)],
+        Judged(np.arange(labels), targets),
+        lambda r: small[r % 1000],
+        HeadConfig(fan_in=16, epochs=1),
+        device=torch.device("cpu"),
+    )
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 150e6
 
 
 def test_memory_never_holds_labels_by_width_nor_documents_by_labels() -> None:
     """200,000 labels: a float32 matrix of labels × 384 alone would take 307 MB."""
-    done = subprocess.run(
-        [sys.executable, "-c", STEP], capture_output=True, text=True, check=True, timeout=300
-    )
-    assert int(done.stdout) < 150e6
+    process = forked(_fit_many, 200_000)
+    process.join()
+    assert process.exitcode == 0

@@ -30,7 +30,6 @@ from ezxmc.growth.selection import PRIORS
 from ezxmc.models import resolve_model
 from ezxmc.predict import Predictor
 from ezxmc.records import Pair
-from ezxmc.report import drift_figures
 from ezxmc.report.update import UpdateReport, render_update
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -114,13 +113,10 @@ def whole(base: Base, tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Pa
 
 
 def updated(
-    config: Path, teacher: FakeTeacher | None = None, *, drawn: bool = False, **options: Any
+    config: Path, teacher: FakeTeacher | None = None, **options: Any
 ) -> tuple[UpdateReport, FakeTeacher]:
     teacher = teacher or FakeTeacher(topical)
-    with pytest.MonkeyPatch.context() as patch:
-        if not drawn:
-            patch.setattr(drift_figures, "svg", lambda *args: "<svg></svg>")
-        return update(RunConfig.load(config), teacher=teacher, **options), teacher
+    return update(RunConfig.load(config), teacher=teacher, **options), teacher
 
 
 def catalog_of(config: Path) -> Catalog:
@@ -290,9 +286,10 @@ def contrary(pair: Pair) -> float:
     return -3.0 if number >= BEFORE and TOPIC_OF[pair.label.title] == "music" else topical(pair)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_drift_of_a_label_group_is_found_drawn_and_asked_about(grown: Callable[..., Path]) -> None:
     config = grown(late=False)
-    report, _ = updated(config, FakeTeacher(contrary), drawn=True)
+    report, _ = updated(config, FakeTeacher(contrary))
     assert report.drift is not None and report.drift.found
     drifted = {part.name for part in report.drift.parts if part.drifted}
     music = {word for word, topic in TOPIC_OF.items() if topic == "music"}
@@ -310,6 +307,7 @@ def test_drift_of_a_label_group_is_found_drawn_and_asked_about(grown: Callable[.
     assert report.selected["drifting labels"] > 0 == quiet.selected["drifting labels"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_windows_follow_one_another(grown: Callable[..., Path], tiny_encoder: Path) -> None:
     config = grown(NOW, late=False)
     updated(config)
