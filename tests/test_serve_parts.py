@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import PATIENCE, served
+from serving import served
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
@@ -283,10 +283,10 @@ def test_silent_connections_do_not_keep_others_out(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(listen, "_HEADERS", 0.3)
     with served(answering) as client, ExitStack() as stack:
         address = (client.base_url.host, client.base_url.port)
-        silent = [stack.enter_context(socket.create_connection(address, timeout=PATIENCE)) for _ in range(4)]
+        silent = [stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(4)]
         silent[1].sendall(b"GET / HTTP/1.1\r\nX-A: ")
         assert [until_closed(one) for one in silent] == [b""] * 4
-        half = stack.enter_context(socket.create_connection(address, timeout=PATIENCE))
+        half = stack.enter_context(socket.create_connection(address, timeout=60))
         half.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert half.recv(4_096).startswith(b"HTTP/1.1 200")
         half.sendall(b"GET / HTTP")  # which ends uvicorn's own patience
@@ -299,12 +299,12 @@ def test_one_client_does_not_take_every_connection(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(listen, "_OF_ONE_CLIENT", 3)
     with served(answering) as client, ExitStack() as stack:
         address = (client.base_url.host, client.base_url.port)
-        mine = [stack.enter_context(socket.create_connection(address, timeout=PATIENCE)) for _ in range(10)]
+        mine = [stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(10)]
         assert all(until_closed(one) == b"" for one in mine[3:])
         mine[0].sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert mine[0].recv(4_096).startswith(b"HTTP/1.1 200")
         other = stack.enter_context(
-            socket.create_connection(address, timeout=PATIENCE, source_address=("127.0.0.2", 0))
+            socket.create_connection(address, timeout=60, source_address=("127.0.0.2", 0))
         )
         other.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert other.recv(4_096).startswith(b"HTTP/1.1 200")
