@@ -333,7 +333,7 @@ def test_an_encoder_of_the_hub_is_checked_as_a_folder_is(
 def test_encoders_of_every_version_are_opened(tiny_encoder: Path, tmp_path: Path) -> None:
     text, folder = ["guitar melody"], tmp_path / "encoder"
     same = BiEncoder(tiny_encoder).encode_documents(text)
-    trapped(tiny_encoder, folder)
+    told = trapped(tiny_encoder, folder)
     kinds = {"0": "Transformer", "1": "Pooling", "2": "Normalize"}
     rows = json.loads((folder / "modules.json").read_text())
     for row in rows:
@@ -358,6 +358,12 @@ def test_encoders_of_every_version_are_opened(tiny_encoder: Path, tmp_path: Path
     changed(tmp_path / "more" / "3_Dense" / "config.json", {"activation_function": "torch.hub.load"})
     with pytest.raises(ModelError, match=r"activation_function: torch\.hub\.load"):
         BiEncoder(tmp_path / "more")
+    # Of models that came with code before transformers had it: that is neither run nor passed on.
+    changed(folder / "config.json", {"auto_map": {"AutoModel": "modeling.Model"}})
+    changed(folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["modeling.Model", None]}})
+    save_bundle(tmp_path / "bundle", folder, LABELS, max_length=32, k=4)
+    assert np.array_equal(Predictor(tmp_path / "bundle").encode([Document("d", "", text[0])]), same)
+    assert not told.exists()
     shutil.copytree(tiny_encoder, tmp_path / "plain")
     (tmp_path / "plain" / "modules.json").unlink()
     np.testing.assert_allclose(BiEncoder(tmp_path / "plain").encode_documents(text), same, atol=1e-6)

@@ -100,6 +100,7 @@ class BiEncoder:
                 )
             self.dimension = int(self.model.get_embedding_dimension())
             _read_whole(self.model)
+            _forget_code(self.model)
         except ModelError:
             raise
         except Exception as error:  # the libraries below raise anything from OSError to KeyError
@@ -241,6 +242,13 @@ def _read_whole(model: torch.nn.Module) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()
+
+
+def _forget_code(model: Any) -> None:
+    """Drop the names of code that was not run, where transformers has its own: what is saved needs none."""
+    config = getattr(model.transformers_model, "config", None)
+    for settings in (vars(config) if config else {}, getattr(model.tokenizer, "init_kwargs", {})):
+        settings.pop("auto_map", None)
 
 
 def _texts(values: Iterable[str]) -> list[str]:
