@@ -179,6 +179,8 @@ def load_bundle(
 ) -> Bundle:
     """Open a bundle, for reading only; the folder may be read-only.
 
+    All of it is read into memory: whatever is done to the folder later, it answers as it did.
+
     Args:
         path: The folder.
         verify: Compare every file with its hash first (about a second per 500 MB).
@@ -206,7 +208,7 @@ def _open(path: Path, manifest: Manifest, contents: bool, backend: Backend, prec
         warnings.warn(f"bundle {path}: not part of it, and ignored: {', '.join(strays)}", stacklevel=3)
     files = manifest.places(path)
     labels = read_labels(files[LABELS])
-    index = LabelIndex.load(files[INDEX], changes=files.get(CHANGES))
+    index = LabelIndex.load(files[INDEX], changes=files.get(CHANGES), mmap=False)
     encoder = BiEncoder(path / STUDENT, max_length=manifest.max_length, backend=backend, precision=precision)
     told, found = (manifest.labels, manifest.dimension), (index.size, index.dimension)
     if len(labels) != index.total or told != found or encoder.dimension != index.dimension:

@@ -1,7 +1,7 @@
 """The plain files of a bundle: manifest and labels, how they change, and the checks before they are read.
 
 A bundle may come from anywhere. Nothing in it is run: no pickle, no module of
-its own, no class outside sentence-transformers, no path that leaves the folder.
+its own, no class but sentence-transformers' own, no path that leaves the folder.
 Hashes find what was damaged; they do not say who made it.
 """
 
@@ -13,14 +13,14 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ezxmc.errors import BundleError
+from ezxmc.errors import BundleError, ModelError
 from ezxmc.files import Inputs, check_folder, is_temporary, replacing
 from ezxmc.hashing import file_hash
+from ezxmc.models.trust import check_encoder, read_json
 from ezxmc.records import Label
 
 FORMAT, HEAD_FORMAT = 2, 3
@@ -307,26 +307,15 @@ def check_names(path: Path, names: Iterable[str]) -> None:
 
 
 def _check_student(student: Path) -> None:
-    modules = _json(student / "modules.json")
-    kinds = [row.get("type") if isinstance(row, dict) else None for row in modules] if modules else []
-    if not kinds or not isinstance(modules, list):
-        raise BundleError(f"{student / 'modules.json'} lists no modules", _COPY_AGAIN)
-    for kind in kinds:
-        if not isinstance(kind, str) or not kind.startswith("sentence_transformers."):
-            raise BundleError(
-                f"{student / 'modules.json'} names the class {kind}, which is not of sentence-transformers",
-                "make the bundle from a student of plain sentence-transformers modules",
-            )
-    for file in sorted(student.rglob("*config*.json")):
-        settings = _json(file)
+    if not (student / "modules.json").exists():
+        raise BundleError(f"{student / 'modules.json'} cannot be read: it is missing", _COPY_AGAIN)
+    try:
+        check_encoder(student)
+        documents = {file: read_json(file) for file in sorted(student.rglob("*config*.json"))}
+    except ModelError as error:
+        raise BundleError(error.message, error.cure) from None
+    for file, settings in documents.items():
         if isinstance(settings, dict) and "auto_map" in settings:
             raise BundleError(
                 f"{file} asks for code of its own (auto_map)", "make the bundle from a student without it"
             )
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{file} cannot be read: {error}", _COPY_AGAIN) from None

@@ -37,15 +37,14 @@ def write_bundle(path: Path, encoder: Path, *, calibrated: bool = True) -> Path:
 @contextmanager
 def served(app: object) -> Iterator[httpx.Client]:
     """An ASGI application on loopback; a client of it."""
-    import socket
+    # Of an extra, which may be missing where other tests of this module's users run.
+    from ezxmc.serve import listen
 
-    import uvicorn
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))  # type: ignore[arg-type]
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    with listen.listener("127.0.0.1", 0) as listening:
+        server = listen.server(app)  # type: ignore[arg-type]
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         try:
             with httpx.Client(base_url=url, timeout=PATIENCE, trust_env=False) as client:
                 yield client

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -83,6 +84,22 @@ def test_forbidden_code(name: str) -> None:
 )
 def test_forbidden_code_would_be_seen(name: str, line: str) -> None:
     assert re.search(FORBIDDEN[name], line)
+
+
+OPENS = {"from_pretrained", "from_config", "SentenceTransformer"}
+
+
+def test_whatever_opens_a_model_says_that_its_code_is_not_trusted() -> None:
+    # Where transformers is told nothing, it asks whoever sits at the terminal.
+    calls = [
+        (module.relative_to(ROOT).as_posix(), ast.unparse(node))
+        for module in MODULES
+        if any(name in module.read_text(encoding="utf-8") for name in OPENS)
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in OPENS
+    ]
+    assert len(calls) >= 7
+    assert [call for call in calls if "trust_remote_code=False" not in call[1]] == []
 
 
 def test_inference_loads_neither_engine_nor_teacher_and_no_import_loads_ray(tmp_path: Path) -> None:

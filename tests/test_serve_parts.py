@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from serving import served
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
 from ezxmc.errors import ConfigError
-from ezxmc.serve import page
+from ezxmc.serve import listen, page
 from ezxmc.serve.batching import Batcher, QueueFullError
 from ezxmc.serve.guard import Guard
 from ezxmc.serve.limits import Limits, TokenBuckets, authorized, is_loopback, read_token
@@ -255,6 +258,58 @@ def test_who_left_is_not_computed_and_closing_answers_who_waits() -> None:
     assert model.batches == [[0], [2]]
 
 
+# --- connections
+
+
+async def answering(scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+
+def until_closed(one: socket.socket) -> bytes:
+    """What comes until the other side closes."""
+    found = b""
+    try:
+        while part := one.recv(4_096):
+            found += part
+    except ConnectionError:
+        pass
+    return found
+
+
+def test_silent_connections_do_not_keep_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "_CONNECTIONS", 4)
+    monkeypatch.setattr(listen, "_HEADERS", 0.3)
+    with served(answering) as client, ExitStack() as stack:
+        address = (client.base_url.host, client.base_url.port)
+        silent = [stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(4)]
+        silent[1].sendall(b"GET / HTTP/1.1\r\nX-A: ")
+        assert [until_closed(one) for one in silent] == [b""] * 4
+        half = stack.enter_context(socket.create_connection(address, timeout=60))
+        half.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert half.recv(4_096).startswith(b"HTTP/1.1 200")
+        half.sendall(b"GET / HTTP")  # which ends uvicorn's own patience
+        until_closed(half)
+        assert client.get("/healthz").status_code == 200
+
+
+def test_one_client_does_not_take_every_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "_CONNECTIONS", 8)
+    monkeypatch.setattr(listen, "_OF_ONE_CLIENT", 3)
+    with served(answering) as client, ExitStack() as stack:
+        address = (client.base_url.host, client.base_url.port)
+        mine = [stack.enter_context(socket.create_connection(address, timeout=60)) for _ in range(10)]
+        assert all(until_closed(one) == b"" for one in mine[3:])
+        mine[0].sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert mine[0].recv(4_096).startswith(b"HTTP/1.1 200")
+        other = stack.enter_context(
+            socket.create_connection(address, timeout=60, source_address=("127.0.0.2", 0))
+        )
+        other.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert other.recv(4_096).startswith(b"HTTP/1.1 200")
+
+
 # --- the guard
 
 
@@ -278,6 +333,7 @@ def ask(
     path: str = "/predict",
     headers: dict[str, str] | None = None,
     stall: bool = False,
+    method: str = "POST",
 ) -> tuple[int, dict[str, str], bytes]:
     waiting = list(parts) or [b""]
     sent: list[dict[str, Any]] = []
@@ -292,7 +348,7 @@ def ask(
 
     scope = {
         "type": "http",
-        "method": "POST",
+        "method": method,
         "path": path,
         "client": ("127.0.0.1", 1),
         "headers": [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()],
@@ -348,6 +404,22 @@ def test_a_page_under_another_name_cannot_use_the_service() -> None:
         assert ask(guard, headers={"host": bad})[0] == 421
 
 
+def test_a_page_of_another_site_cannot_change_anything() -> None:
+    guard, bodies = guarded(paths={"/reload"})
+    here = {"host": "127.0.0.1:8000"}
+    for origin in ("https://evil.example", "http://127.0.0.1:8001", "null", "", "http://127.0.0.1:8000.evil"):
+        for path in ("/reload", "/labels", "/predict"):
+            assert ask(guard, path=path, headers={**here, "origin": origin})[0] == 403
+    assert not bodies
+    assert ask(guard, path="/reload", headers={**here, "origin": "http://127.0.0.1:8000"})[0] == 200
+    assert ask(guard, path="/reload", headers=here)[0] == 200
+    assert ask(guard, method="GET", headers={**here, "origin": "https://evil.example"})[0] == 200
+    # Behind a proxy of another name, with a token that no other page has.
+    guard, _ = guarded(token="0123456789abcdef")
+    sent = {**here, "origin": "https://tags.example", "authorization": "Bearer 0123456789abcdef"}
+    assert ask(guard, headers=sent)[0] == 200
+
+
 def test_every_answer_is_counted_and_none_is_kept_or_guessed_at() -> None:
     metrics = Metrics()
     guard, _ = guarded(metrics=metrics)
@@ -356,8 +428,10 @@ def test_every_answer_is_counted_and_none_is_kept_or_guessed_at() -> None:
     ask(guard, b"x" * 11)
     for number in range(50):
         ask(guard, path=f"/made-up-{number}")
+        ask(guard, method=f"WORD{number}")
     text = metrics.text().decode()
     assert 'ezxmc_requests_total{method="POST",path="/predict",status="200"} 1.0' in text
+    assert 'method="other",path="/predict",status="200"} 50.0' in text and "WORD" not in text
     assert 'ezxmc_requests_total{method="POST",path="/predict",status="413"} 1.0' in text
     assert 'path="other",status="200"} 50.0' in text and "made-up" not in text
 

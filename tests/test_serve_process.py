@@ -99,6 +99,21 @@ def test_it_ends_after_the_requests_in_hand(bundle: Path) -> None:
         assert waiting.result().status_code == 200 and code == 0, service.stderr
 
 
+def test_a_bundle_that_is_written_over_is_served_on(bundle: Path) -> None:
+    service = ServeProcess(bundle)
+    body = {"documents": [one.text for one in DOCUMENTS[:8]], "k": 20}
+    with httpx.Client(base_url=service.url, timeout=PATIENCE, trust_env=False) as client:
+        before = client.post("/predict", json=body).json()
+        for file in (file for file in bundle.rglob("*") if file.is_file() and file.suffix != ".lock"):
+            size = file.stat().st_size
+            for content in (bytes(size // 2), b"\xff" * size):  # the first half of a copy, then all of it
+                file.write_bytes(content)
+                assert client.post("/predict", json=body).json() == before, file
+        assert client.post("/reload").status_code == 409
+        assert client.post("/predict", json=body).json() == before
+    assert service.end(signal.SIGTERM) == 0, service.stderr
+
+
 def test_killed_under_load_it_restarts_clean(bundle: Path) -> None:
     service = ServeProcess(bundle, "--rate", "1e6", "--burst", "1000000")
     port = int(service.url.rsplit(":", 1)[1])

@@ -237,9 +237,9 @@ def _flop(model: Path | str) -> tuple[float, float, int, int]:
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(str(model))
+    config = AutoConfig.from_pretrained(str(model), trust_remote_code=False)
     with init_empty_weights():
-        empty = AutoModelForCausalLM.from_config(config)
+        empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     head = empty.get_output_embeddings().weight
     matrices = sum(weight.numel() for weight in empty.base_model.parameters() if weight.dim() == 2)
     matrices -= empty.get_input_embeddings().weight.numel()

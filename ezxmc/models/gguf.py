@@ -32,7 +32,7 @@ def convert(source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(
-        str(source.parent), gguf_file=source.name, dtype=torch.bfloat16
+        str(source.parent), gguf_file=source.name, dtype=torch.bfloat16, trust_remote_code=False
     )
     # Tied weights are one tensor under two names: keep the first (the input
     # embedding), as safetensors holds no aliases and the config says "tied".
@@ -56,7 +56,9 @@ def convert(source: Path, target: Path) -> None:
     # save_file writes for the owner alone; a cache may be shared.
     (target / "model.safetensors").chmod(config_file.stat().st_mode)
     model.generation_config.save_pretrained(str(target))
-    AutoTokenizer.from_pretrained(str(source.parent), gguf_file=source.name).save_pretrained(str(target))
+    AutoTokenizer.from_pretrained(
+        str(source.parent), gguf_file=source.name, trust_remote_code=False
+    ).save_pretrained(str(target))
 
 
 if __name__ == "__main__":

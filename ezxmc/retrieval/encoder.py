@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from transformers.utils import logging as transformers_logging
@@ -18,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from ezxmc.config import Backend, Precision
 from ezxmc.errors import InputTypeError, ModelError, instance_of, whole_number
 from ezxmc.files import Inputs, check_folder, sign, unchanged, whole_folder
+from ezxmc.models.trust import check_encoder
 from ezxmc.retrieval.backends import Forward, choose_precision, open_converted, to_bfloat16
 from ezxmc.retrieval.tokens import TokenCache, passes, tokens_per_pass
 
@@ -27,7 +30,8 @@ Progress = Callable[[int, int], None]
 # what is cut here could not have reached the model anyway.
 _CHARACTERS_PER_TOKEN = 16
 _TEXTS_AT_ONCE = 512
-
+# Of a hub repository: settings, vocabularies and weights that hold no code.
+_FETCHED = ["*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja", "*.safetensors"]
 
 STUDENT = "student"  # what its manifest says it is
 
@@ -62,7 +66,8 @@ class BiEncoder:
 
     Raises:
         ModelError: No sentence-transformers model can be loaded from there, or
-            the backend is not installed, or has no converted model there.
+            only by trusting who made it (see `ezxmc.models.trust`); or the backend
+            is not installed, or has no converted model there.
         ConfigError: Backend and precision do not go together.
     """
 
@@ -84,10 +89,20 @@ class BiEncoder:
             device = "cpu"
         try:
             with _without_bars():
+                folder = _folder(source, revision)
+                check_encoder(folder)
                 self.model: Any = SentenceTransformer(
-                    str(source), revision=revision, device=device, trust_remote_code=False
+                    str(folder),
+                    device=device,
+                    trust_remote_code=False,
+                    local_files_only=True,
+                    model_kwargs={"use_safetensors": True, "weights_only": True},
                 )
             self.dimension = int(self.model.get_embedding_dimension())
+            _read_whole(self.model)
+            _forget_code(self.model)
+        except ModelError:
+            raise
         except Exception as error:  # the libraries below raise anything from OSError to KeyError
             raise ModelError(
                 f"no sentence-transformers model could be loaded from {source}: {error}",
@@ -100,7 +115,7 @@ class BiEncoder:
         self.precision = choose_precision(backend, precision, self.model.device)
         self._converted: Forward | None = None
         if backend != "torch":
-            self._converted = open_converted(Path(source), backend, self.precision)
+            self._converted = open_converted(folder, backend, self.precision)
         elif self.precision == "bfloat16":
             to_bfloat16(self.model)
 
@@ -204,6 +219,36 @@ class BiEncoder:
     def _clipped(self, text: str) -> str:
         # Tokenizers refuse lone surrogates, which JSON escapes can smuggle in.
         return text[: self.max_length * _CHARACTERS_PER_TOKEN].encode("utf-8", "replace").decode()
+
+
+def _folder(source: str | PathLike[str], revision: str | None) -> Path:
+    """The folder itself, or what the hub has under that id, fetched: what is checked is what is opened."""
+    if Path(source).is_dir():
+        return Path(source)
+    name = str(source)
+    return Path(
+        snapshot_download(
+            name if "/" in name else f"sentence-transformers/{name}",
+            revision=revision,
+            cache_dir=os.environ.get("SENTENCE_TRANSFORMERS_HOME"),
+            allow_patterns=_FETCHED,
+            ignore_patterns=["onnx/*", "openvino/*"],
+        )
+    )
+
+
+def _read_whole(model: torch.nn.Module) -> None:
+    """Copy weights that are mapped from a file: whoever writes over it would change them, or end us."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
+def _forget_code(model: Any) -> None:
+    """Drop the names of code that was not run, where transformers has its own: what is saved needs none."""
+    config = getattr(model.transformers_model, "config", None)
+    for settings in (vars(config) if config else {}, getattr(model.tokenizer, "init_kwargs", {})):
+        settings.pop("auto_map", None)
 
 
 def _texts(values: Iterable[str]) -> list[str]:

@@ -233,7 +233,8 @@ class SparseHead:
         try:
             with safe_open(path, framework="pt") as file:
                 told = file.metadata() or {}
-                parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+                # Copies: what is mapped changes with the file, or ends the process.
+                parts = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (no mapping)
             fusion = Fusion(**{name: float(value) for name, value in json.loads(told["fusion"]).items()})
             head = cls(parts.pop("rows").numpy(), fusion=fusion, **parts)
             fault = None if told["format"] == _FORMAT else f"its format is {told['format']}, not {_FORMAT}"

@@ -44,6 +44,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "not readable",
         401: "no valid token",
+        403: "sent by a page of another site",
         408: "the body took too long",
         409: "the bundle cannot do this",
         413: "too large",

@@ -18,6 +18,8 @@ from ezxmc.serve.metrics import Metrics
 OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz"})
 """Paths that need no token: they show nothing of the bundle."""
 _UNLIMITED = frozenset({"/healthz"})
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_METHODS = _READING | {"POST", "PUT", "PATCH", "DELETE"}
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -108,7 +110,9 @@ class Guard:
             await answer({"type": "http.response.body", "body": refused.body})
         finally:
             path = scope["path"] if scope["path"] in self._paths else "other"
-            self._metrics.requests.labels(path, scope["method"] if path != "other" else "", status).inc()
+            # A client may send any word for a method: each would be a counter for good.
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._metrics.requests.labels(path, method if path != "other" else "", status).inc()
             self._metrics.seconds.labels(path).observe(time.monotonic() - began)
 
     def _admit(self, scope: Scope, headers: Headers) -> None:
@@ -116,6 +120,9 @@ class Guard:
             raise RefusedError(
                 421, "this server has another name", "use its address, such as http://127.0.0.1"
             )
+        # A token is asked for in a header that no page of another site can send unasked.
+        if self._token is None and scope["method"] not in _READING and _is_foreign(headers):
+            raise RefusedError(403, "a page of another site sent this", "use this server's own page")
         client = scope["client"][0] if scope.get("client") else ""
         if scope["path"] not in _UNLIMITED and (wait := self._buckets.take(client)):
             seconds = str(math.ceil(wait))
@@ -162,6 +169,12 @@ def _replayed(body: bytes) -> Receive:
         return waiting.pop() if waiting else {"type": "http.disconnect"}
 
     return receive
+
+
+def _is_foreign(headers: Headers) -> bool:
+    """Whether a browser sent a request for a page of another origin; other clients name none."""
+    origin = headers.get("origin")
+    return origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower()
 
 
 def _name(host: str) -> str:

@@ -28,7 +28,7 @@ def load_tokenizer(name: str, revision: str | None = None, progress: ModelProgre
     pinned = {} if isinstance(source, Path) else {"revision": revision}
     cure = "name a model folder with its tokenizer, a catalog name or a hub id"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), **pinned)
+        tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False, **pinned)
     except (OSError, ValueError) as error:
         raise ModelError(f"the tokenizer of {name} cannot be loaded: {error}", cure) from None
     # Of a folder without a tokenizer transformers makes an empty one.

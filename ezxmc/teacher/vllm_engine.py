@@ -205,7 +205,8 @@ class VllmEngine:
             return int(self._config.kv_cache_gib * 2**30)
         from transformers import AutoConfig
 
-        config = AutoConfig.from_pretrained(str(self._model), **self._revision).get_text_config()
+        config = AutoConfig.from_pretrained(str(self._model), trust_remote_code=False, **self._revision)
+        config = config.get_text_config()
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         token = 2 * config.num_hidden_layers * heads * width * (4 if self._config.dtype == "float32" else 2)
