@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ezxmc.data.in_memory import as_gold
 from ezxmc.errors import DataError, instance_of, number_between, whole_number
 from ezxmc.metrics import (
+    FEW,
     Difference,
     Frequencies,
     RankingMetrics,
@@ -67,11 +68,12 @@ class Evaluation:
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Name, value and 95% interval of every metric, to four digits, for a table."""
+        rough = f" (rough: {self.n_documents} documents)" if self.n_documents < FEW else ""
         return [
             (
                 name,
                 f"{value:.4f}",
-                "{:.4f} to {:.4f}".format(*self.intervals[name]) if name in self.intervals else "",
+                "{:.4f} to {:.4f}".format(*self.intervals[name]) + rough if name in self.intervals else "",
             )
             for name, value in self.values.items()
         ]

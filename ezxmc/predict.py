@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from os import PathLike
@@ -180,6 +181,17 @@ class Predictor:
         return predictions
 
 
+def rounded(probability: float) -> float:
+    """To four digits of what is rarer, the event or its absence: never to a certainty that is not there.
+
+    Example:
+        >>> rounded(0.734159), rounded(0.99999213), rounded(0.0000214983)
+        (0.7342, 0.99999213, 2.15e-05)
+    """
+    rarer = min(probability, 1 - probability)
+    return round(probability, 4 + max(0, -math.floor(math.log10(rarer)) - 1)) if rarer > 0 else probability
+
+
 def prediction_row(prediction: Prediction, k: int | None = None) -> dict[str, Any]:
     """A prediction as a JSON line: `{"uid", "tags": [{"label", "title", "score", "probability"}]}`.
 
@@ -196,7 +208,7 @@ def prediction_row(prediction: Prediction, k: int | None = None) -> dict[str, An
                 "label": label,
                 "title": title,
                 "score": round(score, 4),
-                "probability": None if probability is None else round(probability, 4),
+                "probability": None if probability is None else rounded(probability),
             }
             for label, title, score, probability in islice(columns, k)
         ],

@@ -52,6 +52,14 @@ def test_isotonic_is_never_certain() -> None:
     assert all_hit.transform([0.0, 1.0]) == pytest.approx(21 / 22)
 
 
+def test_what_isotonic_says_of_a_short_block_stays_in_it() -> None:
+    # Two misses at the bottom, then 1 of 100; 99 of 100, then two hits at the top.
+    scores = np.concatenate([[0.0, 0.0], np.full(100, 0.3), np.full(100, 0.7), [1.0, 1.0]])
+    hits = np.concatenate([[0, 0], np.arange(100) < 1, np.arange(100) < 99, [1, 1]])
+    curve = Isotonic.fit(JudgedRows.of(scores[None, ::-1], hits[None, ::-1]))
+    assert curve.transform([0.0, 0.3, 0.7, 1.0]) == pytest.approx([0.01, 0.01, 0.99, 0.99])
+
+
 def test_platt_equals_scikit_learn_on_platts_targets() -> None:
     scores = ROWS.scores[ROWS.known]
     (slope,), offset = reference(scores[:, None], platt_targets(ROWS.verdicts))

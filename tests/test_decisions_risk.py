@@ -184,7 +184,7 @@ def test_documents_without_gold_have_no_missed_rate() -> None:
     )
     assert control_missed_rate(none, 0.4) == control_missed_rate(reviewed, 0.4)
     only = Reviewed(none.probabilities[50:], none.hits[50:], none.gold[50:])
-    with pytest.raises(ConfigError, match=r"0 reviewed documents with gold labels is 1$|gold labels is 1\n"):
+    with pytest.raises(ConfigError, match="0 reviewed documents with gold labels is not below 1"):
         control_missed_rate(only, 0.4)
 
 

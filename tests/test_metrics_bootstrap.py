@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm, permutation_test
+from scipy.stats import t as student
 
 from ezxmc.metrics import RankingMetrics, Terms, differences, intervals
 from ezxmc.metrics.bootstrap import RESAMPLES
@@ -18,7 +19,10 @@ def mean_of(values: np.ndarray) -> Terms:
 
 
 def test_an_interval_is_that_of_resampled_documents() -> None:
+    """At the expanded percentiles: Student's quantile in place of the normal one."""
     rng = np.random.default_rng(1)
+    tail = 100 * norm.cdf(-math.sqrt(40 / 39) * student.ppf(0.975, 39))
+    assert 1.9 < tail < 2.4
     numerators, denominators = rng.random((40, 1)), rng.random((40, 1)) + 0.1
     draws = np.random.default_rng(0)
     ratios = []
@@ -26,7 +30,7 @@ def test_an_interval_is_that_of_resampled_documents() -> None:
         chosen = draws.integers(40, size=40)
         ratios.append(numerators[chosen].sum() / denominators[chosen].sum())
     found = intervals(Terms(("ratio",), numerators, denominators), resamples=300)
-    assert found["ratio"] == pytest.approx(tuple(np.percentile(ratios, [2.5, 97.5])))
+    assert found["ratio"] == pytest.approx(tuple(np.percentile(ratios, [tail, 100 - tail])))
 
 
 def test_it_is_as_wide_as_theory_says() -> None:
@@ -96,6 +100,40 @@ def test_p_is_uniform_where_there_is_no_difference() -> None:
     assert binomtest(low, 200, 0.1).pvalue > 0.001, low
 
 
+@pytest.mark.parametrize("documents", [1, 2, 3, 5, 10, 19])
+def test_few_documents_alarm_no_more_often_than_stated(documents: int) -> None:
+    rng = np.random.default_rng(documents)
+    worlds = [rng.normal(size=(2, documents)) ** 3 for _ in range(300)]
+    found = [differences(mean_of(a), mean_of(b), resamples=20).get("mean") for a, b in worlds]
+    alarms = sum(gap is not None and gap.p <= 0.05 for gap in found)
+    assert binomtest(alarms, 300, 0.05, alternative="greater").pvalue > 0.001, alarms
+    if documents in (1, 2, 3, 5):
+        assert alarms == 0, "2 / 2ⁿ is more than .05"
+    else:
+        assert alarms > 0
+    if documents == 1:
+        assert found == [None] * 300 and intervals(mean_of(worlds[0][0])) == {}
+
+
+def test_p_of_few_documents_is_that_of_the_sign_flip_test() -> None:
+    rng = np.random.default_rng(3)
+    first, second = rng.random(9) + 0.5, rng.random(9)
+    found = differences(mean_of(first), mean_of(second))["mean"]
+    flips = permutation_test(
+        (first, second), lambda a, b: a.mean() - b.mean(), permutation_type="samples", n_resamples=np.inf
+    )
+    assert found.p == pytest.approx(flips.pvalue) and found.p < 0.05
+
+
+@pytest.mark.parametrize("documents", [5, 10])
+def test_an_interval_of_few_documents_holds_the_truth_as_often(documents: int) -> None:
+    rng = np.random.default_rng(documents)
+    ends = [intervals(mean_of(rng.normal(size=documents)), resamples=1000)["mean"] for _ in range(200)]
+    inside = sum(low <= 0 <= high for low, high in ends)
+    # The plain percentiles hold it in 84 and 90 of 100.
+    assert binomtest(inside, 200, 0.92, alternative="less").pvalue > 0.001, inside
+
+
 def test_equal_runs_do_not_differ() -> None:
     same = mean_of(np.array([0.0, 1.0, 0.5]))
     found = differences(same, same)["mean"]
@@ -107,8 +145,8 @@ def test_what_has_no_value_has_no_interval() -> None:
     terms = Terms(("P@1", "P@5 tail"), numbers, np.array([[1.0, 0.0]] * 3))
     assert terms.values() == {"P@1": pytest.approx(2 / 3)}
     assert set(intervals(terms)) == {"P@1"} == set(differences(terms, terms))
-    # One document in three counts for this one: draws without it are left out.
-    rare = Terms(("tail",), np.array([[0.5], [0.0], [0.0]]), np.array([[1.0], [0.0], [0.0]]))
+    # Two documents in three count for this one: draws without them are left out.
+    rare = Terms(("tail",), np.array([[0.5], [0.5], [0.0]]), np.array([[1.0], [1.0], [0.0]]))
     assert intervals(rare)["tail"] == (0.5, 0.5)
     only = Terms(("P@1",), numbers[:, :1], np.ones((3, 1)))
     assert set(differences(terms, only)) == {"P@1"}

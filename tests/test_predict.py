@@ -26,7 +26,7 @@ from ezxmc.calibration import Calibrator, Isotonic
 from ezxmc.calibration.decisions import Decision
 from ezxmc.data import RowReport
 from ezxmc.errors import ConfigError, DataError
-from ezxmc.predict import WINDOW, Predictor
+from ezxmc.predict import WINDOW, Predictor, rounded
 from ezxmc.records import Document, Label
 from ezxmc.tagging import RowFile, Tagger, json_line, row_count, tag_rows
 
@@ -292,3 +292,11 @@ def test_progress_knows_the_end(predictor: Predictor, source: Path) -> None:
 def test_a_line_is_utf8_whatever_it_holds() -> None:
     assert json_line({"a": "é😀"}) == '{"a": "é😀"}\n'.encode()
     assert json.loads(json_line({"file": "\udcff.jsonl"})) == {"file": "?.jsonl"}
+
+
+@given(st.floats(0, 1, exclude_min=True, exclude_max=True))
+def test_a_rounded_probability_is_never_a_certainty(probability: float) -> None:
+    kept = rounded(probability)
+    assert 0 < kept < 1
+    rarer = min(probability, 1 - probability)
+    assert abs(kept - probability) <= max(5e-4 * rarer, 5e-5 * min(1, 10 * rarer)) + 1e-16

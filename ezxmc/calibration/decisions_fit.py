@@ -80,10 +80,11 @@ def control_missed_rate(reviewed: Reviewed, target: float, *, abstain_below: flo
     reachable = reviewed.hits & (p[:, :1] >= (abstain_below or 0.0))
     floor = conformal_bound(missed(reviewed, reachable))
     if floor > target:
+        lowest = math.ceil(1e4 * floor) / 1e4
         raise ConfigError(
             f"a missed-label rate of {target:g} cannot be guaranteed: with all {p.shape[1]} candidates "
             f"kept, the lowest that can on {n:,} reviewed documents with gold labels is "
-            f"{math.ceil(1e4 * floor) / 1e4:g}",
+            f"{f'{lowest:g}' if lowest < 1 else 'not below 1'}",
             "search deeper (--depth), review more documents, abstain less, or ask for less",
         )
     levels = np.unique(p[reachable])
@@ -179,9 +180,9 @@ def _lowest_proven(
 
     if len(thresholds := proven(target)):
         return float(thresholds[-1])
-    reachable = next(
-        (rate for rate in np.arange(0.01, 1, 0.01).tolist() if rate > target and len(proven(rate))), None
-    )
+    # Exactly the numbers that will be typed: 0.3 and not 30 × 0.01.
+    hundredths = (hundredth / 100 for hundredth in range(1, 100))
+    reachable = next((rate for rate in hundredths if rate > target and len(proven(rate))), None)
     raise ConfigError(
         f"{what} of {target:g} cannot be guaranteed with confidence {confidence:g} on "
         f"{sizes.max():,} reviewed documents; the lowest that can is "

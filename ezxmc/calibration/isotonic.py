@@ -43,16 +43,20 @@ class Isotonic:
         """Least squares under monotony, the pairs pooled over ranks.
 
         A block that holds only misses, or only hits, is no certainty: its
-        probability is set by Laplace's rule, 1/(n+2) or (n+1)/(n+2).
+        probability is set by Laplace's rule, 1/(n+2) or (n+1)/(n+2), as far as
+        that does not pass the rate of the block beside it.
         """
         scores, hits = rows.scores[rows.known], rows.verdicts
         model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores, hits)
         values = model.predict(scores)
         misses, certain = int((values <= 0).sum()), int((values >= 1).sum())
-        low = 1 / (misses + 2) if misses else 0.0
-        high = (certain + 1) / (certain + 2) if certain else 1.0
         # Rounding inside the averages may leave a step of −1e-17.
-        y = np.clip(np.maximum.accumulate(model.y_thresholds_), low, high)
+        y = np.clip(np.maximum.accumulate(model.y_thresholds_), 0.0, 1.0)
+        inner = y[(y > 0) & (y < 1)]
+        low, high = 1 / (misses + 2), (certain + 1) / (certain + 2)
+        if len(inner):
+            low, high = min(low, inner[0]), max(high, inner[-1])
+        y = np.where(y <= 0, low, np.where(y >= 1, high, y))
         return cls(tuple(model.X_thresholds_.tolist()), tuple(y.tolist()))
 
     def transform(self, scores: ArrayLike) -> Floats:

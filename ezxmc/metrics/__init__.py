@@ -1,6 +1,6 @@
 """Metrics in pure numpy and scipy; they know labels and probabilities, and no model."""
 
-from ezxmc.metrics.bootstrap import Difference, Terms, differences, intervals
+from ezxmc.metrics.bootstrap import FEW, Difference, Terms, differences, intervals
 from ezxmc.metrics.calibration import ReliabilityBin, ace_at_k, brier, ece_at_k, nll, reliability_bins
 from ezxmc.metrics.drift import FEWEST_DOCUMENTS, Drift, JudgedPairs, Shift, detect_drift
 from ezxmc.metrics.propensity import (
@@ -23,6 +23,7 @@ from ezxmc.metrics.sparse import encode, top_labels
 from ezxmc.metrics.streaming import Measured, RankingMetrics
 
 __all__ = [
+    "FEW",
     "FEWEST_DOCUMENTS",
     "GROUPS",
     "Difference",

@@ -5,6 +5,12 @@ Every metric here is a ratio of two sums over documents (a mean has a
 denominator of 1 each), so one resample is one weighted sum of rows. A row may
 as well be a group of documents taken at random: the variance of the sums is
 the same, and memory and time no longer grow with the documents.
+
+Resampled documents spread less than new ones would, the more so the fewer they
+are, so intervals end at the "expanded" percentiles (Hesterberg, "What Teachers
+Should Know About the Bootstrap", The American Statistician 2015, §4.2). Below
+`FEW` documents p comes from an exact test instead (Fisher's sign-flip), and
+from one document there is neither.
 """
 
 from __future__ import annotations
@@ -12,12 +18,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import ndtr, stdtrit
 
 from ezxmc.metrics.sparse import Floats
 
 RESAMPLES = 2_000
+FEW = 20
+"""Documents below which an interval is rough, and p of a difference is that of an exact test."""
 _BLOCK = 50
-_TAILS = (2.5, 97.5)
+_ALL_FLIPS = 12  # rows up to which every flip is tried; beyond, `_FLIPS` at random
+_FLIPS = 4_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +66,8 @@ class Difference:
         value: The difference.
         low: Lower end of its 95% interval.
         high: Upper end.
-        p: Two-sided, of the hypothesis that there is none; at least 2 / (resamples + 1).
+        p: Two-sided, of the hypothesis that there is none; at least 2 / (resamples + 1), and of
+            n < `FEW` documents at least 2 / 2ⁿ.
     """
 
     value: float
@@ -74,26 +85,28 @@ def intervals(terms: Terms, *, resamples: int = RESAMPLES, seed: int = 0) -> dic
         seed: The same seed gives the same interval.
 
     Returns:
-        Lower and upper end by metric.
+        Lower and upper end by metric, of those at least two rows count for.
     """
     drawn = _resampled(terms, resamples, seed)
+    rows = np.count_nonzero(terms.denominators, axis=0)
     return {
-        name: _ends(drawn[:, column])
+        name: _ends(drawn[:, column], int(rows[column]))
         for column, name in enumerate(terms.names)
-        if not np.isnan(drawn[:, column]).all()
+        if rows[column] > 1
     }
 
 
 def differences(
     first: Terms, second: Terms, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Difference]:
-    """`first − second` of every metric both have, from paired resamples.
+    """`first − second` of every metric both have, from paired resamples of at least two rows.
 
     Both are recomputed on the same drawn documents, so that what makes a
     document hard for both cancels out. p is twice the share of resamples on
     the other side of zero (Koehn, "Statistical Significance Tests for Machine
     Translation Evaluation", EMNLP 2004), so that p < 0.05 goes with an
-    interval without zero.
+    interval without zero. Of fewer than `FEW` documents it is the share of
+    ways to swap the two runs, document by document, that part them as far.
 
     Args:
         first: Rows of the same documents as those of `second`, in the same order.
@@ -112,12 +125,39 @@ def differences(
     for name, value in first.values().items():
         if name not in other:
             continue
-        gap = ours[:, first.names.index(name)] - theirs[:, second.names.index(name)]
+        left, right = first.names.index(name), second.names.index(name)
+        counting = (first.denominators[:, left] > 0) | (second.denominators[:, right] > 0)
+        rows = int(np.count_nonzero(counting))
+        if rows < 2:
+            continue
+        gap = ours[:, left] - theirs[:, right]
         gap = gap[~np.isnan(gap)]
-        beyond = min(np.count_nonzero(gap <= 0), np.count_nonzero(gap >= 0))
-        p = min(1.0, 2 * (1 + beyond) / (1 + len(gap)))
-        found[name] = Difference(value - other[name], *_ends(gap), p)
+        if rows < FEW:
+            pair = [
+                np.column_stack([terms.numerators[counting, column], terms.denominators[counting, column]])
+                for terms, column in ((first, left), (second, right))
+            ]
+            p = _swapped(*pair, seed=seed)
+        else:
+            beyond = min(np.count_nonzero(gap <= 0), np.count_nonzero(gap >= 0))
+            p = min(1.0, 2 * (1 + beyond) / (1 + len(gap)))
+        found[name] = Difference(value - other[name], *_ends(gap, rows), p)
     return found
+
+
+def _swapped(first: Floats, second: Floats, *, seed: int) -> float:
+    """Sign-flip test of (n, 2) numerators and denominators; exact also where flips are drawn."""
+    rows = len(first)
+    if rows <= _ALL_FLIPS:
+        flips = (np.arange(2**rows)[:, None] >> np.arange(rows) & 1).astype(np.float64)
+    else:
+        flips = np.random.default_rng(seed).integers(2, size=(_FLIPS, rows)).astype(np.float64)
+        flips[0] = 0  # what is observed belongs to the draw
+    moved = flips @ (second - first)
+    ours, theirs = first.sum(axis=0) + moved, second.sum(axis=0) - moved
+    gaps = _ratios(ours[:, 0], ours[:, 1]) - _ratios(theirs[:, 0], theirs[:, 1])
+    # A swap that leaves one run without a denominator parts them no less than what is observed.
+    return float(np.mean(~(np.abs(gaps) < np.abs(gaps[0]) - 1e-12)))
 
 
 def _resampled(terms: Terms, resamples: int, seed: int) -> Floats:
@@ -139,6 +179,7 @@ def _ratios(numerators: Floats, denominators: Floats) -> Floats:
     return found
 
 
-def _ends(values: Floats) -> tuple[float, float]:
-    low, high = np.nanpercentile(values, _TAILS)
+def _ends(values: Floats, rows: int) -> tuple[float, float]:
+    tail = 100 * float(ndtr(np.sqrt(rows / (rows - 1)) * stdtrit(rows - 1, 0.025)))
+    low, high = np.nanpercentile(values, (tail, 100 - tail))
     return float(low), float(high)
