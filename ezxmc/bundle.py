@@ -216,7 +216,7 @@ def _open(path: Path, manifest: Manifest, contents: bool, backend: Backend, prec
             "make it again with `ezxmc index`",
         )
     calibrator = Calibrator.load(files[CALIBRATOR]) if CALIBRATOR in files else None
-    decision = Decision.load(files[DECISION]) if DECISION in files else None
+    decision = Decision.load(files[DECISION]).among(index.size) if DECISION in files else None
     head = open_head(files[HEAD], index, encoder) if HEAD in files else None
     return Bundle(path, manifest, encoder, index, labels, calibrator, decision, head, tuple(strays))
 
@@ -305,7 +305,7 @@ def add_labels(
             titles = [label.title for label in fresh]
             bundle.index.remove(replaced)
             bundle.index.add(bundle.encoder.encode_labels(titles, progress=progress))
-        _commit_labels(path, manifest, bundle.index, [*known, *fresh])
+        _commit_labels(path, manifest, bundle.index, [*known, *fresh], len(fresh))
     return Change(len(fresh) - len(replaced), len(labels) - len(fresh) + len(replaced))
 
 
@@ -327,7 +327,7 @@ def remove_labels(path: Path, uids: Iterable[str]) -> Change:
         if len(gone) == len(rows):
             raise BundleError(f"bundle {path} would have no label left", "delete the folder instead")
         bundle.index.remove([rows[uid] for uid in gone])
-        _commit_labels(path, manifest, bundle.index, bundle.labels)
+        _commit_labels(path, manifest, bundle.index, bundle.labels, len(gone))
     return Change(removed=len(gone))
 
 
@@ -348,9 +348,16 @@ def rebuild_index(path: Path) -> LabelIndex:
     return index
 
 
-def _commit_labels(path: Path, manifest: Manifest, index: LabelIndex, labels: Sequence[Label]) -> None:
+def _commit_labels(
+    path: Path, manifest: Manifest, index: LabelIndex, labels: Sequence[Label], changed: int
+) -> None:
     written = [manifest.new_name(part) for part in (LABELS, CHANGES)]
     write_labels(path / written[0], labels)
     index.save_changes(path / written[1])
     former = manifest.holding([LABELS, CHANGES])
+    if changed and (decided := manifest.file(DECISION)):
+        # In the same step: at no moment do its promise and other labels lie side by side.
+        written.append(manifest.new_name(DECISION))
+        Decision.load(path / decided).after(changed).save(path / written[-1])
+        former.append(decided)
     commit(path, manifest.model_copy(update={"labels": index.size}), written, former)
