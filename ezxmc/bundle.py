@@ -31,6 +31,7 @@ from ezxmc.config import Backend, Precision
 from ezxmc.data.documents import refuse_same_labels
 from ezxmc.errors import BundleError, DataError
 from ezxmc.files import Inputs, whole_folder
+from ezxmc.hashing import file_hash
 from ezxmc.manifest import (
     CALIBRATOR,
     CHANGES,
@@ -221,15 +222,21 @@ def _open(path: Path, manifest: Manifest, contents: bool, backend: Backend, prec
     return Bundle(path, manifest, encoder, index, labels, calibrator, decision, head, tuple(strays))
 
 
-def add_calibrator(path: Path, calibrator: Calibrator) -> None:
+def add_calibrator(path: Path, calibrator: Calibrator, *, by_run: bool = False) -> None:
     """Put a calibrator into a bundle, or replace the one it has.
 
     A decision in it goes: it was made on the former probabilities.
 
+    Args:
+        path: The bundle.
+        calibrator: Fitted to its scores.
+        by_run: Whether a run fits it as a matter of course, and may do so again; what a person
+            had fitted, it leaves alone.
+
     Raises:
         BundleError: `path` holds no readable bundle, or cannot be written.
     """
-    _put(path, CALIBRATOR, calibrator.save, voided=DECISION)
+    _put(path, CALIBRATOR, calibrator.save, voided=DECISION, by_run=by_run)
 
 
 def add_decision(path: Path, decision: Decision) -> None:
@@ -237,10 +244,21 @@ def add_decision(path: Path, decision: Decision) -> None:
     _put(path, DECISION, decision.save)
 
 
-def _put(path: Path, part: str, save: Callable[[Path], None], *, voided: str | None = None) -> None:
+def _put(
+    path: Path,
+    part: str,
+    save: Callable[[Path], None],
+    *,
+    voided: str | None = None,
+    by_run: bool | None = None,
+) -> None:
     with writing(path) as manifest:
         name = manifest.new_name(part) if manifest.file(part) else part
         save(path / name)
+        if by_run is not None:
+            # Its hash: what a release that knows nothing of this puts in is not taken for it.
+            maker = {part: file_hash(path / name) if by_run else "people"}
+            manifest = manifest.model_copy(update={"origin": {**manifest.origin, **maker}})
         commit(path, manifest, [name], manifest.holding([part, voided] if voided else [part]))
 
 

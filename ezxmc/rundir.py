@@ -17,8 +17,10 @@ from ezxmc.errors import ConfigError, DataError
 from ezxmc.files import Inputs, json_line, place_of, present, refuse, replacing
 from ezxmc.hashing import json_hash
 
+FRESH = "fresh"
+"""A bundle that is made; it takes the place of `bundle` in one step."""
 OUTPUTS = (
-    *("config.yaml", "stages", "cycles", "bundle", "head", "vectors", "updates"),
+    *("config.yaml", "stages", "cycles", "bundle", FRESH, "former", "head", "vectors", "updates"),
     *("predictions.jsonl", "catalog.jsonl", "report.json", "report.html"),
 )
 """What a run replaces in its directory; the feedback store is only added to."""
@@ -119,6 +121,10 @@ class RunDir:
         with replacing(target) as fresh, fresh.open("wb") as handle:
             handle.writelines(map(json_line, rows))
 
+    def forget(self, name: str) -> None:
+        """Have a stage done again the next time."""
+        (self.path / "stages" / f"{name}.json").unlink(missing_ok=True)
+
     def stage(
         self, name: str, inputs: Any, outputs: Sequence[Path], make: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
@@ -145,7 +151,7 @@ class RunDir:
                     f"{path} is damaged", "delete this file: the stage is then done again"
                 ) from None
         # From here on the outputs may be half new: nothing may call them done.
-        path.unlink(missing_ok=True)
+        self.forget(name)
         started = time.monotonic()
         result = make()
         result["wall_seconds"] = time.monotonic() - started

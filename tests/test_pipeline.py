@@ -131,7 +131,7 @@ def test_the_same_run_again_asks_and_trains_nothing(copy: Callable[..., Path], f
     again = spied(config)
     assert again.teacher.asked == [] and again.trained == []
     # copytree keeps times: a stage done again would have a new one.
-    assert stages(again.place) == before and len(before) == 6
+    assert stages(again.place) == before and len(before) == 7
     assert again.predictions() == first.predictions()
     assert again.report.evaluation == first.report.evaluation
     assert [cycle.pairs_known for cycle in again.report.cycles] == [240, 240]

@@ -1,0 +1,229 @@
+"""What people changed in a run's bundle, and what becomes of it when the run makes another.
+
+Labels that came, went or were renamed are found by comparing a bundle with the
+catalog it was made for; the next bundle gets them too. A decision is people's
+always; a calibrator is, unless it is the one a run fitted (the manifest's
+`origin` tells) and no decision rests on it. Either goes on where the scores are
+what they were, and is kept beside the run, and told, where they are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ezxmc.bundle import Bundle, add_calibrator, add_decision, add_labels, load_bundle, remove_labels
+from ezxmc.calibration import Calibrator
+from ezxmc.calibration.decisions import Decision
+from ezxmc.data.documents import SameLabels
+from ezxmc.data.growth import Snapshot, label_content
+from ezxmc.files import replacing
+from ezxmc.manifest import (
+    CALIBRATOR,
+    CHANGES,
+    DECISION,
+    HEAD,
+    INDEX,
+    LABELS,
+    STUDENT,
+    Manifest,
+    read_labels,
+    read_manifest,
+)
+from ezxmc.records import Label
+from ezxmc.retrieval import LabelIndex
+
+FORMER = "former"
+"""Where in a run directory calibrators and decisions lie that do not fit the bundle any more."""
+_NAMED = 5
+_NEAR = 1e-3  # of a label vector's numbers: far above what another batch changes, far below training
+
+
+@dataclass(frozen=True, slots=True)
+class LabelEdits:
+    """What people did to the labels of a run's bundle.
+
+    Attributes:
+        added: Labels that no catalog of the run has.
+        changed: Labels of the catalog with another title or description than there.
+        removed: Uids of labels of the catalog that the bundle shall not answer.
+        superseded: Of these edits, those that the catalog has overtaken, in words.
+    """
+
+    added: list[Label] = field(default_factory=list)
+    changed: list[Label] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    superseded: list[str] = field(default_factory=list)
+
+    @classmethod
+    def between(cls, there: Iterable[Label], former: Snapshot | None, catalog: Sequence[Label]) -> LabelEdits:
+        """Find them.
+
+        Args:
+            there: Labels the bundle answers.
+            former: The catalog the bundle was made for, if that is known.
+            catalog: Labels of the present one.
+        """
+        held, now = {label.uid: label for label in there}, {label.uid: label for label in catalog}
+        seen = former.labels if former else {}
+        # What came to the catalog since was never there to be removed.
+        gone = [uid for uid in now if uid not in held and seen.get(uid) == label_content(now[uid])]
+        found, same = cls(removed=gone), SameLabels(label for label in catalog if label.uid not in gone)
+        for uid, label in held.items():
+            mine, before = label_content(label), seen.get(uid)
+            if mine == before or (uid in now and mine == label_content(now[uid])):
+                continue
+            if uid not in now and before is not None:
+                continue
+            if uid in now and before != label_content(now[uid]):
+                found.superseded.append(f"{label.title!r} is {now[uid].title!r} in the catalog by now")
+            elif (other := same.add(label)) is not None:
+                found.superseded.append(f"{label.title!r} is label {other!r} of the catalog")
+            else:
+                (found.changed if uid in now else found.added).append(label)
+        return found
+
+    @property
+    def others(self) -> set[str]:
+        """Uids of labels of the catalog that are not in the bundle as they are there."""
+        return {*self.removed, *(label.uid for label in self.changed)}
+
+    def apply(self, bundle: Path) -> None:
+        """Do the same to another bundle of the catalog, or again to the same one."""
+        if given := [*self.added, *self.changed]:
+            add_labels(bundle, given)
+        there = {label.uid for label in answered(bundle)} if self.removed else set()
+        gone = [uid for uid in self.removed if uid in there]
+        if gone and len(gone) < len(there):
+            remove_labels(bundle, gone)
+
+    def lines(self) -> Iterator[str]:
+        """What a person must know of them."""
+        titles = [label.title for label in self.added]
+        if titles:
+            yield (
+                f"labels that people added to the bundle stay ({_named(titles)}), by their titles alone: no "
+                "teacher was asked about them; put them into the labels' file and `ezxmc run --update` asks"
+            )
+        if self.changed:
+            titles = [label.title for label in self.changed]
+            yield f"labels that people changed in the bundle stay as they made them ({_named(titles)})"
+        if self.removed:
+            yield (
+                f"labels that people removed from the bundle stay away ({_named(self.removed)}): "
+                "`ezxmc labels add` puts them back"
+            )
+        if self.superseded:
+            yield f"labels of which the catalog's row counts now: {'; '.join(self.superseded[:_NAMED])}"
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(map(repr, names[:_NAMED])) + more
+
+
+def answered(bundle: Path) -> list[Label]:
+    """The labels a bundle answers, without opening its student."""
+    files = read_manifest(bundle).places(bundle)
+    labels, index = read_labels(files[LABELS]), LabelIndex.load(files[INDEX], changes=files.get(CHANGES))
+    return [labels[row] for row in index.rows.tolist()]
+
+
+def peoples_calibrator(bundle: Path) -> str:
+    """In words, why the calibrator of a run's bundle is not the run's to replace; empty if it is."""
+    manifest = read_manifest(bundle)
+    if manifest.file(CALIBRATOR) is None:
+        return ""
+    if not _fitted_by_run(bundle, manifest):
+        return "people fitted it"
+    return "a decision rests on it" if manifest.file(DECISION) else ""
+
+
+def _fitted_by_run(bundle: Path, manifest: Manifest) -> bool:
+    file, made = _part(manifest, CALIBRATOR), manifest.origin.get(CALIBRATOR)
+    if made is None:  # by a release that did not tell: what no run fits is people's
+        return Calibrator.load(bundle / file).target == "teacher"
+    return made == manifest.files[file]
+
+
+def carry_over(former: Path, fresh: Path, aside: Path) -> dict[str, str]:
+    """Give the bundle that takes another's place what people made for that one, or put it aside.
+
+    Args:
+        former: The one that is replaced.
+        fresh: The one that replaces it, with all its labels.
+        aside: A folder for what does not fit.
+
+    Returns:
+        What became of `calibrator` and `decision`, in words, of those that do not fit.
+    """
+    if not peoples_calibrator(former):
+        return {}
+    one, other = load_bundle(former, verify=False), load_bundle(fresh, verify=False)
+    by_run, files = _fitted_by_run(former, one.manifest), one.manifest.places(former)
+    assert one.calibrator is not None
+    if _same_scores(one, other):
+        add_calibrator(fresh, one.calibrator, by_run=by_run)
+        if DECISION in files:
+            before, now = one.titles(), other.titles()
+            changed = sum(before.get(uid) != now.get(uid) for uid in before | now)
+            add_decision(fresh, Decision.load(files[DECISION]).after(changed))
+        return {}
+    kept, told = _aside(one, CALIBRATOR, aside), {}
+    if not by_run:
+        fitted = f"{one.calibrator.target}, {one.calibrator.documents or '?'} documents"
+        told["calibrator"] = (
+            f"the calibrator that people made ({fitted}) does not fit the scores of the new student: it is "
+            f"kept in {kept}, and probabilities are the run's own until "
+            f"`ezxmc calibrate {former} DOCUMENTS --gold TAGS` makes another"
+        )
+    if DECISION in files:
+        told["decision"] = (
+            "the decision was made on the former student's probabilities and holds no more: it is kept in "
+            f"{_aside(one, DECISION, aside)}; `ezxmc decide {former} DOCUMENTS TAGS` makes another"
+        )
+    return told
+
+
+def _same_scores(former: Bundle, fresh: Bundle) -> bool:
+    """Whether two bundles give a document and a label they share the same score."""
+    if former.manifest.max_length != fresh.manifest.max_length:
+        return False
+    if _weights(former) != _weights(fresh):
+        return False
+    rows, others = former.rows(), fresh.rows()
+    now = fresh.titles()
+    shared = [uid for uid, title in former.titles().items() if now.get(uid) == title]
+    was = former.index.vectors([rows[uid] for uid in shared])
+    now_is = fresh.index.vectors([others[uid] for uid in shared])
+    return bool(shared) and bool(np.allclose(was, now_is, atol=_NEAR))
+
+
+def _weights(bundle: Bundle) -> set[str]:
+    files = bundle.manifest.files
+    student = {
+        hashed
+        for name, hashed in files.items()
+        if name.startswith(f"{STUDENT}/") and name.endswith(".safetensors")
+    }
+    head = bundle.manifest.file(HEAD)
+    return student | ({files[head]} if head else set())
+
+
+def _part(manifest: Manifest, part: str) -> str:
+    name = manifest.file(part)
+    assert name is not None
+    return name
+
+
+def _aside(bundle: Bundle, part: str, folder: Path) -> Path:
+    """Keep a part of a bundle in a folder, named by its content: twice is once."""
+    name = _part(bundle.manifest, part)
+    stem, _, suffix = part.partition(".")
+    place = folder / f"{stem}-{bundle.manifest.files[name][:8]}.{suffix}"
+    with replacing(place) as fresh:
+        fresh.write_bytes((bundle.path / name).read_bytes())
+    return place
