@@ -10,6 +10,7 @@ from ezxmc.feedback.budget import in_hash_order
 from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.growth.forgetting import Comparison, compare_rankings, with_calibration
 from ezxmc.growth.work import Work
+from ezxmc.people import peoples_calibrator
 from ezxmc.pipeline import calibrate
 from ezxmc.predict import Predictor, rank_among
 from ezxmc.records import Prediction
@@ -29,7 +30,8 @@ def settle(work: Work, bundle: Path, *, compared: bool) -> tuple[Comparison | No
     uids = [document.uid for document in work.catalog.documents]
     documents = in_hash_order(uids, [*work.checked, *work.new_apart])
     texts = work.inquiry.documents(documents)
-    answers = fresh.predict(texts, k=depth)
+    # Of labels that people added the teacher knows nothing.
+    answers = rank_among(fresh, texts, work.row_of, depth)
     rankings: list[list[Prediction]] = []
     if compared:
         old = work.inquiry.documents(work.checked)
@@ -49,6 +51,8 @@ def settle(work: Work, bundle: Path, *, compared: bool) -> tuple[Comparison | No
     if rankings:
         former, new = ([p for p in side if p.uid in complete] for side in rankings)
         found = _compare(work, former, new, answers)
+    if peoples_calibrator(bundle):
+        return found, fresh.bundle.calibrator
     return found, calibrate(bundle, answers, teacher_verdicts(judgments), work.decided, depth, work.watch)
 
 

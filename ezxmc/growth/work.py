@@ -27,6 +27,7 @@ from ezxmc.growth.pool import known_judgments
 from ezxmc.growth.selection import Rows, Selection, pair_rows, read_pairs, select
 from ezxmc.hashing import file_hash
 from ezxmc.manifest import MANIFEST
+from ezxmc.people import FORMER, LabelEdits, answered, carry_over
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder
@@ -240,15 +241,38 @@ class Work:
         apart = {self.catalog.documents[i].uid for i in set(self.catalog.to_calibrate) - set(also)}
         return [judgment for judgment in judgments if judgment.doc_uid not in apart]
 
+    def edits(self, bundle: Path) -> LabelEdits:
+        """What people changed in the labels of the run's bundle, or of a copy of it."""
+        return LabelEdits.between(answered(bundle), self.grown.former, self.catalog.labels)
+
     def keep(self, place: RunDir) -> Path:
         """The former bundle with the labels there are now, new ones by their titles."""
-        bundle = place.path / "kept"
+        bundle, former = place.path / "kept", self.student.bundle.path
         shutil.rmtree(bundle, ignore_errors=True)
-        shutil.copytree(self.student.bundle.path, bundle, ignore=shutil.ignore_patterns(".lock"))
-        add_labels(bundle, self.catalog.labels, progress=self.watch.stage("bundle: new labels"))
-        if gone := self.student.bundle.rows().keys() - self.row_of.keys():
+        shutil.copytree(former, bundle, ignore=shutil.ignore_patterns(".lock"))
+        edits, there = self.edits(bundle), {label.uid for label in answered(bundle)}
+        gone = there - self.row_of.keys() - {label.uid for label in edits.added}
+        late = gone == there  # a bundle is never without a label
+        if gone and not late:
             remove_labels(bundle, sorted(gone))
+        labels = [label for label in self.catalog.labels if label.uid not in edits.others]
+        add_labels(bundle, labels, progress=self.watch.stage("bundle: new labels"))
+        if late:
+            remove_labels(bundle, sorted(gone))
+        self.tell_of_people(edits)
         return bundle
+
+    def take_over(self, bundle: Path) -> None:
+        """Give a new student's bundle what people changed in the former one; what does not fit is told."""
+        former = self.student.bundle.path
+        edits = self.edits(former)
+        edits.apply(bundle)
+        self.notes += carry_over(former, bundle, former.with_name(FORMER)).values()
+        self.tell_of_people(edits)
+
+    def tell_of_people(self, edits: LabelEdits) -> None:
+        """Note what stays of people's labels, once."""
+        self.notes += [line for line in edits.lines() if line not in self.notes]
 
     def tag(self, bundle: Path, place: RunDir) -> None:
         """Tag every document."""
