@@ -62,7 +62,7 @@ from ezxmc.records import Judgment, Label, Prediction
 from ezxmc.report import RunReport, write_report
 from ezxmc.report.page import is_page
 from ezxmc.retrieval import LabelIndex
-from ezxmc.rundir import FRESH, RunDir, check_run_dir
+from ezxmc.rundir import CALIBRATING, FRESH, INDEXING, RunDir, check_run_dir
 from ezxmc.runreport import Findings, assemble
 from ezxmc.teacher import Teacher, load_teacher
 from ezxmc.watch import Unwatched, Watch, pulling
@@ -167,7 +167,12 @@ class _Run:
         self.teacher = teacher or load_teacher(
             config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say
         )
-        untrained = resolve_model(config.training.encoder, kind="encoder", progress=pulling(watch, "encoder"))
+        untrained = resolve_model(
+            config.training.encoder,
+            kind="encoder",
+            revision=config.training.revision,
+            progress=pulling(watch, "encoder"),
+        )
         budget = Budget.of(config, self.catalog)
         self.inquiry = Inquiry(self.catalog, self.teacher, store, budget, watch)
         self.decided = Decided.load(store.path, self.catalog.documents, self.catalog.labels)
@@ -197,6 +202,8 @@ class _Run:
             self.calibrate()
         finally:
             self.teacher.close()
+        for line in self.place.lines():
+            self.watch.say(line)
         self.tell_of_people()
         self.tag()
         self.cycles.forget_vectors()
@@ -261,7 +268,7 @@ class _Run:
             judged,
             *(head.inputs if head else ()),
         ]
-        made = self.place.stage("bundle", inputs, [bundle / "manifest.json"], make)
+        made = self.place.stage("bundle", inputs, [bundle / MANIFEST], make, libraries=INDEXING)
         self.bundle_inputs, self.outdated = inputs, dict(made.get("people", {}))
         self.found.head = made.get("head", {}).get("told", "")
         self.cycles.forget_vectors()
@@ -323,8 +330,14 @@ class _Run:
         apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
         said = sorted([*pair, answer] for pair, answer in self.decided.answers.items() if pair[0] in apart)
         inputs = [self.bundle_inputs, self.config.budget.model_dump(), said]
-        bundle = self.place.path / "bundle"
-        if not self.place.stage("calibrate", inputs, [bundle / MANIFEST], self._calibrate)["whole"]:
+        made = self.place.stage(
+            "calibrate",
+            inputs,
+            [self.place.path / "bundle" / MANIFEST],
+            self._calibrate,
+            libraries=CALIBRATING,
+        )
+        if not made["whole"]:
             self.place.forget("calibrate")
 
     def _calibrate(self) -> dict[str, Any]:

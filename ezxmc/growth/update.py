@@ -206,6 +206,7 @@ class _Update:
             bundle = work.keep(place)
         self._kept(work, bundle)
         work.tag(bundle, place)
+        work.notes += place.lines()
         report.unasked, report.notes = work.inquiry.unasked_pairs, work.notes
 
     def _gone(self, work: Work, bundle: Path) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ezxmc.bundle import add_labels, remove_labels, save_bundle
 from ezxmc.config import RunConfig
+from ezxmc.cycles import UNKEYED
 from ezxmc.data.growth import Changes, Snapshot
 from ezxmc.feedback.budget import in_hash_order
 from ezxmc.feedback.inquiry import Inquiry
@@ -31,7 +32,7 @@ from ezxmc.people import FORMER, LabelEdits, answered, carry_over
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder
-from ezxmc.rundir import RunDir
+from ezxmc.rundir import ENCODING, INDEXING, RunDir
 from ezxmc.training import cosines_of, refined_label_vectors, train_bi_encoder
 from ezxmc.watch import Watch
 
@@ -149,7 +150,8 @@ class Work:
 
         config = self.config
         parts = [part.model_dump() for part in (config.shortlist, config.inference, config.update)]
-        done = place.stage("select", [*self._state, *parts, sorted(drifting)], [file], make)
+        inputs = [*self._state, *parts, sorted(drifting)]
+        done = place.stage("select", inputs, [file], make, libraries=ENCODING)
         with file.open(encoding="utf-8") as lines:
             selected: dict[str, Rows] = read_pairs(self.catalog, map(json.loads, lines))
         uids = [document.uid for document in self.catalog.documents]
@@ -180,12 +182,13 @@ class Work:
             return self.targets(judgments, fused, verdicts)
 
         bar = self.watch.stage("training")
-        inputs = [*self._state, config.model_dump(exclude={"processes"}), content]
+        inputs = [*self._state, config.model_dump(exclude=UNKEYED), content]
         trained = place.stage(
             "train",
             inputs,
             [student],
-            lambda: train_bi_encoder(
+            libraries=ENCODING,
+            make=lambda: train_bi_encoder(
                 documents,
                 self.catalog.labels,
                 targets(),
@@ -209,7 +212,8 @@ class Work:
             "bundle",
             [*inputs, self.config.inference.model_dump()],
             [bundle / MANIFEST],
-            lambda: save_bundle(
+            libraries=INDEXING,
+            make=lambda: save_bundle(
                 bundle,
                 student,
                 self.catalog.labels,
