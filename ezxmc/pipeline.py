@@ -319,7 +319,8 @@ class _Run:
             outdated.pop("calibrator", None)
         if DECISION in files:
             self.found.decision = Decision.load(files[DECISION]).guarantee
-            self.found.people.append(f"the bundle's decision stays: {self.found.decision}")
+            self.found.people.append("the bundle's decision stays")
+            self.watch.say(f"decision: {self.found.decision}")
             outdated.pop("decision", None)
         for line in self.found.people:
             self.watch.say(line)
