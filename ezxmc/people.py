@@ -149,19 +149,16 @@ def _fitted_by_run(bundle: Path, manifest: Manifest) -> bool:
     return made == manifest.files[file]
 
 
-def carry_over(former: Path, fresh: Path, aside: Path) -> dict[str, str]:
+def carry_over(former: Path, fresh: Path, aside: Path) -> None:
     """Give the bundle that takes another's place what people made for that one, or put it aside.
 
     Args:
         former: The one that is replaced.
         fresh: The one that replaces it, with all its labels.
-        aside: A folder for what does not fit.
-
-    Returns:
-        What became of `calibrator` and `decision`, in words, of those that do not fit.
+        aside: A folder for what does not fit; `outdated` tells of it.
     """
     if not peoples_calibrator(former):
-        return {}
+        return
     one, other = load_bundle(former, verify=False), load_bundle(fresh, verify=False)
     by_run, files = _fitted_by_run(former, one.manifest), one.manifest.places(former)
     assert one.calibrator is not None
@@ -171,21 +168,43 @@ def carry_over(former: Path, fresh: Path, aside: Path) -> dict[str, str]:
             before, now = one.titles(), other.titles()
             changed = sum(before.get(uid) != now.get(uid) for uid in before | now)
             add_decision(fresh, Decision.load(files[DECISION]).after(changed))
-        return {}
-    kept, told = _aside(one, CALIBRATOR, aside), {}
-    if not by_run:
-        fitted = f"{one.calibrator.target}, {one.calibrator.documents or '?'} documents"
-        told["calibrator"] = (
-            f"the calibrator that people made ({fitted}) does not fit the scores of the new student: it is "
-            f"kept in {kept}, and probabilities are the run's own until "
-            f"`ezxmc calibrate {former} DOCUMENTS --gold TAGS` makes another"
+        return
+    for part in (*(() if by_run else (CALIBRATOR,)), DECISION):
+        if part in files:
+            # Named by its content: twice is once.
+            stem, _, suffix = part.partition(".")
+            place = aside / f"{stem}-{one.manifest.files[_part(one.manifest, part)][:8]}.{suffix}"
+            with replacing(place) as file:
+                file.write_bytes(files[part].read_bytes())
+
+
+def outdated(bundle: Path, aside: Path, *, named: Path | None = None) -> Iterator[str]:
+    """What people made for former bundles of a run, and nobody has made for this one, in words.
+
+    Args:
+        bundle: The one there is.
+        aside: Where `carry_over` put what did not fit.
+        named: Where the bundle will be.
+    """
+    manifest, place = read_manifest(bundle), named or bundle
+    peoples = manifest.file(CALIBRATOR) is not None and not _fitted_by_run(bundle, manifest)
+    if not peoples and (kept := _newest(aside, CALIBRATOR)):
+        yield (
+            "the calibrator that people made does not fit the scores of the new student: it is kept in "
+            f"{kept}, and probabilities are the run's own until "
+            f"`ezxmc calibrate {place} DOCUMENTS --gold TAGS` makes another"
         )
-    if DECISION in files:
-        told["decision"] = (
-            "the decision was made on the former student's probabilities and holds no more: it is kept in "
-            f"{_aside(one, DECISION, aside)}; `ezxmc decide {former} DOCUMENTS TAGS` makes another"
+    if manifest.file(DECISION) is None and (kept := _newest(aside, DECISION)):
+        yield (
+            "the decision that people made, on a former student's probabilities, holds no more: it is kept "
+            f"in {kept}; `ezxmc decide {place} DOCUMENTS TAGS` makes another"
         )
-    return told
+
+
+def _newest(folder: Path, part: str) -> Path | None:
+    stem, _, suffix = part.partition(".")
+    kept = list(folder.glob(f"{stem}-*.{suffix}"))
+    return max(kept, key=lambda file: file.stat().st_mtime_ns, default=None)
 
 
 def _same_scores(former: Bundle, fresh: Bundle) -> bool:
@@ -217,13 +236,3 @@ def _part(manifest: Manifest, part: str) -> str:
     name = manifest.file(part)
     assert name is not None
     return name
-
-
-def _aside(bundle: Bundle, part: str, folder: Path) -> Path:
-    """Keep a part of a bundle in a folder, named by its content: twice is once."""
-    name = _part(bundle.manifest, part)
-    stem, _, suffix = part.partition(".")
-    place = folder / f"{stem}-{bundle.manifest.files[name][:8]}.{suffix}"
-    with replacing(place) as fresh:
-        fresh.write_bytes((bundle.path / name).read_bytes())
-    return place

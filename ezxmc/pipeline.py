@@ -56,7 +56,7 @@ from ezxmc.manifest import (
     writing,
 )
 from ezxmc.models import resolve_model
-from ezxmc.people import FORMER, LabelEdits, answered, carry_over, peoples_calibrator
+from ezxmc.people import FORMER, LabelEdits, answered, carry_over, outdated, peoples_calibrator
 from ezxmc.predict import Predictor, prediction_row, rank_among
 from ezxmc.records import Judgment, Label, Prediction
 from ezxmc.report import RunReport, write_report
@@ -181,7 +181,6 @@ class _Run:
         self.cycles = Cycles(config, place, self.inquiry, untrained, self.decided, watch)
         self.former = self.seen_before()
         self.bundle_inputs: list[Any] = []
-        self.outdated: dict[str, str] = {}
         self.found = Findings(self.catalog, self.cycles.findings)
 
     def seen_before(self) -> Snapshot | None:
@@ -254,7 +253,7 @@ class _Run:
             made = save().model_dump()
             if head:
                 made["head"] = head.run(save, self.watch)
-            made["people"] = self.replace_bundle(fresh, bundle)
+            self.replace_bundle(fresh, bundle)
             return made
 
         # The split decides what the calibrator in it may be fitted on.
@@ -269,7 +268,7 @@ class _Run:
             *(head.inputs if head else ()),
         ]
         made = self.place.stage("bundle", inputs, [bundle / MANIFEST], make, libraries=INDEXING)
-        self.bundle_inputs, self.outdated = inputs, dict(made.get("people", {}))
+        self.bundle_inputs = inputs
         self.found.head = made.get("head", {}).get("told", "")
         self.cycles.forget_vectors()
         # What is only told of a label (its parent) is no reason to make all of it anew.
@@ -278,27 +277,19 @@ class _Run:
         if told := [label for label in rest if label.uid in there and there[label.uid] != label]:
             add_labels(bundle, told)
 
-    def replace_bundle(self, fresh: Path, bundle: Path) -> dict[str, str]:
-        """Put a new bundle in the place of the former; what people made for that one goes on or is put aside.
-
-        Returns:
-            What does not fit any more, in words.
-        """
-        told: dict[str, str] = {}
+    def replace_bundle(self, fresh: Path, bundle: Path) -> None:
+        """Put a new bundle in the place of the former; what people made for that goes on or is put aside."""
         with ExitStack() as held:
             check_bundle_place(bundle)
             if (bundle / MANIFEST).exists():
                 # Whoever changes it waits, and then changes the new one.
                 held.enter_context(writing(bundle))
                 self.labels_in(bundle)[1].apply(fresh)
-                told = carry_over(bundle, fresh, self.place.path / FORMER)
+                carry_over(bundle, fresh, self.place.path / FORMER)
             # The record of the calibrator is of the former bundle.
             self.place.forget("calibrate")
             exchange(fresh, bundle)
-        for line in told.values():
-            self.watch.say(line)
         remove_own(fresh, set(own_files(fresh) or ()).__contains__)
-        return told
 
     def labels_in(self, bundle: Path) -> tuple[dict[str, Label], LabelEdits]:
         """The labels a bundle answers, by uid, and what of them is people's work."""
@@ -309,22 +300,20 @@ class _Run:
     def tell_of_people(self) -> None:
         """Say what in the bundle is people's, and what of theirs does not fit it any more."""
         bundle = self.place.path / "bundle"
-        files, outdated = read_manifest(bundle).places(bundle), dict(self.outdated)
+        files = read_manifest(bundle).places(bundle)
         self.found.calibrator = Calibrator.load(files[CALIBRATOR]) if CALIBRATOR in files else None
         self.found.people = list(self.labels_in(bundle)[1].lines())
         if why := peoples_calibrator(bundle):
             self.found.people.append(
                 f"the bundle's calibrator stays, because {why}: `ezxmc calibrate {bundle}` fits another"
             )
-            outdated.pop("calibrator", None)
         if DECISION in files:
             self.found.decision = Decision.load(files[DECISION]).guarantee
             self.found.people.append("the bundle's decision stays")
             self.watch.say(f"decision: {self.found.decision}")
-            outdated.pop("decision", None)
+        self.found.people += outdated(bundle, self.place.path / FORMER)
         for line in self.found.people:
             self.watch.say(line)
-        self.found.people += outdated.values()
 
     def calibrate(self) -> None:
         """Fit a calibrator, once for a bundle, the budget, and what people decided on the part kept apart."""

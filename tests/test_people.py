@@ -15,6 +15,7 @@ from spying import Messages, Spy, spied
 from tinyworld import document, label_rows, topical, write_catalog, write_rows
 from typer.testing import CliRunner
 
+from ezxmc import pipeline
 from ezxmc.bundle import (
     Bundle,
     add_calibrator,
@@ -30,8 +31,9 @@ from ezxmc.cli import calibrate, decide
 from ezxmc.cli import labels as labels_cli
 from ezxmc.config import RunConfig
 from ezxmc.data.growth import Snapshot, label_content
+from ezxmc.files import exchange
 from ezxmc.growth import update
-from ezxmc.people import LabelEdits, carry_over, peoples_calibrator
+from ezxmc.people import LabelEdits, carry_over, outdated, peoples_calibrator
 from ezxmc.records import Document, Label, Pair
 from ezxmc.report import drift_figures
 from ezxmc.report.update import UpdateReport
@@ -195,6 +197,33 @@ def test_another_bundle_of_the_same_student_gets_calibrator_and_decision(copy: C
     labels_stay(place, after)
 
 
+@pytest.mark.parametrize("epochs", [4, 2])
+def test_a_run_that_is_interrupted_while_it_replaces_the_bundle_loses_nothing_of_people(
+    copy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    config = copy(inference__k=4, training__epochs=epochs)
+    place = config.parent / "run"
+    before = load_bundle(place / "bundle")
+    for late in (False, True):
+
+        def interrupted(one: Path, other: Path, late: bool = late) -> None:
+            if late:
+                exchange(one, other)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(pipeline, "exchange", interrupted)
+            spied(config)
+    found = spied(config)
+    after = load_bundle(place / "bundle")
+    assert after.manifest.k == 4 and not (place / "fresh").exists()
+    labels_stay(place, after)
+    if epochs == 4:  # the same student
+        assert after.calibrator == before.calibrator and after.decision == before.decision
+    else:
+        kept_aside(place, before, lines_of(found))
+
+
 def test_a_decision_on_the_runs_own_calibrator_keeps_both(tmp_path: Path, tiny_encoder: Path) -> None:
     config = write_catalog(tmp_path, tiny_encoder, cycles=1)
     bundle = spied(config).place / "bundle"
@@ -324,7 +353,7 @@ def test_what_is_carried_over_counts_the_labels_that_changed(pair: tuple[Path, P
     add_calibrator(former, CURVE)
     add_decision(former, RULE)
     remove_labels(fresh, ["l-boat"])
-    assert carry_over(former, fresh, tmp_path / "aside") == {}
+    carry_over(former, fresh, tmp_path / "aside")
     found = load_bundle(fresh)
     assert found.calibrator == CURVE and found.decision is not None and found.decision.changed == 1
     assert peoples_calibrator(fresh) == "people fitted it" and not (tmp_path / "aside").exists()
@@ -338,8 +367,15 @@ def test_other_label_vectors_are_other_scores(
     shutil.rmtree(fresh)
     save_bundle(fresh, tiny_encoder, LABELS, max_length=32, k=4, refine=lambda _, vectors: vectors * 1.1)
     for _ in range(2):
-        told = carry_over(former, fresh, tmp_path / "aside")
-        assert set(told) == {"calibrator"} and "human, 60 documents" in told["calibrator"]
+        carry_over(former, fresh, tmp_path / "aside")
         (kept,) = (tmp_path / "aside").iterdir()
-        assert str(kept) in told["calibrator"] and Calibrator.load(kept) == CURVE
+        assert Calibrator.load(kept) == CURVE
     assert load_bundle(fresh).calibrator is None
+    (told,) = outdated(fresh, tmp_path / "aside", named=former)
+    assert f"does not fit the scores of the new student: it is kept in {kept}" in told
+    assert f"ezxmc calibrate {former} " in told
+    # The run's own does not end it; another of people does.
+    add_calibrator(fresh, CURVE, by_run=True)
+    assert len(list(outdated(fresh, tmp_path / "aside"))) == 1
+    add_calibrator(fresh, CURVE)
+    assert list(outdated(fresh, tmp_path / "aside")) == []

@@ -28,7 +28,7 @@ from ezxmc.growth.pool import known_judgments
 from ezxmc.growth.selection import Rows, Selection, pair_rows, read_pairs, select
 from ezxmc.hashing import file_hash
 from ezxmc.manifest import MANIFEST
-from ezxmc.people import FORMER, LabelEdits, answered, carry_over
+from ezxmc.people import FORMER, LabelEdits, answered, carry_over, outdated
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder
@@ -271,7 +271,8 @@ class Work:
         former = self.student.bundle.path
         edits = self.edits(former)
         edits.apply(bundle)
-        self.notes += carry_over(former, bundle, former.with_name(FORMER)).values()
+        carry_over(former, bundle, former.with_name(FORMER))
+        self.notes += outdated(bundle, former.with_name(FORMER), named=former)
         self.tell_of_people(edits)
 
     def tell_of_people(self, edits: LabelEdits) -> None:
