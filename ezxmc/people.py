@@ -70,7 +70,7 @@ class LabelEdits:
         held, now = {label.uid: label for label in there}, {label.uid: label for label in catalog}
         seen = former.labels if former else {}
         # What came to the catalog since was never there to be removed.
-        gone = [uid for uid in now if uid not in held and seen.get(uid) == label_content(now[uid])]
+        gone = [uid for uid in now if uid in seen and uid not in held]
         found, same = cls(removed=gone), SameLabels(label for label in catalog if label.uid not in gone)
         for uid, label in held.items():
             mine, before = label_content(label), seen.get(uid)
@@ -93,12 +93,15 @@ class LabelEdits:
 
     def apply(self, bundle: Path) -> None:
         """Do the same to another bundle of the catalog, or again to the same one."""
+        there = {label.uid for label in answered(bundle)}
+        gone = [uid for uid in self.removed if uid in there]
+        if len(gone) == len(there):  # no bundle is without a label
+            gone = gone[1:]
+        # First, since what was added may have the title of what was removed.
+        if gone:
+            remove_labels(bundle, gone)
         if given := [*self.added, *self.changed]:
             add_labels(bundle, given)
-        there = {label.uid for label in answered(bundle)} if self.removed else set()
-        gone = [uid for uid in self.removed if uid in there]
-        if gone and len(gone) < len(there):
-            remove_labels(bundle, gone)
 
     def lines(self) -> Iterator[str]:
         """What a person must know of them."""
