@@ -9,18 +9,27 @@ what they were, and is kept beside the run, and told, where they are not.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ezxmc.bundle import Bundle, add_calibrator, add_decision, add_labels, load_bundle, remove_labels
+from ezxmc.bundle import (
+    Bundle,
+    add_calibrator,
+    add_decision,
+    add_labels,
+    add_student_files,
+    load_bundle,
+    remove_labels,
+)
 from ezxmc.calibration import Calibrator
 from ezxmc.calibration.decisions import Decision
 from ezxmc.data.documents import SameLabels
 from ezxmc.data.growth import Snapshot, label_content
-from ezxmc.files import replacing
+from ezxmc.files import replacing, temporary
 from ezxmc.manifest import (
     CALIBRATOR,
     CHANGES,
@@ -181,6 +190,27 @@ def carry_over(former: Path, fresh: Path, aside: Path) -> None:
                 file.write_bytes(files[part].read_bytes())
 
 
+def carry_exports(former: Path, fresh: Path) -> bool:
+    """Copy the exported forms of a bundle's student to another bundle of the same student.
+
+    Returns:
+        Whether none is lost.
+    """
+    manifest, other = read_manifest(former), read_manifest(fresh)
+    names = [name for name in manifest.files if name.startswith(f"{STUDENT}/onnx/")]
+    if not names or _weights(manifest) != _weights(other):
+        return not names
+    copies = {name.removeprefix(f"{STUDENT}/"): fresh.with_name(temporary()) for name in names}
+    try:
+        for name, copied in copies.items():
+            shutil.copyfile(former / STUDENT / name, copied)
+        add_student_files(fresh, copies)
+    finally:
+        for copied in copies.values():
+            copied.unlink(missing_ok=True)
+    return True
+
+
 def outdated(bundle: Path, aside: Path, *, named: Path | None = None) -> Iterator[str]:
     """What people made for former bundles of a run, and nobody has made for this one, in words.
 
@@ -214,7 +244,11 @@ def _same_scores(former: Bundle, fresh: Bundle) -> bool:
     """Whether two bundles give a document and a label they share the same score."""
     if former.manifest.max_length != fresh.manifest.max_length:
         return False
-    if _weights(former) != _weights(fresh):
+    heads = [
+        bundle.manifest.files[name] if (name := bundle.manifest.file(HEAD)) else ""
+        for bundle in (former, fresh)
+    ]
+    if _weights(former.manifest) != _weights(fresh.manifest) or heads[0] != heads[1]:
         return False
     rows, others = former.rows(), fresh.rows()
     now = fresh.titles()
@@ -224,15 +258,12 @@ def _same_scores(former: Bundle, fresh: Bundle) -> bool:
     return bool(shared) and bool(np.allclose(was, now_is, atol=_NEAR))
 
 
-def _weights(bundle: Bundle) -> set[str]:
-    files = bundle.manifest.files
-    student = {
+def _weights(manifest: Manifest) -> set[str]:
+    return {
         hashed
-        for name, hashed in files.items()
+        for name, hashed in manifest.files.items()
         if name.startswith(f"{STUDENT}/") and name.endswith(".safetensors")
     }
-    head = bundle.manifest.file(HEAD)
-    return student | ({files[head]} if head else set())
 
 
 def _part(manifest: Manifest, part: str) -> str:

@@ -56,7 +56,7 @@ from ezxmc.manifest import (
     writing,
 )
 from ezxmc.models import resolve_model
-from ezxmc.people import FORMER, LabelEdits, answered, carry_over, outdated, peoples_calibrator
+from ezxmc.people import FORMER, LabelEdits, answered, carry_exports, carry_over, outdated, peoples_calibrator
 from ezxmc.predict import Predictor, prediction_row, rank_among
 from ezxmc.records import Judgment, Label, Prediction
 from ezxmc.report import RunReport, write_report
@@ -286,6 +286,9 @@ class _Run:
                 held.enter_context(writing(bundle))
                 self.labels_in(bundle)[1].apply(fresh)
                 carry_over(bundle, fresh, self.place.path / FORMER)
+                if not carry_exports(bundle, fresh):
+                    lost = "the former student's exported forms are gone: `ezxmc export` makes them"
+                    self.found.people.append(lost)
             # The record of the calibrator is of the former bundle.
             self.place.forget("calibrate")
             exchange(fresh, bundle)
@@ -302,7 +305,7 @@ class _Run:
         bundle = self.place.path / "bundle"
         files = read_manifest(bundle).places(bundle)
         self.found.calibrator = Calibrator.load(files[CALIBRATOR]) if CALIBRATOR in files else None
-        self.found.people = list(self.labels_in(bundle)[1].lines())
+        self.found.people += self.labels_in(bundle)[1].lines()
         if why := peoples_calibrator(bundle):
             self.found.people.append(
                 f"the bundle's calibrator stays, because {why}: `ezxmc calibrate {bundle}` fits another"

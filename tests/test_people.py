@@ -21,6 +21,7 @@ from ezxmc.bundle import (
     add_calibrator,
     add_decision,
     add_labels,
+    add_student_files,
     load_bundle,
     remove_labels,
     save_bundle,
@@ -33,7 +34,8 @@ from ezxmc.config import RunConfig
 from ezxmc.data.growth import Snapshot, label_content
 from ezxmc.files import exchange
 from ezxmc.growth import update
-from ezxmc.people import LabelEdits, carry_over, outdated, peoples_calibrator
+from ezxmc.manifest import read_manifest, write_manifest
+from ezxmc.people import LabelEdits, carry_exports, carry_over, outdated, peoples_calibrator
 from ezxmc.records import Document, Label, Pair
 from ezxmc.report import drift_figures
 from ezxmc.report.update import UpdateReport
@@ -343,8 +345,6 @@ def test_whose_a_calibrator_is(
 
 def test_whose_a_calibrator_of_an_earlier_release_is(pair: tuple[Path, Path]) -> None:
     """It did not tell: what a run fits as a rule is taken for the run's."""
-    from ezxmc.manifest import read_manifest, write_manifest
-
     for path, target in zip(pair, ("teacher", "human"), strict=True):
         add_calibrator(path, Calibrator(target, 6, 60, CURVE.curve))
         write_manifest(path, read_manifest(path).model_copy(update={"origin": {"teacher": "x"}}))
@@ -360,6 +360,20 @@ def test_what_is_carried_over_counts_the_labels_that_changed(pair: tuple[Path, P
     found = load_bundle(fresh)
     assert found.calibrator == CURVE and found.decision is not None and found.decision.changed == 1
     assert peoples_calibrator(fresh) == "people fitted it" and not (tmp_path / "aside").exists()
+
+
+def test_exported_forms_go_on_with_their_student(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    former, fresh = pair
+    assert carry_exports(former, fresh) and not (fresh / "student" / "onnx").exists()
+    (tmp_path / "made.onnx").write_bytes(b"converted")
+    add_student_files(former, {"onnx/embedding.onnx": tmp_path / "made.onnx"})
+    assert carry_exports(former, fresh)
+    assert (fresh / "student/onnx/embedding.onnx").read_bytes() == b"converted"
+    assert load_bundle(fresh).strays == load_bundle(former).strays == ()
+    manifest = read_manifest(fresh)
+    files = {name: "0" * 64 if name.endswith("s") else one for name, one in manifest.files.items()}
+    write_manifest(fresh, manifest.model_copy(update={"files": files}))
+    assert not carry_exports(former, fresh), "another student"
 
 
 def test_other_label_vectors_are_other_scores(
