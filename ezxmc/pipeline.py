@@ -135,6 +135,8 @@ def calibrate(
 ) -> Calibrator | None:
     """Put a calibrator into a bundle, to the teacher, or to people where they have decided on enough.
 
+    What people had fitted, even while this was at work, stays.
+
     Args:
         bundle: Its folder.
         predictions: Of documents kept apart, best label first.
@@ -143,6 +145,8 @@ def calibrate(
         depth: Ranks used.
         watch: Told where there is too little to fit one.
     """
+    if peoples := _peoples(bundle):
+        return peoples
     reviewed = decided.complete(predictions, depth)
     try:
         if len(reviewed) >= FEWEST_REVIEWED:
@@ -152,8 +156,15 @@ def calibrate(
     except TrainingError as error:
         watch.say(f"the bundle gives scores, not probabilities: {error}")
         return None
+    if peoples := _peoples(bundle):
+        return peoples
     add_calibrator(bundle, fitted, by_run=True)
     return fitted
+
+
+def _peoples(bundle: Path) -> Calibrator | None:
+    files = read_manifest(bundle).places(bundle)
+    return Calibrator.load(files[CALIBRATOR]) if peoples_calibrator(bundle) else None
 
 
 class _Run:

@@ -239,6 +239,17 @@ def test_a_decision_on_the_runs_own_calibrator_keeps_both(tmp_path: Path, tiny_e
     assert "because a decision rests on it" in lines_of(again) and again.teacher.asked == []
 
 
+def test_what_people_fit_while_a_run_asks_is_not_replaced(tmp_path: Path, tiny_encoder: Path) -> None:
+    class Watching(Messages):
+        def stage(self, title: str) -> Callable[[int, int], None]:
+            if title == "calibration: teacher judges":
+                add_calibrator(tmp_path / "run" / "bundle", CURVE)
+            return super().stage(title)
+
+    found = spied(write_catalog(tmp_path, tiny_encoder, cycles=1, training__epochs=1), watch=Watching())
+    assert load_bundle(found.place / "bundle").calibrator == CURVE
+
+
 def test_a_parent_that_changes_in_the_catalog_changes_in_the_bundle(changed: Path, copy: Any) -> None:
     config = copy()
     rows = [{**row, "parent": "things"} for row in label_rows()]

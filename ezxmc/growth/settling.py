@@ -10,7 +10,6 @@ from ezxmc.feedback.budget import in_hash_order
 from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.growth.forgetting import Comparison, compare_rankings, with_calibration
 from ezxmc.growth.work import Work
-from ezxmc.people import peoples_calibrator
 from ezxmc.pipeline import calibrate
 from ezxmc.predict import Predictor, rank_among
 from ezxmc.records import Prediction
@@ -51,8 +50,6 @@ def settle(work: Work, bundle: Path, *, compared: bool) -> tuple[Comparison | No
     if rankings:
         former, new = ([p for p in side if p.uid in complete] for side in rankings)
         found = _compare(work, former, new, answers)
-    if peoples_calibrator(bundle):
-        return found, fresh.bundle.calibrator
     return found, calibrate(bundle, answers, teacher_verdicts(judgments), work.decided, depth, work.watch)
 
 
