@@ -166,41 +166,8 @@ def kept_aside(place: Path, before: Bundle, told: str) -> None:
     assert str(decision) in told and f"ezxmc decide {place / 'bundle'}" in told
 
 
-def test_a_run_with_another_student_tells_what_no_longer_fits_until_it_is_renewed(
-    copy: Callable[..., Path],
-) -> None:
-    config = copy(training__epochs=2)
-    place = config.parent / "run"
-    before = load_bundle(place / "bundle")
-    watch = Messages()
-    found = spied(config, watch=watch)
-    assert len(found.trained) == 1
-    after = load_bundle(place / "bundle")
-    assert after.calibrator is not None and after.calibrator.target == "teacher" and after.decision is None
-    labels_stay(place, after)
-    kept_aside(place, before, lines_of(found))
-    kept_aside(place, before, "\n".join(watch.said))
-    assert not (place / "fresh").exists()
-    # Once they did it again, nothing is said of the former ones.
-    documents, gold = reviewed(config.parent, 200)
-    command("calibrate", place / "bundle", documents, "--gold", gold, "--depth", 6)
-    said = lines_of(spied(config))
-    assert "does not fit" not in said and "calibrator stays" in said and "holds no more" in said
-
-
-def test_another_bundle_of_the_same_student_gets_calibrator_and_decision(copy: Callable[..., Path]) -> None:
-    config = copy(inference__k=4)
-    place = config.parent / "run"
-    before = load_bundle(place / "bundle")
-    found = spied(config)
-    after = load_bundle(place / "bundle")
-    assert found.trained == [] and found.teacher.asked == [] and after.manifest.k == 4
-    assert after.calibrator == before.calibrator and after.decision == before.decision
-    labels_stay(place, after)
-
-
 @pytest.mark.parametrize("epochs", [4, 2])
-def test_a_run_that_is_interrupted_while_it_replaces_the_bundle_loses_nothing_of_people(
+def test_another_bundle_gets_what_fits_and_tells_what_does_not_whenever_it_is_interrupted(
     copy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, epochs: int
 ) -> None:
     config = copy(inference__k=4, training__epochs=epochs)
@@ -216,14 +183,23 @@ def test_a_run_that_is_interrupted_while_it_replaces_the_bundle_loses_nothing_of
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(pipeline, "exchange", interrupted)
             spied(config)
-    found = spied(config)
+    watch = Messages()
+    found = spied(config, watch=watch)
     after = load_bundle(place / "bundle")
-    assert after.manifest.k == 4 and not (place / "fresh").exists()
+    assert found.trained == [] and after.manifest.k == 4 and not (place / "fresh").exists()
     labels_stay(place, after)
     if epochs == 4:  # the same student
         assert after.calibrator == before.calibrator and after.decision == before.decision
-    else:
-        kept_aside(place, before, lines_of(found))
+        assert found.teacher.asked == []
+        return
+    assert after.calibrator is not None and after.calibrator.target == "teacher" and after.decision is None
+    kept_aside(place, before, lines_of(found))
+    kept_aside(place, before, "\n".join(watch.said))
+    # Once they did one of them again, nothing is said of the former one.
+    documents, gold = reviewed(config.parent, 200)
+    command("calibrate", place / "bundle", documents, "--gold", gold, "--depth", 6)
+    said = lines_of(spied(config))
+    assert "does not fit" not in said and "calibrator stays" in said and "holds no more" in said
 
 
 def test_a_decision_on_the_runs_own_calibrator_keeps_both(tmp_path: Path, tiny_encoder: Path) -> None:
