@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +19,8 @@ from ezxmc.models.packages import ModelProgress
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What changes a model's outputs: weights, configs, tokenizer, chat template.
 _MODEL_FILES = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja"}
+# Settings, vocabularies and weights that hold no code.
+_FETCHED = ["*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja", "*.safetensors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,7 @@ def resolve_model(
     """
     found = _classify(name, revision)
     if isinstance(found, str) and kind == "encoder" and revision:
-        return _snapshot(found, revision)
+        return hub_folder(found, revision)
     if not isinstance(found, ModelEntry):
         return found
     if found.kind != kind:
@@ -154,19 +157,26 @@ def model_identity(name: str, revision: str | None = None) -> str:
     return f"{found}@{revision or 'main'}"
 
 
-def _snapshot(hub_id: str, revision: str) -> Path:
-    """The folder of one revision in the hub's own cache, fetched if it is not there."""
+def hub_folder(hub_id: str, revision: str | None = None) -> Path:
+    """The folder of a model in the hub's own cache, fetched if it is not there: no pickled weights, no code.
+
+    Raises:
+        ModelError: It cannot be fetched.
+    """
     from huggingface_hub import snapshot_download
 
-    wanted = [f"*{suffix}" for suffix in _MODEL_FILES - {".bin"}]
     try:
         folder = snapshot_download(
-            hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]
+            hub_id if "/" in hub_id else f"sentence-transformers/{hub_id}",
+            revision=revision,
+            cache_dir=os.environ.get("SENTENCE_TRANSFORMERS_HOME"),
+            allow_patterns=_FETCHED,
+            ignore_patterns=["onnx/*", "openvino/*"],
         )
     except Exception as error:  # the hub raises anything from OSError to ValueError
         raise ModelError(
-            f"revision {revision} of {hub_id} cannot be fetched: {error}",
-            "is the hub in reach, and is there such a revision?",
+            f"{f'revision {revision} of ' if revision else ''}{hub_id} cannot be fetched: {error}",
+            "is the hub in reach, and is there such a model, and such a revision?",
         ) from error
     return Path(folder)
 

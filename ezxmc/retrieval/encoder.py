@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -12,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
 from numpy.typing import NDArray
 from sentence_transformers import SentenceTransformer
 from transformers.utils import logging as transformers_logging
@@ -20,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 from ezxmc.config import Backend, Precision
 from ezxmc.errors import InputTypeError, ModelError, instance_of, whole_number
 from ezxmc.files import Inputs, check_folder, sign, unchanged, whole_folder
+from ezxmc.models.resolve import hub_folder
 from ezxmc.models.trust import check_encoder
 from ezxmc.retrieval.backends import Forward, choose_precision, open_converted, to_bfloat16
 from ezxmc.retrieval.tokens import TokenCache, passes, tokens_per_pass
@@ -30,8 +29,6 @@ Progress = Callable[[int, int], None]
 # what is cut here could not have reached the model anyway.
 _CHARACTERS_PER_TOKEN = 16
 _TEXTS_AT_ONCE = 512
-# Of a hub repository: settings, vocabularies and weights that hold no code.
-_FETCHED = ["*.json", "*.txt", "*.model", "*.spm", "*.tiktoken", "*.jinja", "*.safetensors"]
 
 STUDENT = "student"  # what its manifest says it is
 
@@ -89,7 +86,8 @@ class BiEncoder:
             device = "cpu"
         try:
             with _without_bars():
-                folder = _folder(source, revision)
+                # What is checked is what is opened.
+                folder = Path(source) if Path(source).is_dir() else hub_folder(str(source), revision)
                 check_encoder(folder)
                 self.model: Any = SentenceTransformer(
                     str(folder),
@@ -219,22 +217,6 @@ class BiEncoder:
     def _clipped(self, text: str) -> str:
         # Tokenizers refuse lone surrogates, which JSON escapes can smuggle in.
         return text[: self.max_length * _CHARACTERS_PER_TOKEN].encode("utf-8", "replace").decode()
-
-
-def _folder(source: str | PathLike[str], revision: str | None) -> Path:
-    """The folder itself, or what the hub has under that id, fetched: what is checked is what is opened."""
-    if Path(source).is_dir():
-        return Path(source)
-    name = str(source)
-    return Path(
-        snapshot_download(
-            name if "/" in name else f"sentence-transformers/{name}",
-            revision=revision,
-            cache_dir=os.environ.get("SENTENCE_TRANSFORMERS_HOME"),
-            allow_patterns=_FETCHED,
-            ignore_patterns=["onnx/*", "openvino/*"],
-        )
-    )
 
 
 def _read_whole(model: torch.nn.Module) -> None:
