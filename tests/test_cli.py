@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from ezxmc.bundle import save_bundle
 from ezxmc.cli import app as program
 from ezxmc.cli import console, teacher
 from ezxmc.config import DataConfig, RunConfig
+from ezxmc.errors import ConfigError
 from ezxmc.feedback.store import FeedbackStore
+from ezxmc.files import sole_writer
 from ezxmc.plan import plan as ezxmc_plan
 from ezxmc.records import Document, Label, Pair
 
@@ -394,3 +397,36 @@ def test_a_table_in_a_pipe_keeps_its_lines_whole(
     title, *lines = capsys.readouterr().out.splitlines()
     assert title == "a long title " * 20
     assert [line for line in lines if "name" * 100 in line and "yes" in line]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "predict bundle documents.jsonl -o out.jsonl",
+        "predict bundle documents.jsonl -o out.jsonl --resume",
+        "shortlist documents.jsonl labels.jsonl -o out.jsonl",
+        "train documents.jsonl labels.jsonl feedback.sqlite -o out",
+        "index student labels.jsonl -o out",
+    ],
+)
+def test_what_another_process_writes_is_refused_at_once(ezxmc: Ezxmc, tmp_path: Path, line: str) -> None:
+    write_rows(tmp_path / "documents.jsonl", [document(0)])
+    write_rows(tmp_path / "labels.jsonl", label_rows())
+    out = tmp_path / line.split("-o ")[1].split()[0]
+    with sole_writer(out):
+        done = ezxmc(*line.split())
+        assert done.code == 2 and "another process is writing out" in done.err and not done.out
+    assert {path.name for path in tmp_path.iterdir()} == {"documents.jsonl", "labels.jsonl"}
+
+
+def test_a_killed_writers_lock_goes_with_it(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "out.jsonl"
+    code = "import sys, ezxmc.files\nwith ezxmc.files.sole_writer(sys.argv[1]):\n print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code, place], stdin=-1, stdout=-1) as holder:
+        assert holder.stdout and holder.stdout.readline()
+        with pytest.raises(ConfigError, match="another process is writing"), sole_writer(place):
+            pass
+        holder.kill()
+    with sole_writer(place):
+        pass
+    assert not any(place.parent.iterdir())
