@@ -385,6 +385,15 @@ def test_a_run_that_does_not_fit_is_refused(
     with pytest.raises(ConfigError, match="nothing is known of this teacher"):
         updated(grown(name="other"), other)
     assert other.asked == [] and other.closed == 1
+    mine, asked = grown(name="mine"), FakeTeacher(topical)
+    for name in ("trained", "kept", "bundle"):
+        notes = mine.parent / "run" / "updates" / "0001" / name / "notes.txt"
+        notes.parent.mkdir(parents=True)
+        notes.write_text("mine")
+        with pytest.raises(ConfigError, match="is no bundle that ezxmc made"):
+            updated(mine, asked)
+        assert notes.read_text() == "mine" and asked.asked == []
+        shutil.rmtree(notes.parent)
     (config.parent / "run" / "catalog.jsonl").unlink()
     with pytest.raises(DataError, match=r"is missing[\s\S]*ezxmc run"):
         updated(config)

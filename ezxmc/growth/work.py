@@ -22,11 +22,12 @@ from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.priors import context_of
 from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.targets import Proposals, Targets, build_targets
+from ezxmc.files import remove_own, whole_folder
 from ezxmc.growth.history import BUNDLE
 from ezxmc.growth.pool import known_judgments
 from ezxmc.growth.selection import Rows, Selection, pair_rows, read_pairs, select
 from ezxmc.hashing import file_hash
-from ezxmc.manifest import MANIFEST
+from ezxmc.manifest import MANIFEST, check_bundle_place, own_files
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder
@@ -36,6 +37,7 @@ from ezxmc.watch import Watch
 
 _MOST_PROBED, _MOST_CHECKED = 0.25, 0.25
 """Of a limit, what the probe and the calibration may take."""
+_TRAINED, _KEPT = "trained", "kept"
 _FEW_SHORTLISTS = 10  # as many shortlists may hold all labels
 
 
@@ -137,6 +139,16 @@ class Work:
         inquiry = self.inquiry
         return list(known_judgments(self.catalog, self.grown.now, inquiry.teacher, inquiry.store))
 
+    @staticmethod
+    def check(place: RunDir) -> None:
+        """Refuse, before anything is asked, where something else lies in the place of a bundle.
+
+        Raises:
+            ConfigError: As for `check_bundle_place`.
+        """
+        for name in (_TRAINED, _KEPT, BUNDLE):
+            check_bundle_place(place.path / name)
+
     def ask(self, place: RunDir, drifting: Collection[str]) -> dict[str, int]:
         """Select and ask; returns how many pairs were selected, by why."""
         file = place.path / "pairs.jsonl"
@@ -162,7 +174,7 @@ class Work:
 
     def train(self, place: RunDir) -> tuple[Path, dict[str, Any]]:
         """Train on from the former weights, on all judgments; the bundle of it, and how training went."""
-        student, bundle = place.path / "student", place.path / "trained"
+        student, bundle = place.path / "student", place.path / _TRAINED
         base, config = self.student.bundle.path / "student", self.config.training
         judgments = self.learnt(self.known())
         apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
@@ -242,9 +254,10 @@ class Work:
 
     def keep(self, place: RunDir) -> Path:
         """The former bundle with the labels there are now, new ones by their titles."""
-        bundle = place.path / "kept"
-        shutil.rmtree(bundle, ignore_errors=True)
-        shutil.copytree(self.student.bundle.path, bundle, ignore=shutil.ignore_patterns(".lock"))
+        bundle = place.path / _KEPT
+        former = self.student.bundle.path
+        with whole_folder(bundle, "bundle", own_files) as fresh:
+            shutil.copytree(former, fresh, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
         add_labels(bundle, self.catalog.labels, progress=self.watch.stage("bundle: new labels"))
         if gone := self.student.bundle.rows().keys() - self.row_of.keys():
             remove_labels(bundle, sorted(gone))
@@ -262,5 +275,6 @@ class Work:
 
         place.write_lines(place.path / "predictions.jsonl", rows())
         target = place.path / BUNDLE
-        shutil.rmtree(target, ignore_errors=True)
+        check_bundle_place(target)
+        remove_own(target, set(own_files(target) or ()).__contains__)
         bundle.rename(target)
