@@ -160,7 +160,8 @@ class Work:
 
         config = self.config
         parts = [part.model_dump() for part in (config.shortlist, config.inference, config.update)]
-        done = place.stage("select", [*self._state, *parts, sorted(drifting)], [file], make)
+        most = config.budget.calibration
+        done = place.stage("select", [*self._state, *parts, most, sorted(drifting)], [file], make)
         with file.open(encoding="utf-8") as lines:
             selected: dict[str, Rows] = read_pairs(self.catalog, map(json.loads, lines))
         uids = [document.uid for document in self.catalog.documents]
