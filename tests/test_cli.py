@@ -274,7 +274,9 @@ MIXED = [
 ]
 
 
-def test_predict_reads_standard_input_and_answers_every_line(ezxmc: Ezxmc, bundle: Path) -> None:
+def test_predict_reads_standard_input_and_answers_every_line(
+    ezxmc: Ezxmc, bundle: Path, tmp_path: Path
+) -> None:
     done = ezxmc("predict", bundle, stdin=b"\n".join(MIXED) + b"\n")
     assert done.code == 3 and "6 rows, 2 kept" in done.err
     tagged = [row for row in done.lines if "tags" in row]
@@ -288,8 +290,18 @@ def test_predict_reads_standard_input_and_answers_every_line(ezxmc: Ezxmc, bundl
     ]
     clean = ezxmc("predict", bundle, "-", "--k", 2, stdin=MIXED[0])
     assert clean.code == 0 and [len(row["tags"]) for row in clean.lines] == [2]
-    empty = ezxmc("predict", bundle)
-    assert empty.code == 0 and empty.out == ""
+    for nothing in (b"", b"\n \n"):
+        empty = ezxmc("predict", bundle, stdin=nothing)
+        assert (
+            empty.code == 1
+            and empty.out == ""
+            and "standard input holds no usable document: 0 rows" in empty.err
+        )
+    (tmp_path / "none.csv").write_text("id,text\n")
+    tags = tmp_path / "tags.jsonl"
+    tags.write_text('{"uid": "former", "tags": []}\n')
+    assert ezxmc("predict", bundle, "none.csv", "-o", tags).code == 1
+    assert tags.read_text() == '{"uid": "former", "tags": []}\n'
     strict = ezxmc("predict", bundle, "--strict", stdin=b"\n".join(MIXED))
     assert strict.code == 1 and "<stdin>:2: duplicate_uid" in strict.err
 
