@@ -299,7 +299,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         precision_at_k([["a", "a"]], [{"a"}], 2)
     for wrong in ((0.0, 1.5), (0.55, 0.0), (math.nan, 1.5)):
-        with pytest.raises(ValueError, match="positive|give a finite number"):
+        with pytest.raises(ValueError, match=r"positive|give a finite number"):
             inverse_propensity(np.arange(3), 100, *wrong)
     with pytest.raises(ValueError, match="as many"):
         encode([["a"]], [], {})
