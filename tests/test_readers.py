@@ -23,7 +23,16 @@ from typer.testing import CliRunner
 from ezxmc.cli import data as data_cli
 from ezxmc.cli.console import columns_of
 from ezxmc.config import RunConfig
-from ezxmc.data import Catalog, RowReport, columns_for, iter_documents, iter_rows, read_documents, read_labels
+from ezxmc.data import (
+    Catalog,
+    RowReport,
+    columns_for,
+    iter_documents,
+    iter_rows,
+    read_documents,
+    read_gold,
+    read_labels,
+)
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.records import Document, Label
 from ezxmc.tagging import row_count
@@ -34,6 +43,28 @@ DOCUMENTS = [Document("1", "One", "parcel"), Document("2", "Zwei", "für Größe
 
 def noted(report: RowReport, *parts: str) -> bool:
     return all(any(part in note for note in report.notes) for part in parts)
+
+
+def test_one_json_array_is_read_and_its_rows_are_numbered(tmp_path: Path) -> None:
+    rows: list[Any] = [
+        {"id": 1, "title": "One", "text": "parcel"},
+        5,
+        {"id": 2, "name": "Zwei", "body": "für Größe"},
+    ]
+    for place, indent in enumerate((None, 0, 2)):
+        path = put(tmp_path / f"{place}.json", json.dumps(rows, indent=indent, ensure_ascii=False))
+        documents, report = read_documents(path)
+        assert documents == DOCUMENTS and noted(report, "one JSON array")
+        assert [(one.line, one.kind) for one in report.problems] == [(2, "not_an_object")]
+        with gzip.open(tmp_path / "packed.json.gz", "wt", encoding="utf-16") as packed:
+            json.dump(rows, packed, indent=indent)
+        assert read_documents(tmp_path / "packed.json.gz")[0] == DOCUMENTS
+    labels = put(tmp_path / "labels.json", '[\n{"id": 7, "name": "rose"}\n]')
+    assert read_labels(labels)[0] == [Label("7", "rose")]
+    gold = put(tmp_path / "gold.json", '[{"uid": 1, "labels": ["7"]}, {"uid": 2, "labels": []}]')
+    assert read_gold(gold)[0] == {"1": {"7"}, "2": set()}
+    documents, report = read_documents(put(tmp_path / "none.json", " [ ]\n"))
+    assert not documents and not report.rows
 
 
 # Columns
