@@ -45,6 +45,35 @@ def noted(report: RowReport, *parts: str) -> bool:
     return all(any(part in note for note in report.notes) for part in parts)
 
 
+def test_a_json_object_on_several_lines_is_refused_with_the_cure(tmp_path: Path) -> None:
+    path = put(tmp_path / "d.jsonl", json.dumps({"id": 1, "text": "a"}, indent=1))
+    with pytest.raises(DataError, match=r"on several lines[\s\S]*jq -c \. "):
+        read_documents(path)
+
+
+def test_aliases_that_are_a_list_written_as_text(tmp_path: Path) -> None:
+    for cell in ('["x, y", "z"]', "['x, y', 'z']", "x, y|z"):
+        rows = [{"id": 1, "title": "A", "aliases": cell}, {"id": 2, "title": "B", "aliases": "[]"}]
+        labels, _ = read_labels(put(tmp_path / "l.jsonl", "\n".join(map(json.dumps, rows))))
+        assert labels == [Label("1", "A", "", ("x, y", "z")), Label("2", "B")]
+    odd = put(tmp_path / "o.jsonl", json.dumps({"id": 1, "title": "A", "aliases": "[sic] x"}))
+    assert read_labels(odd)[0] == [Label("1", "A", "", ("[sic] x",))]
+
+
+def test_a_header_with_blanks_before_its_quotes(tmp_path: Path) -> None:
+    head = '"id", "title", "text"\n'
+    documents, report = read_documents(
+        put(tmp_path / "d.csv", f'{head}"1", "One", "a, b"\n"2", "Zwei", c "d"\n')
+    )
+    assert documents == [Document("1", "One", "a, b"), Document("2", "Zwei", 'c "d"')] and not report.bad
+
+
+def test_a_table_with_a_column_per_label_is_refused_with_the_cure(tmp_path: Path) -> None:
+    path = put(tmp_path / "g.csv", "id,L0,L1\n1,1,0\n2,0,1\n")
+    with pytest.raises(DataError, match=r"g\.csv:1: field_count[\s\S]*a column for every label"):
+        read_gold(path, documents={"1", "2"}, labels={"L0": "a", "L1": "b"})
+
+
 def test_one_json_array_is_read_and_its_rows_are_numbered(tmp_path: Path) -> None:
     rows: list[Any] = [
         {"id": 1, "title": "One", "text": "parcel"},

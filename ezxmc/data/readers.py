@@ -23,7 +23,7 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime, time
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,10 @@ def iter_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
 
 def _json_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
     lines = iter_lines(source, report)
-    first = next(lines, None)
-    if first and _ARRAY.match(first[2]):
-        values: Iterator[tuple[str, int, Any]] = _array(first, lines, report)
-    else:
-        values = _json_values(chain([first] if first else [], lines), report)
-    for file, line, value in values:
+    # One line only: whoever reads must learn of bad rows in their order.
+    head = list(islice(lines, 1))
+    lines, whole = chain(head, lines), bool(head and _ARRAY.match(head[0][2]))
+    for file, line, value in _array(lines, report) if whole else _json_values(lines, report):
         if isinstance(value, dict):
             yield file, line, value
         else:
@@ -86,19 +84,24 @@ def _json_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
 
 
 def _json_values(lines: Iterable[tuple[str, int, str]], report: RowReport) -> Iterator[tuple[str, int, Any]]:
+    first = None
     for file, line, text in lines:
+        if first == "{" and text[0] == '"':
+            raise DataError(
+                f"{file}: one JSON object is on several lines",
+                f"write one object per line (`jq -c . {file} > rows.jsonl`), or one array of them",
+            )
+        first = text if first is None else ""
         try:
             yield file, line, json.loads(text)
         except (ValueError, RecursionError) as error:
             report.add(file, line, "bad_json", str(error))
 
 
-def _array(
-    first: tuple[str, int, str], lines: Iterable[tuple[str, int, str]], report: RowReport
-) -> Iterator[tuple[str, int, Any]]:
+def _array(lines: Iterable[tuple[str, int, str]], report: RowReport) -> Iterator[tuple[str, int, Any]]:
     """A file that is one JSON array, all of it in memory; its rows are numbered by their place."""
-    file, bad_before = first[0], report.bad
-    text = "\n".join(part for _, _, part in chain([first], lines))
+    bad_before, read = report.bad, list(lines)
+    file, text = read[0][0], "\n".join(part for _, _, part in read)
     wrong: object = report.problems[-1] if report.bad > bad_before else None
     try:
         values = json.loads(text)
