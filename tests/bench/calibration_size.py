@@ -1,6 +1,6 @@
 """How many documents a calibrator is worth: its error and how much that varies, by documents judged.
 
-    python tests/bench/calibration_size.py DOCUMENTS LABELS JUDGMENTS [--encoder ENCODER] [--draws 200]
+    python tests/bench/calibration_size.py DOCUMENTS LABELS JUDGMENTS [--encoder ENCODER] [--draws 200] [--gold QRELS]
 
 JUDGMENTS are recorded answers (doc, label, log_odds) on ENCODER's top 10 of each document. Per draw some of
 these documents calibrate and 300 others, the same for all sizes, tell the error: probabilities against the
@@ -23,6 +23,30 @@ On debtags with faceted titles, judgments.jsonl (Qwen2.5-Coder-1.5B-Instruct), a
 The calibrator of the 300 tested documents themselves has about 1.5 at 5 and 0.9 at 10. So 150 documents, the
 default of `budget.calibration`, are within
 .1 of what 300 reach; 100 lose .2 to .3, 50 lose .6 to .9 and scatter twice as much.
+
+With --gold QRELS it measures how many documents are worth asking to choose between students. Of the 700
+judged documents, in hash order, 250 are learnt from and 450 may select; quality by people is of 800 documents
+nobody judged. Nine students: untrained, after 1 to 4 epochs on the 250, after 1 to 4 on 125 of them. Per draw,
+with replacement, the students' agreement (nDCG@5) on some of the 450 picks; "right" is how often it picks the
+better of two, in %: the one that agrees better on all 450, or that is better by people. "close" are the 21 of
+36 pairs less than 2 points of R@10 apart. "lost" is what the best by people of all nine has more than the one
+picked among all nine, in points. Same data, 2,000 draws, 9 minutes on one core:
+
+| documents | teacher | close | R@10 | close | P@5 | close | R@10 lost | P@5 lost |
+|---|---|---|---|---|---|---|---|---|
+| 10 | 73.6 | 62.0 | 65.6 | 48.3 | 67.7 | 51.8 | 1.13 | .43 |
+| 25 | 78.8 | 67.2 | 67.7 | 48.2 | 70.7 | 53.3 | 1.05 | .34 |
+| 50 | 82.7 | 71.6 | 69.2 | 48.5 | 73.1 | 55.1 | 1.02 | .30 |
+| 100 | 87.6 | 79.1 | 69.0 | 47.1 | 74.0 | 55.7 | 1.05 | .27 |
+| 150 | 90.2 | 83.2 | 68.8 | 46.6 | 74.2 | 55.9 | 1.04 | .24 |
+| 200 | 91.8 | 85.9 | 68.5 | 46.1 | 74.2 | 55.8 | 1.04 | .22 |
+| 300 | 93.5 | 88.9 | 68.2 | 45.4 | 74.4 | 56.1 | 1.04 | .20 |
+| 400 | 94.9 | 91.2 | 67.6 | 44.5 | 74.3 | 56.0 | 1.02 | .18 |
+
+What the teacher prefers takes longer to find than its probabilities: 300 documents, twice
+`budget.calibration`, pick it among close students in 89 % of the draws, 150 in 83 %, and 100 more bring 2
+points. People's tags are another judge: beyond 50 documents they gain .1 points of P@5 and nothing in R@10,
+so nobody needs more than these 300.
 """
 
 from __future__ import annotations
