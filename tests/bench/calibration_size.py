@@ -1,6 +1,7 @@
 """How many documents a calibrator is worth: its error and how much that varies, by documents judged.
 
-    python tests/bench/calibration_size.py DOCUMENTS LABELS JUDGMENTS [--encoder ENCODER] [--draws 200] [--gold QRELS]
+    python tests/bench/calibration_size.py DOCUMENTS LABELS JUDGMENTS [--encoder ENCODER] [--draws 200]
+    ... --gold QRELS
 
 JUDGMENTS are recorded answers (doc, label, log_odds) on ENCODER's top 10 of each document. Per draw some of
 these documents calibrate and 300 others, the same for all sizes, tell the error: probabilities against the
@@ -25,12 +26,12 @@ default of `budget.calibration`, are within
 .1 of what 300 reach; 100 lose .2 to .3, 50 lose .6 to .9 and scatter twice as much.
 
 With --gold QRELS it measures how many documents are worth asking to choose between students. Of the 700
-judged documents, in hash order, 250 are learnt from and 450 may select; quality by people is of 800 documents
-nobody judged. Nine students: untrained, after 1 to 4 epochs on the 250, after 1 to 4 on 125 of them. Per draw,
-with replacement, the students' agreement (nDCG@5) on some of the 450 picks; "right" is how often it picks the
-better of two, in %: the one that agrees better on all 450, or that is better by people. "close" are the 21 of
-36 pairs less than 2 points of R@10 apart. "lost" is what the best by people of all nine has more than the one
-picked among all nine, in points. Same data, 2,000 draws, 9 minutes on one core:
+judged documents, in hash order, 250 are learnt from and 450 may select; quality by people is of 800 that
+nobody judged. Nine students: untrained, after 1 to 4 epochs on the 250, after 1 to 4 on 125 of them. Per
+draw, with replacement, the agreement (nDCG@5) on some of the 450 picks. The columns say how often it picks
+the better of two, in %: the one that agrees better on all 450, or that is better by people. "close" are
+the 21 of 36 pairs less than 2 points of R@10 apart. "lost" is what the best by people of all nine has more
+than the one picked among all nine, in points. Same data, 2,000 draws, 9 minutes on one core:
 
 | documents | teacher | close | R@10 | close | P@5 | close | R@10 lost | P@5 lost |
 |---|---|---|---|---|---|---|---|---|
