@@ -8,8 +8,9 @@ import gzip
 import io
 import json
 import lzma
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -32,10 +33,17 @@ from ezxmc.data import (
     read_documents,
     read_gold,
     read_labels,
+    read_shortlist,
 )
-from ezxmc.errors import ConfigError, DataError
+from ezxmc.data.predictions import read_predictions
+from ezxmc.errors import ConfigError, DataError, EzxmcError
+from ezxmc.feedback.exchange import import_judgments
+from ezxmc.feedback.reviews import Reviews
+from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Label
+from ezxmc.review.exchange import import_reviews, read_picks
 from ezxmc.tagging import row_count
+from ezxmc.teacher.replay import ReplayTeacher
 
 CSV = "id,title,text\n1,One,parcel\n2,Zwei,für Größe\n"
 DOCUMENTS = [Document("1", "One", "parcel"), Document("2", "Zwei", "für Größe")]
@@ -471,6 +479,96 @@ def test_any_table_is_read_or_refused_and_every_row_told(
     # What the reader gave is kept or bad; what it could not give is bad there and here.
     assert report.rows == seen + raw.bad and report.kept == len(documents)
     assert report.counts["repeated_header"] == raw.counts["repeated_header"]
+
+
+_COLUMNS = (
+    *(
+        "uid",
+        "doc",
+        "doc_id",
+        "label",
+        "labels",
+        "tags",
+        "error",
+        "scores",
+        "sources",
+        "key",
+        "log_odds",
+        "mass",
+    ),
+    *(
+        "status",
+        "teacher",
+        "fingerprint",
+        "decision",
+        "reviewer",
+        "time",
+        "data",
+        "annotations",
+        "id",
+        "title",
+    ),
+    *("Choice", "text", "label_title", "label_text", "reason", "", "é"),
+)
+_VALUE = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(10**400),
+    st.sampled_from(["1", "l", "L", "yes", "no", "skip", "ok", "0.5", "[1]", "{}", "['l']", "2026-01-01"]),
+    st.sampled_from(["0" * 64, "\ud800", "a\0"]),
+)  # fmt: skip
+_JSON = st.recursive(
+    _VALUE,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(_COLUMNS), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+_ROWS = st.lists(st.one_of(st.dictionaries(st.sampled_from(_COLUMNS), _JSON, max_size=6), _JSON), max_size=5)
+
+
+def _table(head: list[str], rows: list[list[Any]], delimiter: str, encoding: str, quoted: bool) -> bytes:
+    out = io.StringIO(newline="")
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL
+    csv.writer(out, delimiter=delimiter, quoting=quoting).writerows([head, *rows])
+    return out.getvalue().encode(encoding, "replace")
+
+
+_BODIES = st.one_of(
+    st.binary(max_size=60),
+    _ROWS.map(lambda rows: "".join(json.dumps(row) + "\n" for row in rows).encode()),
+    _ROWS.map(lambda rows: json.dumps(rows, indent=1).encode()),
+    st.builds(
+        _table,
+        st.lists(st.sampled_from(_COLUMNS), min_size=1, max_size=5, unique=True),
+        st.lists(st.lists(_VALUE, min_size=1, max_size=5), max_size=5),
+        st.sampled_from(",;\t|"),
+        st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252"]),
+        st.booleans(),
+    ),
+)
+
+
+@given(body=_BODIES, suffix=st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".txt", ".jsonl.gz"]))
+def test_every_reader_takes_or_refuses_whatever_comes(tmp_path: Path, body: bytes, suffix: str) -> None:
+    path = put(tmp_path / f"f{suffix}", body)
+    documents, labels = [Document("1", "", "a")], [Label("l", "L")]
+    readers: list[Callable[[RowReport], object]] = [
+        lambda report: list(read_predictions(path, report)),
+        lambda report: read_shortlist(path, documents, labels, report),
+        lambda report: import_judgments(store, path, report),
+        lambda report: import_reviews(reviews, path, report, documents, labels),
+        lambda _: ReplayTeacher(path),
+        lambda _: read_gold(path),
+        lambda _: read_gold(path, documents={"1"}, labels={"l": "L"}),
+        lambda _: read_picks(path),
+    ]
+    with FeedbackStore(tmp_path / "f.sqlite") as store, Reviews(tmp_path / "r.sqlite") as reviews:
+        for read in readers:
+            report = RowReport()
+            try:
+                read(report)
+            except EzxmcError as error:
+                assert error.cure
+            assert all(problem.line >= 1 and problem.detail for problem in report.problems)
 
 
 @given(
