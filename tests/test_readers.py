@@ -104,6 +104,15 @@ def test_one_json_array_is_read_and_its_rows_are_numbered(tmp_path: Path) -> Non
     assert not documents and not report.rows
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-32"])
+def test_standard_input_in_another_encoding_is_read(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    rows = [{"id": one.uid, "title": one.title, "text": one.text} for one in DOCUMENTS]
+    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(encoding)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
+    documents, report = read_documents("-")
+    assert documents == DOCUMENTS and noted(report, encoding.upper()) == (encoding != "utf-8")
+
+
 # Columns
 
 
