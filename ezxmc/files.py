@@ -13,6 +13,7 @@ moved there in one step: a failing command leaves what was there before.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import re
@@ -26,7 +27,7 @@ from typing import Any, NoReturn
 from uuid import uuid4
 
 from ezxmc.errors import ConfigError, DataError, EzxmcError
-from ezxmc.hashing import file_hash
+from ezxmc.hashing import file_hash, text_hash
 
 Made = Callable[[Path], bool]
 """Whether an existing file is one that its writer may replace, by its content."""
@@ -165,6 +166,46 @@ def whole_file(
         yield fresh
         if state_of(place) != before:
             check_file(out, what, made=made)
+
+
+@contextmanager
+def sole_writer(out: str | Path) -> Iterator[None]:
+    """Keep another process from long work on the same file or folder; the lock goes with the process.
+
+    Raises:
+        ConfigError: Another process has it in hand, or no file can be made there.
+    """
+    place = place_of(out)
+    if is_stream(place):
+        yield
+        return
+    path = place.with_name(f".ezxmc-{text_hash(place.name)[:32]}")
+    file = _locked(path, out)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before it is given back: nobody may lock it again
+        os.close(file)
+
+
+def _locked(path: Path, out: str | Path) -> int:
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            refuse(f"{out} cannot be written: {error}", "choose another place")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            refuse(f"another process is writing {out}", "wait for it, or choose another name")
+        except OSError:
+            return file  # some network file systems have no locks; a single writer needs none
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file), path.stat()):
+                return file
+        os.close(file)  # its owner was just done with it
 
 
 def loads(load: Callable[[Path], object]) -> Made:

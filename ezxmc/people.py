@@ -22,6 +22,7 @@ from ezxmc.bundle import (
     add_decision,
     add_labels,
     add_student_files,
+    labels_of,
     load_bundle,
     remove_labels,
 )
@@ -32,18 +33,13 @@ from ezxmc.data.growth import Snapshot, label_content
 from ezxmc.files import replacing, temporary
 from ezxmc.manifest import (
     CALIBRATOR,
-    CHANGES,
     DECISION,
     HEAD,
-    INDEX,
-    LABELS,
     STUDENT,
     Manifest,
-    read_labels,
     read_manifest,
 )
 from ezxmc.records import Label
-from ezxmc.retrieval import LabelIndex
 
 FORMER = "former"
 """Where in a run directory calibrators and decisions lie that do not fit the bundle any more."""
@@ -103,7 +99,7 @@ class LabelEdits:
 
     def apply(self, bundle: Path) -> None:
         """Do the same to another bundle of the catalog, or again to the same one."""
-        there = {label.uid for label in answered(bundle)}
+        there = {label.uid for label in labels_of(bundle)}
         gone = [uid for uid in self.removed if uid in there]
         if len(gone) == len(there):  # no bundle is without a label
             gone = gone[1:]
@@ -136,13 +132,6 @@ class LabelEdits:
 def _named(names: Sequence[str]) -> str:
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     return ", ".join(map(repr, names[:_NAMED])) + more
-
-
-def answered(bundle: Path) -> list[Label]:
-    """The labels a bundle answers, without opening its student."""
-    files = read_manifest(bundle).places(bundle)
-    labels, index = read_labels(files[LABELS]), LabelIndex.load(files[INDEX], changes=files.get(CHANGES))
-    return [labels[row] for row in index.rows.tolist()]
 
 
 def peoples_calibrator(bundle: Path) -> str:

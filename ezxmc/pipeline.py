@@ -24,7 +24,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ezxmc.bundle import Refine, add_calibrator, add_labels, save_bundle
+from ezxmc.bundle import Refine, add_calibrator, add_labels, labels_of, save_bundle
 from ezxmc.calibration import Calibrator, Verdict, fit_calibrator, fit_few_shot
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import RunConfig
@@ -56,7 +56,7 @@ from ezxmc.manifest import (
     writing,
 )
 from ezxmc.models import resolve_model
-from ezxmc.people import FORMER, LabelEdits, answered, carry_exports, carry_over, outdated, peoples_calibrator
+from ezxmc.people import FORMER, LabelEdits, carry_exports, carry_over, outdated, peoples_calibrator
 from ezxmc.predict import Predictor, prediction_row, rank_among
 from ezxmc.records import Judgment, Label, Prediction
 from ezxmc.report import RunReport, write_report
@@ -307,7 +307,7 @@ class _Run:
 
     def labels_in(self, bundle: Path) -> tuple[dict[str, Label], LabelEdits]:
         """The labels a bundle answers, by uid, and what of them is people's work."""
-        labels = answered(bundle)
+        labels = labels_of(bundle)
         edits = LabelEdits.between(labels, self.former, self.catalog.labels)
         return {label.uid: label for label in labels}, edits
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from ezxmc.errors import InputTypeError
+from ezxmc.errors import ArgumentError, InputTypeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +115,9 @@ class Judgment:
             question at all; `None` where no answer was read.
         prompt_tokens: Length of the whole prompt in tokens.
         cached_tokens: How many of these the prefix cache supplied.
+
+    Raises:
+        ArgumentError: Status and log-odds do not fit, or a number is none or not finite.
     """
 
     key: str
@@ -128,10 +131,17 @@ class Judgment:
 
     def __post_init__(self) -> None:
         if (self.log_odds is None) != (self.status is not Status.OK):
-            raise ValueError(f"log_odds={self.log_odds} does not fit status {self.status}")
+            raise ArgumentError(
+                f"log_odds={self.log_odds} does not fit status {self.status}",
+                "give a number just where it is ok",
+            )
         for value in (self.log_odds, self.label_mass):
-            if value is not None and not math.isfinite(value):
-                raise ValueError(f"a judgment cannot hold {value}")
+            try:
+                fit = value is None or math.isfinite(value)
+            except (TypeError, ValueError, OverflowError):
+                fit = False
+            if not fit:
+                raise ArgumentError(f"a judgment cannot hold {value!r}", "give finite numbers, or None")
 
 
 @dataclass(frozen=True, slots=True)

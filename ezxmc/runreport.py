@@ -19,7 +19,7 @@ from ezxmc.data import Catalog, RowReport
 from ezxmc.evaluation import compare, evaluate
 from ezxmc.feedback.annotate import AnnotateSummary
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.feedback.targets import teacher_verdicts
+from ezxmc.feedback.targets import doubt, teacher_verdicts
 from ezxmc.feedback.totals import StoreTotals
 from ezxmc.metrics import (
     GROUPS,
@@ -122,7 +122,7 @@ def assemble(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.model_dump(mode="json"),
         data=data_summary(catalog, teacher),
-        teacher=_teacher(teacher, totals, found.problem_docs),
+        teacher=_teacher(teacher, totals, found),
         budget=_budget(config, found, totals),
         log_odds_histogram=_histogram([j.log_odds for j in judgments]),
         label_mass_histogram=_histogram([j.label_mass for j in judgments], (0.0, 1.0)),
@@ -171,7 +171,7 @@ def data_summary(catalog: Catalog, teacher: Teacher) -> DataSummary:
     )
 
 
-def _teacher(teacher: Teacher, totals: StoreTotals, problem_docs: Sequence[str]) -> TeacherSummary:
+def _teacher(teacher: Teacher, totals: StoreTotals, found: Findings) -> TeacherSummary:
     return TeacherSummary(
         description=teacher.description,
         judgments=totals.judgments,
@@ -184,7 +184,8 @@ def _teacher(teacher: Teacher, totals: StoreTotals, problem_docs: Sequence[str])
         computed_per_pair=totals.computed_per_pair,
         pairs_per_second=totals.pairs_per_second,
         seconds=totals.seconds,
-        problem_docs=list(dict.fromkeys(problem_docs)),
+        problem_docs=list(dict.fromkeys(found.problem_docs)),
+        warning=doubt(found.judgments) or "",
     )
 
 

@@ -12,9 +12,12 @@ from tinyworld import document, label_rows, topical, write_catalog, write_rows
 from typer.testing import CliRunner
 
 from ezxmc.cli import app as cli
+from ezxmc.cluster import RayConfig
+from ezxmc.config import ReplayTeacherConfig
 from ezxmc.data import RowReport
 from ezxmc.errors import DataError
 from ezxmc.records import Document, Label, Pair
+from ezxmc.teacher.factory import load_teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -150,3 +153,11 @@ def test_a_run_stops_before_it_spends_where_gold_is_of_other_labels(world: Path,
     ):
         call(tmp_path, "run", "config.yaml")
     assert not list((tmp_path / "run" / "cycles").glob("*"))
+
+
+def test_a_replay_on_a_cluster_tells_its_bad_rows(world: Path) -> None:
+    lines: list[str] = []
+    config = ReplayTeacherConfig(judgments=str(world / "said.jsonl"))
+    teacher: Any = load_teacher(config, cluster=RayConfig(), say=lines.append)
+    assert any(f"{SAID}: bad_judgment: " in line for line in lines)
+    assert teacher.report.bad == 1

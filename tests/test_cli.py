@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from ezxmc.bundle import save_bundle
 from ezxmc.cli import app as program
 from ezxmc.cli import console, teacher
 from ezxmc.config import DataConfig, RunConfig
+from ezxmc.errors import ConfigError
 from ezxmc.feedback.store import FeedbackStore
+from ezxmc.files import sole_writer
 from ezxmc.plan import plan as ezxmc_plan
 from ezxmc.records import Document, Label, Pair
 
@@ -271,7 +274,9 @@ MIXED = [
 ]
 
 
-def test_predict_reads_standard_input_and_answers_every_line(ezxmc: Ezxmc, bundle: Path) -> None:
+def test_predict_reads_standard_input_and_answers_every_line(
+    ezxmc: Ezxmc, bundle: Path, tmp_path: Path
+) -> None:
     done = ezxmc("predict", bundle, stdin=b"\n".join(MIXED) + b"\n")
     assert done.code == 3 and "6 rows, 2 kept" in done.err
     tagged = [row for row in done.lines if "tags" in row]
@@ -285,8 +290,18 @@ def test_predict_reads_standard_input_and_answers_every_line(ezxmc: Ezxmc, bundl
     ]
     clean = ezxmc("predict", bundle, "-", "--k", 2, stdin=MIXED[0])
     assert clean.code == 0 and [len(row["tags"]) for row in clean.lines] == [2]
-    empty = ezxmc("predict", bundle)
-    assert empty.code == 0 and empty.out == ""
+    for nothing in (b"", b"\n \n"):
+        empty = ezxmc("predict", bundle, stdin=nothing)
+        assert (
+            empty.code == 1
+            and empty.out == ""
+            and "standard input holds no usable document: 0 rows" in empty.err
+        )
+    (tmp_path / "none.csv").write_text("id,text\n")
+    tags = tmp_path / "tags.jsonl"
+    tags.write_text('{"uid": "former", "tags": []}\n')
+    assert ezxmc("predict", bundle, "none.csv", "-o", tags).code == 1
+    assert tags.read_text() == '{"uid": "former", "tags": []}\n'
     strict = ezxmc("predict", bundle, "--strict", stdin=b"\n".join(MIXED))
     assert strict.code == 1 and "<stdin>:2: duplicate_uid" in strict.err
 
@@ -394,3 +409,36 @@ def test_a_table_in_a_pipe_keeps_its_lines_whole(
     title, *lines = capsys.readouterr().out.splitlines()
     assert title == "a long title " * 20
     assert [line for line in lines if "name" * 100 in line and "yes" in line]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "predict bundle documents.jsonl -o out.jsonl",
+        "predict bundle documents.jsonl -o out.jsonl --resume",
+        "shortlist documents.jsonl labels.jsonl -o out.jsonl",
+        "train documents.jsonl labels.jsonl feedback.sqlite -o out",
+        "index student labels.jsonl -o out",
+    ],
+)
+def test_what_another_process_writes_is_refused_at_once(ezxmc: Ezxmc, tmp_path: Path, line: str) -> None:
+    write_rows(tmp_path / "documents.jsonl", [document(0)])
+    write_rows(tmp_path / "labels.jsonl", label_rows())
+    out = tmp_path / line.split("-o ")[1].split()[0]
+    with sole_writer(out):
+        done = ezxmc(*line.split())
+        assert done.code == 2 and "another process is writing out" in done.err and not done.out
+    assert {path.name for path in tmp_path.iterdir()} == {"documents.jsonl", "labels.jsonl"}
+
+
+def test_a_killed_writers_lock_goes_with_it(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "out.jsonl"
+    code = "import sys, ezxmc.files\nwith ezxmc.files.sole_writer(sys.argv[1]):\n print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code, place], stdin=-1, stdout=-1) as holder:
+        assert holder.stdout and holder.stdout.readline()
+        with pytest.raises(ConfigError, match="another process is writing"), sole_writer(place):
+            pass
+        holder.kill()
+    with sole_writer(place):
+        pass
+    assert not any(place.parent.iterdir())

@@ -280,7 +280,7 @@ def test_predictions_that_are_none_are_refused(predicted: Any, message: str) -> 
 def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(ValueError, match="no documents"):
         RankingMetrics().result()
-    with pytest.raises(ValueError, match="k must be"):
+    with pytest.raises(ValueError, match="k is 0"):
         RankingMetrics(ndcg_ks=(0,))
     for known in ({"inverse": np.ones(2)}, {"group": np.zeros(2, np.int8)}):
         with pytest.raises(ValueError, match="gold label 3"):
@@ -299,7 +299,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         precision_at_k([["a", "a"]], [{"a"}], 2)
     for wrong in ((0.0, 1.5), (0.55, 0.0), (math.nan, 1.5)):
-        with pytest.raises(ValueError, match="positive"):
+        with pytest.raises(ValueError, match=r"positive|give a finite number"):
             inverse_propensity(np.arange(3), 100, *wrong)
     with pytest.raises(ValueError, match="as many"):
         encode([["a"]], [], {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,32 @@ import pytest
 from fakes import FakeTeacher, catalog
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
 from serving import write_bundle
 
 import ezxmc
 from ezxmc import BiEncoder, Document, Label, LabelIndex, Predictor, RunConfig
+from ezxmc.calibration import JudgedRows
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import BudgetConfig, ShortlistConfig, TrainingConfig
+from ezxmc.data import columns_for, split_documents
 from ezxmc.data.in_memory import as_documents, as_gold, as_labels
 from ezxmc.errors import EzxmcError
-from ezxmc.metrics import top_labels
-from ezxmc.records import Pair, Prediction
+from ezxmc.metrics import (
+    RankingMetrics,
+    brier,
+    ece_at_k,
+    encode,
+    frequency_groups,
+    inverse_propensities,
+    inverse_propensity,
+    ndcg_at_k,
+    precision_at_k,
+    psp_at_k,
+    recall_at_k,
+    top_labels,
+)
+from ezxmc.records import Judgment, Pair, Prediction, Status
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAN = float("nan")
@@ -237,6 +254,94 @@ def test_public_functions_refuse_what_they_cannot_use(
     with pytest.raises(EzxmcError) as refused:
         call(_encoder(tiny_encoder), tmp_path)
     assert refused.value.cure, refused.value
+
+
+JUNK: list[Any] = [
+    None, NAN, {}, {"a": 1}, "text", "", 5, -1, 1.5, [None], ["zz"], [[1], [1, 2]], b"x", object(), True,
+    np.array(["a"]), np.full((2, 2), NAN), 2**80,
+]  # fmt: skip
+_RANKED, _GOLD = [["a", "b"], ["c"]], [{"a"}, {"c", "d"}]
+_JUDGMENT = Judgment("0" * 64, "d", "l", Status.OK, 0.5, 0.9)
+_P = np.linspace(0.9, 0.1, 40).reshape(8, 5)
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda junk: repr(junk)[:12])
+def test_the_store_refuses_junk_by_name(tmp_path: Path, junk: Any) -> None:
+    with ezxmc.FeedbackStore(tmp_path / "f.sqlite") as store:
+        session = store.open_session("f", {})
+        for call in (
+            lambda: store.append(junk, [_JUDGMENT], 1.0),
+            lambda: store.append(session, junk, 1.0),
+            lambda: store.append(session, [_JUDGMENT, junk], 1.0),
+            lambda: store.append(session, [], junk),
+            lambda: store.merge(session, junk),
+            lambda: store.known(junk),
+            lambda: store.get(junk),
+            lambda: store.given_up(session, junk, 1),
+            lambda: store.open_session(junk, {}),
+            lambda: store.open_session("f", junk),
+            lambda: list(store.judgments(junk)),
+            lambda: list(store.batches("f", junk)),
+            lambda: store.judged(junk),
+            lambda: store.totals(junk),
+            lambda: store.failed_documents(session, junk, 1),
+        ):
+            with suppress(EzxmcError):
+                call()
+        assert store.known(["0" * 64]) == set() and not list(store.judgments())
+        for wrong in ("0" * 64, ["zz"], None):
+            with pytest.raises(EzxmcError, match=r"keys are .*[\s\S]*64 hex digits"):
+                store.known(wrong)  # type: ignore[arg-type]
+        with pytest.raises(EzxmcError, match=r"there is no session 9[\s\S]*open_session"):
+            store.append(9, [_JUDGMENT], 1.0)
+
+
+@pytest.mark.parametrize("junk", JUNK, ids=lambda junk: repr(junk)[:12])
+def test_metrics_refuse_junk_by_name(junk: Any) -> None:
+    predicted, gold = encode(_RANKED, _GOLD, {})
+    for call in (
+        lambda: precision_at_k(junk, _GOLD, 2),
+        lambda: precision_at_k(_RANKED, junk, 2),
+        lambda: precision_at_k([["a"], junk], _GOLD, 2),
+        lambda: recall_at_k(_RANKED, [{"a"}, junk], 2),
+        lambda: ndcg_at_k(_RANKED, _GOLD, junk),
+        lambda: encode(junk, _GOLD, {}),
+        lambda: psp_at_k(_RANKED, _GOLD, junk, 2),
+        lambda: inverse_propensities(junk, 9),
+        lambda: inverse_propensity(np.ones(2, np.int64), junk),
+        lambda: frequency_groups(junk),
+        lambda: top_labels(junk, 2),
+        lambda: RankingMetrics(precision_ks=junk),
+        lambda: RankingMetrics().update(junk, gold),
+        lambda: RankingMetrics().update(predicted, junk),
+        lambda: RankingMetrics().update(predicted, gold, kept=junk),
+        lambda: RankingMetrics().update(predicted, gold, documents=junk),
+        lambda: ece_at_k(junk, _P),
+        lambda: ece_at_k(_P, _P, junk),
+        lambda: brier(_P, junk),
+        lambda: JudgedRows.of(junk, _P),
+        lambda: JudgedRows.of(_P, junk),
+        lambda: LabelIndex(_UNIT).vectors(junk),
+        lambda: LabelIndex(_UNIT).remove(junk),
+        lambda: Judgment("0" * 64, "d", "l", Status.OK, junk),
+        lambda: split_documents(junk, 0.5, 0),
+        lambda: columns_for("documents", junk),
+    ):
+        with suppress(EzxmcError):
+            call()
+    for wrong in ("ab", {"a": 1}, None, 5):
+        with pytest.raises(EzxmcError, match=r"ranked\[1\] is .*[\s\S]*list of label uids"):
+            precision_at_k([["a"], wrong], _GOLD, 1)  # type: ignore[list-item]
+
+
+def test_depths_beyond_all_labels_cost_nothing() -> None:
+    predicted, values = top_labels(csr_array(_UNIT), 10**12)
+    assert predicted.tolist() == [[0, -1, -1], [1, -1, -1], [2, -1, -1]] and values.shape == (3, 3)
+    deep, least = 10**12, 1e-11
+    assert 0 < precision_at_k(_RANKED, _GOLD, deep) < least and recall_at_k(_RANKED, _GOLD, deep) == 0.75
+    assert ndcg_at_k(_RANKED, _GOLD, deep) == pytest.approx(ndcg_at_k(_RANKED, _GOLD, 2))
+    weights = dict.fromkeys("abcd", 1.0)
+    assert psp_at_k(_RANKED, _GOLD, weights, deep) == pytest.approx(2 / 3)
 
 
 def test_a_calibrator_takes_rows_of_numbers_only(predictor: Predictor) -> None:

@@ -8,8 +8,9 @@ import gzip
 import io
 import json
 import lzma
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -23,10 +24,26 @@ from typer.testing import CliRunner
 from ezxmc.cli import data as data_cli
 from ezxmc.cli.console import columns_of
 from ezxmc.config import RunConfig
-from ezxmc.data import Catalog, RowReport, columns_for, iter_documents, iter_rows, read_documents, read_labels
-from ezxmc.errors import ConfigError, DataError
+from ezxmc.data import (
+    Catalog,
+    RowReport,
+    columns_for,
+    iter_documents,
+    iter_rows,
+    read_documents,
+    read_gold,
+    read_labels,
+    read_shortlist,
+)
+from ezxmc.data.predictions import read_predictions
+from ezxmc.errors import ConfigError, DataError, EzxmcError
+from ezxmc.feedback.exchange import import_judgments
+from ezxmc.feedback.reviews import Reviews
+from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Label
+from ezxmc.review.exchange import import_reviews, read_picks
 from ezxmc.tagging import row_count
+from ezxmc.teacher.replay import ReplayTeacher
 
 CSV = "id,title,text\n1,One,parcel\n2,Zwei,für Größe\n"
 DOCUMENTS = [Document("1", "One", "parcel"), Document("2", "Zwei", "für Größe")]
@@ -34,6 +51,66 @@ DOCUMENTS = [Document("1", "One", "parcel"), Document("2", "Zwei", "für Größe
 
 def noted(report: RowReport, *parts: str) -> bool:
     return all(any(part in note for note in report.notes) for part in parts)
+
+
+def test_a_json_object_on_several_lines_is_refused_with_the_cure(tmp_path: Path) -> None:
+    path = put(tmp_path / "d.jsonl", json.dumps({"id": 1, "text": "a"}, indent=1))
+    with pytest.raises(DataError, match=r"on several lines[\s\S]*jq -c \. "):
+        read_documents(path)
+
+
+def test_aliases_that_are_a_list_written_as_text(tmp_path: Path) -> None:
+    for cell in ('["x, y", "z"]', "['x, y', 'z']", "x, y|z"):
+        rows = [{"id": 1, "title": "A", "aliases": cell}, {"id": 2, "title": "B", "aliases": "[]"}]
+        labels, _ = read_labels(put(tmp_path / "l.jsonl", "\n".join(map(json.dumps, rows))))
+        assert labels == [Label("1", "A", "", ("x, y", "z")), Label("2", "B")]
+    odd = put(tmp_path / "o.jsonl", json.dumps({"id": 1, "title": "A", "aliases": "[sic] x"}))
+    assert read_labels(odd)[0] == [Label("1", "A", "", ("[sic] x",))]
+
+
+def test_a_header_with_blanks_before_its_quotes(tmp_path: Path) -> None:
+    head = '"id", "title", "text"\n'
+    documents, report = read_documents(
+        put(tmp_path / "d.csv", f'{head}"1", "One", "a, b"\n"2", "Zwei", c "d"\n')
+    )
+    assert documents == [Document("1", "One", "a, b"), Document("2", "Zwei", 'c "d"')] and not report.bad
+
+
+def test_a_table_with_a_column_per_label_is_refused_with_the_cure(tmp_path: Path) -> None:
+    path = put(tmp_path / "g.csv", "id,L0,L1\n1,1,0\n2,0,1\n")
+    with pytest.raises(DataError, match=r"g\.csv:1: field_count[\s\S]*a column for every label"):
+        read_gold(path, documents={"1", "2"}, labels={"L0": "a", "L1": "b"})
+
+
+def test_one_json_array_is_read_and_its_rows_are_numbered(tmp_path: Path) -> None:
+    rows: list[Any] = [
+        {"id": 1, "title": "One", "text": "parcel"},
+        5,
+        {"id": 2, "name": "Zwei", "body": "für Größe"},
+    ]
+    for place, indent in enumerate((None, 0, 2)):
+        path = put(tmp_path / f"{place}.json", json.dumps(rows, indent=indent, ensure_ascii=False))
+        documents, report = read_documents(path)
+        assert documents == DOCUMENTS and noted(report, "one JSON array")
+        assert [(one.line, one.kind) for one in report.problems] == [(2, "not_an_object")]
+        with gzip.open(tmp_path / "packed.json.gz", "wt", encoding="utf-16") as packed:
+            json.dump(rows, packed, indent=indent)
+        assert read_documents(tmp_path / "packed.json.gz")[0] == DOCUMENTS
+    labels = put(tmp_path / "labels.json", '[\n{"id": 7, "name": "rose"}\n]')
+    assert read_labels(labels)[0] == [Label("7", "rose")]
+    gold = put(tmp_path / "gold.json", '[{"uid": 1, "labels": ["7"]}, {"uid": 2, "labels": []}]')
+    assert read_gold(gold)[0] == {"1": {"7"}, "2": set()}
+    documents, report = read_documents(put(tmp_path / "none.json", " [ ]\n"))
+    assert not documents and not report.rows
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-32"])
+def test_standard_input_in_another_encoding_is_read(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    rows = [{"id": one.uid, "title": one.title, "text": one.text} for one in DOCUMENTS]
+    data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(encoding)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(data))))
+    documents, report = read_documents("-")
+    assert documents == DOCUMENTS and noted(report, encoding.upper()) == (encoding != "utf-8")
 
 
 # Columns
@@ -411,6 +488,96 @@ def test_any_table_is_read_or_refused_and_every_row_told(
     # What the reader gave is kept or bad; what it could not give is bad there and here.
     assert report.rows == seen + raw.bad and report.kept == len(documents)
     assert report.counts["repeated_header"] == raw.counts["repeated_header"]
+
+
+_COLUMNS = (
+    *(
+        "uid",
+        "doc",
+        "doc_id",
+        "label",
+        "labels",
+        "tags",
+        "error",
+        "scores",
+        "sources",
+        "key",
+        "log_odds",
+        "mass",
+    ),
+    *(
+        "status",
+        "teacher",
+        "fingerprint",
+        "decision",
+        "reviewer",
+        "time",
+        "data",
+        "annotations",
+        "id",
+        "title",
+    ),
+    *("Choice", "text", "label_title", "label_text", "reason", "", "é"),
+)
+_VALUE = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just(10**400),
+    st.sampled_from(["1", "l", "L", "yes", "no", "skip", "ok", "0.5", "[1]", "{}", "['l']", "2026-01-01"]),
+    st.sampled_from(["0" * 64, "\ud800", "a\0"]),
+)  # fmt: skip
+_JSON = st.recursive(
+    _VALUE,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.sampled_from(_COLUMNS), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+_ROWS = st.lists(st.one_of(st.dictionaries(st.sampled_from(_COLUMNS), _JSON, max_size=6), _JSON), max_size=5)
+
+
+def _table(head: list[str], rows: list[list[Any]], delimiter: str, encoding: str, quoted: bool) -> bytes:
+    out = io.StringIO(newline="")
+    quoting: Literal[0, 1] = csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL
+    csv.writer(out, delimiter=delimiter, quoting=quoting).writerows([head, *rows])
+    return out.getvalue().encode(encoding, "replace")
+
+
+_BODIES = st.one_of(
+    st.binary(max_size=60),
+    _ROWS.map(lambda rows: "".join(json.dumps(row) + "\n" for row in rows).encode()),
+    _ROWS.map(lambda rows: json.dumps(rows, indent=1).encode()),
+    st.builds(
+        _table,
+        st.lists(st.sampled_from(_COLUMNS), min_size=1, max_size=5, unique=True),
+        st.lists(st.lists(_VALUE, min_size=1, max_size=5), max_size=5),
+        st.sampled_from(",;\t|"),
+        st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "cp1252"]),
+        st.booleans(),
+    ),
+)
+
+
+@given(body=_BODIES, suffix=st.sampled_from([".jsonl", ".json", ".csv", ".tsv", ".txt", ".jsonl.gz"]))
+def test_every_reader_takes_or_refuses_whatever_comes(tmp_path: Path, body: bytes, suffix: str) -> None:
+    path = put(tmp_path / f"f{suffix}", body)
+    documents, labels = [Document("1", "", "a")], [Label("l", "L")]
+    readers: list[Callable[[RowReport], object]] = [
+        lambda report: list(read_predictions(path, report)),
+        lambda report: read_shortlist(path, documents, labels, report),
+        lambda report: import_judgments(store, path, report),
+        lambda report: import_reviews(reviews, path, report, documents, labels),
+        lambda _: ReplayTeacher(path),
+        lambda _: read_gold(path),
+        lambda _: read_gold(path, documents={"1"}, labels={"l": "L"}),
+        lambda _: read_picks(path),
+    ]
+    with FeedbackStore(tmp_path / "f.sqlite") as store, Reviews(tmp_path / "r.sqlite") as reviews:
+        for read in readers:
+            report = RowReport()
+            try:
+                read(report)
+            except EzxmcError as error:
+                assert error.cure
+            assert all(problem.line >= 1 and problem.detail for problem in report.problems)
 
 
 @given(

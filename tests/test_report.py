@@ -10,9 +10,17 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from fakes import FakeTeacher
+from markupsafe import escape
 from pydantic import ValidationError
 
+from ezxmc.config import RunConfig
+from ezxmc.data import Catalog, RowReport
+from ezxmc.feedback.store import FeedbackStore
+from ezxmc.records import Document, Judgment, Label, Prediction, Status
 from ezxmc.report import RunReport, render_report, write_report
+from ezxmc.report.page import summary
+from ezxmc.runreport import Findings, assemble
 
 EVIL = "<script>alert('x')</script>"
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -223,6 +231,21 @@ def test_everything_optional_is_hidden() -> None:
     page = Page(render_report(RunReport(title="t", created="2026-05-04")))
     assert page.sections == []
     assert not [tag for tag, _ in page.tags if tag in ("svg", "table", "article")]
+
+
+def test_a_teacher_that_says_no_to_everything_is_told_on_the_page(tmp_path: Path) -> None:
+    found = Findings(
+        Catalog(
+            [Document("d1", "t", "")], [Label("l", "L")], {}, [0], [], [], RowReport(), RowReport(), None
+        ),
+        predictions=[Prediction("d1", ("l",), ("L",), (0.5,))],
+        judgments=[Judgment("0" * 64, f"d{n}", "l", Status.OK, -2 - n / 50, 0.9) for n in range(200)],
+    )
+    config = RunConfig.model_validate({"data": {"documents": "d.jsonl", "labels": "l.jsonl"}})
+    with FeedbackStore(tmp_path / "feedback.sqlite") as store:
+        report = assemble(config, found, tmp_path, FakeTeacher(), store, 0.0)
+    told = [line for line in summary(report) if 'WARNING: the teacher said "no" to 200 of 200 pairs' in line]
+    assert told and "ezxmc prompts check" in told[0] and escape(told[0]) in render_report(report)
 
 
 def test_user_text_is_escaped_everywhere() -> None:

@@ -131,6 +131,8 @@ def test_requests_at_once_share_batches_and_get_their_own_answers(client: httpx.
         (b'{"documents": [{"uid": "a"}]}', 422, "neither title nor text"),
         (b'{"documents": ["x"], "k": 0}', 422, "k"),
         (b'{"documents": ["x"], "k": 1e999}', 422, "k"),
+        (b'{"documents": ["x"], "k": true}', 422, "k: is true or false: give a number"),
+        (b'{"documents": ["x"], "threshold": true}', 422, "threshold: is true or false: give a number"),
         (b'{"documents": ["x"], "threshold": NaN}', 422, "threshold"),
         (b'{"documents": ["x"], "threshold": 2}', 422, "threshold"),
         (b'{"documents": ["x"], "thresold": 0.5}', 422, "thresold"),

@@ -26,6 +26,7 @@ from ezxmc.cli import pipeline as pipeline_cli
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError, DataError
+from ezxmc.feedback.budget import Budget
 from ezxmc.growth import update
 from ezxmc.growth.selection import PRIORS
 from ezxmc.models import resolve_model
@@ -227,6 +228,33 @@ def test_a_plan_asks_and_writes_nothing_and_is_no_less_than_what_is_asked(grown:
     assert len(asked.asked) <= planned
 
 
+def test_no_more_documents_select_than_in_a_run(
+    grown: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def selecting(name: str, most: int | None) -> tuple[set[int], set[int]]:
+        config = grown(name=name, budget={"calibration": most}, update={"probe": 0})
+        catalog = catalog_of(config)
+        idle = Budget.of(RunConfig.load(config), catalog).idle.intersection(catalog.to_select)
+        found = set[int]()
+
+        def spied(*args: Any) -> Any:
+            chosen = select(*args)
+            found.update(i for rows in chosen.parts.values() for i, row in enumerate(rows) if row)
+            return chosen
+
+        monkeypatch.setattr(work, "select", spied)
+        updated(config, plan=True)
+        return found.intersection(catalog.to_select), idle
+
+    select = work.select
+
+    some, idle = selecting("some", 10)
+    more, fewer = selecting("more", 15)
+    every, none = selecting("every", None)
+    assert idle and not some & idle and not more & fewer and not none
+    assert some < more < every and every & idle
+
+
 def test_edited_renamed_and_removed_rows(grown: Callable[..., Path], base: Base) -> None:
     def rename(documents: list[dict[str, Any]], labels: list[dict[str, Any]]) -> None:
         documents[3] = {**document(7), "uid": "d3", "title": "changed"}
@@ -388,6 +416,15 @@ def test_a_run_that_does_not_fit_is_refused(
     with pytest.raises(ConfigError, match="nothing is known of this teacher"):
         updated(grown(name="other"), other)
     assert other.asked == [] and other.closed == 1
+    mine, asked = grown(name="mine"), FakeTeacher(topical)
+    for name in ("trained", "kept", "bundle"):
+        notes = mine.parent / "run" / "updates" / "0001" / name / "notes.txt"
+        notes.parent.mkdir(parents=True)
+        notes.write_text("mine")
+        with pytest.raises(ConfigError, match="is no bundle that ezxmc made"):
+            updated(mine, asked)
+        assert notes.read_text() == "mine" and asked.asked == []
+        shutil.rmtree(notes.parent)
     (config.parent / "run" / "catalog.jsonl").unlink()
     with pytest.raises(DataError, match=r"is missing[\s\S]*ezxmc run"):
         updated(config)

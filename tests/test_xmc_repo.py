@@ -405,7 +405,7 @@ NOISE = st.lists(
     ),
     max_size=8,
 ).map(b"\n".join)
-# A file that begins as a JSON array is refused whole.
+# A file that begins as a JSON array is read or refused as a whole.
 NOISE = NOISE.filter(lambda text: b"[" not in text.partition(b"\n")[0])
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ezxmc.errors import TrainingError
+from ezxmc.errors import InputTypeError, TrainingError
 
 Floats = NDArray[np.float64]
 
@@ -39,10 +39,14 @@ class JudgedRows:
             known: (N, k) bool; everything by default.
 
         Raises:
+            InputTypeError: Scores or hits are no numbers.
             TrainingError: Shapes differ, scores are not finite or not best
                 first, hits outside [0, 1], or fewer than 20 known pairs.
         """
-        s, h = np.asarray(scores, dtype=np.float64), np.asarray(hits, dtype=np.float64)
+        try:
+            s, h = np.asarray(scores, dtype=np.float64), np.asarray(hits, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InputTypeError(f"scores and hits are no numbers: {error}", "give rows of them") from None
         seen = np.ones(s.shape, dtype=bool) if known is None else np.asarray(known, dtype=bool)
         if s.ndim != 2 or not s.shape == h.shape == seen.shape:
             raise TrainingError(

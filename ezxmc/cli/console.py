@@ -242,6 +242,7 @@ def read_inputs(
 def refuse_empty(source: str | Path, found: Sequence[object], rows: RowReport, what: str) -> None:
     """Raise DataError if nothing of an input can be used."""
     if not found:
+        source = "standard input" if str(source) == "-" else source
         raise DataError(f"{source} holds no usable {what}: {rows.summary()}", "see README, Input files")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Column, bad_rows, columns_of, standard_output, stderr, watching
+from ezxmc.cli.console import Column, bad_rows, columns_of, refuse_empty, standard_output, stderr, watching
 from ezxmc.cli.engine import Address, Engine, Workers, cluster
 from ezxmc.config import Backend, Precision
 
@@ -59,7 +59,7 @@ def predict(
     Example: ezxmc predict run/bundle new.jsonl --threshold 0.5 -o tags.jsonl --resume
     """
     from ezxmc.data import RowReport, columns_for
-    from ezxmc.files import json_line
+    from ezxmc.files import json_line, sole_writer
     from ezxmc.predict import WINDOW
     from ezxmc.tagging import RowFile, Rule, Tagging, check_tags, tag_rows
     from ezxmc.tagging_ray import RayTagger
@@ -72,8 +72,6 @@ def predict(
         check_tags(out, resume=resume, inputs=inputs)
     else:
         standard_output()
-    rule = Rule(str(bundle), backend, precision, k, threshold, decide)
-    tagger = rule.tagger()
 
     def show(rows: list[dict[str, Any]]) -> None:
         standard_output().write(b"".join(map(json_line, rows)).decode())
@@ -82,6 +80,10 @@ def predict(
     rows = RowReport(strict=strict)
     columns = columns_for("documents", columns_of(column))
     with ExitStack() as stack:
+        if out:
+            stack.enter_context(sole_writer(out))
+        rule = Rule(str(bundle), backend, precision, k, threshold, decide)
+        tagger = rule.tagger()
         if out:
             stack.callback(_tell_of_part, out)
         file = stack.enter_context(RowFile(out, resume=resume, inputs=inputs)) if out else None
@@ -107,6 +109,8 @@ def predict(
             progress=watch.stage("tagging"),
         )
         rows.tell(watch.say, "documents")
+        # Bad rows have their answers; where there are none either, former tags stay.
+        refuse_empty(documents, range(rows.rows), rows, "document")
     bad_rows(documents=rows)
 
 

@@ -79,16 +79,16 @@ def add(
 
     Example: ezxmc labels add run/bundle new_labels.jsonl
     """
-    from ezxmc.bundle import add_labels, load_bundle
+    from ezxmc.bundle import add_labels, labels_of
     from ezxmc.data import columns_for, read_labels
+    from ezxmc.manifest import check_changeable
 
-    there = load_bundle(bundle, verify=False)
+    check_changeable(bundle)
     tags, rows = read_labels(
         labels,
-        known=[there.labels[row] for row in there.index.rows.tolist()],
+        known=labels_of(bundle),
         columns=columns_for("labels", columns_of(column, labels_only=True)),
     )
-    del there
     refuse_empty(labels, tags, rows, "label")
     with watching() as watch:
         change = add_labels(bundle, tags, progress=watch.stage("encoding titles"))

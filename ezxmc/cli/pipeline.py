@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -168,7 +169,7 @@ def shortlist(
     Example: ezxmc shortlist documents.jsonl labels.jsonl --size 14 -o shortlist.jsonl
     """
     from ezxmc.data.shortlists import check_shortlist, write_shortlist
-    from ezxmc.files import is_shard, remove_own
+    from ezxmc.files import is_shard, remove_own, sole_writer
     from ezxmc.models import resolve_model
     from ezxmc.retrieval import candidate_row
     from ezxmc.retrieval import shortlist as propose
@@ -179,7 +180,7 @@ def shortlist(
     check_shortlist(out, inputs)
     vectors = out.with_name(f"{out.name}-vectors")
     (docs, doc_rows), (tags, tag_rows) = read_inputs(documents, labels, column, strict)
-    with watching() as watch:
+    with sole_writer(out), watching() as watch:
         found = propose(
             docs,
             tags,
@@ -197,8 +198,8 @@ def shortlist(
         rows = {"documents": doc_rows, "labels": tag_rows}
         for name, report in rows.items():
             report.tell(watch.say, name)
-    write_shortlist(out, (candidate_row(candidates, tags) for candidates in found), inputs)
-    remove_own(vectors, is_shard)
+        write_shortlist(out, (candidate_row(candidates, tags) for candidates in found), inputs)
+        remove_own(vectors, is_shard)
     facts = {"documents": len(found), "candidates": sum(len(c.labels) for c in found), "out": str(out)}
     answer(json, facts, rows)
     bad_rows(**rows)
@@ -238,6 +239,7 @@ def train(
     from ezxmc.feedback.priors import context_of
     from ezxmc.feedback.reviews import Decided
     from ezxmc.feedback.targets import build_targets, doubt
+    from ezxmc.files import sole_writer
     from ezxmc.retrieval.encoder import check_student_place
     from ezxmc.training import train_bi_encoder
 
@@ -245,7 +247,8 @@ def train(
         encoder=encoder, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, held_out=held_out
     )
     check_student_place(out, [documents, labels, store, encoder])
-    with watching() as watch:
+    # Of the processes that torchrun starts, one writes.
+    with sole_writer(out) if rank_and_size()[0] == 0 else nullcontext(), watching() as watch:
         data = DataConfig(documents=documents, labels=labels, columns=columns_of(column))
         catalog = Catalog.load(data, held_out, seed, watch.say)
         apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
@@ -294,7 +297,7 @@ def index(
     """
     from ezxmc.bundle import save_bundle
     from ezxmc.data import columns_for, read_labels
-    from ezxmc.files import is_shard, remove_own
+    from ezxmc.files import is_shard, remove_own, sole_writer
     from ezxmc.manifest import check_bundle_place
     from ezxmc.models import resolve_model
     from ezxmc.retrieval.ray_encoder import open_encoder
@@ -305,12 +308,12 @@ def index(
     vectors = out.with_name(f"{out.name}-vectors")
     tags, tag_rows = read_labels(labels, columns=columns_for("labels", columns_of(column, labels_only=True)))
     refuse_empty(labels, tags, tag_rows, "label")
-    with watching() as watch:
+    with sole_writer(out), watching() as watch:
         folder = resolve_model(student, kind="encoder")
         bar = watch.stage("label index")
         encoder = open_encoder(folder, ray, vectors, max_length=max_length, say=watch.say)
         manifest = save_bundle(out, encoder, tags, max_length=max_length, k=k, progress=bar, inputs=inputs)
-    remove_own(vectors, is_shard)
+        remove_own(vectors, is_shard)
     answer(
         json,
         {

@@ -11,7 +11,7 @@ from ezxmc.data.documents import read_documents, read_labels
 from ezxmc.data.gold import read_gold
 from ezxmc.data.split import split_documents
 from ezxmc.data.validate import RowReport
-from ezxmc.errors import DataError
+from ezxmc.errors import DataError, instance_of
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label
 
@@ -104,6 +104,7 @@ class Catalog:
 
 def calibration_part(uids: Sequence[str], held_out: float, seed: int) -> list[str]:
     """The uids among `uids` that a run with this share and seed calibrates on."""
+    instance_of(seed, int, "seed", "give a whole number")
     return _parts(uids, held_out, seed)[2]
 
 

@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from ezxmc.errors import ConfigError, DataError
+from ezxmc.errors import ConfigError, DataError, instance_of
 
 Kind = Literal["documents", "labels"]
 
@@ -77,7 +77,9 @@ def columns_for(kind: Kind, given: Mapping[str, str] | None) -> dict[str, str]:
         ConfigError: A field that does not exist.
     """
     found = {}
-    for name, column in (given or {}).items():
+    given = {} if given is None else given
+    instance_of(given, Mapping, "columns", 'give a dict, such as {"text": "message"}')
+    for name, column in given.items():
         prefix, _, field = name.rpartition(".")
         prefix = prefix or "documents"
         if prefix not in _OF or field not in _OF[prefix]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from ezxmc.data.columns import COLUMNS as COLUMNS
 from ezxmc.data.columns import Columns, option
-from ezxmc.data.matching import plain, trim, twin
+from ezxmc.data.matching import listed, plain, trim, twin
 from ezxmc.data.readers import iter_rows, source_kind
 from ezxmc.data.validate import RowError, RowReport
 from ezxmc.errors import DataError
@@ -75,7 +75,7 @@ def read_labels(
 ) -> tuple[list[Label], RowReport]:
     """All labels of a source in order, and what was wrong with the rest.
 
-    `aliases` is a list of strings, or one string with `|` between them.
+    `aliases` is a list of strings, one written as text, or one string with `|` between them.
     Labels of one title and several uids are kept, since they may be meant, and
     reported as the warning `equal_title`: titles that differ only in case,
     blanks or Unicode form are equal. A label that is there already is dropped
@@ -289,6 +289,8 @@ def label_of(row: dict[str, Any]) -> Label:
     text = _string(_column(row, "text"), "text").strip()
     parent = row_uid(_column(row, "parent"), "parent") or None
     aliases = _column(row, "aliases")
+    if isinstance(aliases, str) and aliases.lstrip()[:1] == "[":
+        aliases = aliases if (found := listed(aliases)) is None else found
     if not isinstance(aliases, list):
         aliases = _string(aliases, "aliases").split("|")
     names = (_string(alias, "aliases").strip() for alias in aliases)

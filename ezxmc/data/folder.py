@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from ezxmc.data.readers import iter_fields
 from ezxmc.data.validate import RowReport
 from ezxmc.data.xmc_repo import Example, XmcRepo
 from ezxmc.data.xmc_text import first_file
-from ezxmc.errors import DataError
+from ezxmc.errors import DataError, instance_of
 from ezxmc.records import Label
 
 _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".txt")
@@ -138,6 +139,7 @@ def open_folder(folder: str | Path) -> DataFolder:
     Raises:
         DataError: The folder follows none of the known layouts.
     """
+    instance_of(folder, (str, PathLike), "folder", "give a folder's path")
     base = Path(folder)
     found = OwnFolder.find(base) or XmcRepo.find(base)
     if found is None:

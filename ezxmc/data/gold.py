@@ -220,7 +220,9 @@ class _Reader:
         compared = self.documents is not None or self.labels is not None
         if compared and self.report.bad and not self.report.kept and not any(self.strangers.values()):
             raise DataError(
-                f"{self.source} holds no usable gold: {self.report.summary()}", "see README, Input files"
+                f"{self.source} holds no usable gold: {self.report.summary()}",
+                "a row is a document and one of its labels, or all of them in a cell; of a table with a "
+                "column for every label, write the names of those that are 1 into one (README, Input files)",
             )
         for kind, names, more in (
             ("document", self.documents, self.more_documents),

@@ -2,7 +2,7 @@
 
 | source                                     | read as                                             |
 |--------------------------------------------|-----------------------------------------------------|
-| `.jsonl` `.ndjson` `.json` (`.gz` ...)     | one JSON object per line                            |
+| `.jsonl` `.ndjson` `.json` (`.gz` ...)     | one JSON object per line, or one array of them      |
 | `.csv` `.tsv` (`.gz` ...)                  | header line, quoted cells may span lines (`tables`) |
 | `.parquet`                                 | batches of rows                                     |
 | `.xlsx`                                    | the first sheet, header row                         |
@@ -21,9 +21,9 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date, datetime, time
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ Row = tuple[str, int, dict[str, Any]]
 """File, 1-based line (row number in binary formats), columns."""
 
 _BATCH_ROWS = 1_024
-_ARRAY = re.compile(r"\[\s*(\{|$)")
+_ARRAY = re.compile(r"\[\s*(\{|\]?$)")
 
 
 def iter_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
@@ -72,20 +72,49 @@ def iter_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
 
 
 def _json_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
-    for file, line, text in iter_lines(source, report):
-        if line == 1 and _ARRAY.match(text):
-            raise DataError(
-                f"{file} holds one JSON array, not one object per line", f"jq -c '.[]' {file} > rows.jsonl"
-            )
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            report.add(file, line, "bad_json", str(error))
-            continue
+    lines = iter_lines(source, report)
+    # One line only: whoever reads must learn of bad rows in their order.
+    head = list(islice(lines, 1))
+    lines, whole = chain(head, lines), bool(head and _ARRAY.match(head[0][2]))
+    for file, line, value in _array(lines, report) if whole else _json_values(lines, report):
         if isinstance(value, dict):
             yield file, line, value
         else:
             report.add(file, line, "not_an_object", reprlib.repr(value))
+
+
+def _json_values(lines: Iterable[tuple[str, int, str]], report: RowReport) -> Iterator[tuple[str, int, Any]]:
+    first = None
+    for file, line, text in lines:
+        if first == "{" and text[0] == '"':
+            raise DataError(
+                f"{file}: one JSON object is on several lines",
+                f"write one object per line (`jq -c . {file} > rows.jsonl`), or one array of them",
+            )
+        first = text if first is None else ""
+        try:
+            yield file, line, json.loads(text)
+        except (ValueError, RecursionError) as error:
+            report.add(file, line, "bad_json", str(error))
+
+
+def _array(lines: Iterable[tuple[str, int, str]], report: RowReport) -> Iterator[tuple[str, int, Any]]:
+    """A file that is one JSON array, all of it in memory; its rows are numbered by their place."""
+    bad_before, read = report.bad, list(lines)
+    file, text = read[0][0], "\n".join(part for _, _, part in read)
+    wrong: object = report.problems[-1] if report.bad > bad_before else None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        wrong = wrong or error
+    if wrong:
+        raise DataError(
+            f"{file} holds one JSON array that cannot be read: {wrong}",
+            "mend it, or write one object per line",
+        )
+    report.note(f"{file} holds one JSON array: rows are numbered by their place in it")
+    for number, value in enumerate(values, start=1):
+        yield file, number, value
 
 
 def _field_rows(source: str | Path, report: RowReport) -> Iterator[Row]:

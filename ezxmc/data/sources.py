@@ -258,10 +258,17 @@ class Lines:
 
 
 class _Borrowed(io.RawIOBase):
-    """Lines of a stream that stays open."""
+    """A stream that stays open."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
+        self.peek = getattr(stream, "peek", lambda size: b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        return int(self._stream.readinto(buffer))
 
     def __next__(self) -> bytes:
         line: bytes = self._stream.readline()

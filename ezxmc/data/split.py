@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 
-from ezxmc.errors import number_between
+from ezxmc.errors import InputTypeError, instance_of, number_between
 from ezxmc.hashing import text_hash
 
 
@@ -23,11 +24,15 @@ def split_documents(uids: Sequence[str], share: float, seed: int) -> tuple[list[
 
     Raises:
         ArgumentError: `share` is outside [0, 1].
+        InputTypeError: `uids` is no list of texts.
     """
+    if isinstance(uids, str) or not isinstance(uids, Sequence):
+        raise InputTypeError(f"uids are {reprlib.repr(uids)}", "give a list of document uids")
     share = number_between(share, "the share held out", 0, 1)
     rest: list[str] = []
     held_out: list[str] = []
     for uid in uids:
+        instance_of(uid, str, "a uid", "give texts: str(...)")
         # 13 hex digits are 52 bits: exact in a float.
         place = int(text_hash(str(seed), uid)[:13], 16) / 16**13
         (held_out if place < share else rest).append(uid)

@@ -77,6 +77,8 @@ class _Table:
             told = _NAMES.get(self.delimiter, self.delimiter)
             report.note(f"{name} has its cells divided by {told}: read so")
         self.tabs = self.delimiter == "\t"
+        # `"id", "text"`: in a header nobody means the blank, and with it the quote would be text.
+        self.spaced = bool(texts and re.search(rf'{re.escape(self.delimiter)} +"', texts[0]))
         cells = [text.rstrip("\r\n").split(self.delimiter) for text in texts]
         self.all_quoted = bool(cells) and all(len(c) > 1 and c[0] == c[-1] == '"' for c in cells[0])
         self.loose = not any(_literal(cell) for row in cells for cell in row)
@@ -84,7 +86,7 @@ class _Table:
     def rows(self) -> Iterator[tuple[str, int, list[str]]]:
         """The rows, in order."""
         name, delimiter, back, broken = self.name, self.delimiter, self.back, self.broken
-        self.reader = csv.reader(self, delimiter=delimiter, strict=True)
+        self.reader = csv.reader(self, delimiter=delimiter, strict=True, skipinitialspace=self.spaced)
         while True:
             item = back.popleft() if back else next(self.lines, None)
             if item is None:

@@ -33,7 +33,6 @@ from ezxmc.data.xmc_text import (
     LABEL_FILES,
     first_file,
     is_json,
-    json_line,
     label_columns,
     labels_at,
     targets,
@@ -41,7 +40,7 @@ from ezxmc.data.xmc_text import (
     uids_of,
 )
 from ezxmc.errors import DataError
-from ezxmc.files import check_file, replacing, sign, unchanged
+from ezxmc.files import check_file, json_line, replacing, sign, unchanged
 from ezxmc.hashing import file_hash
 from ezxmc.records import Document, Label
 
@@ -288,7 +287,7 @@ def convert(repo: XmcRepo, out: str | Path) -> dict[str, Converted]:
     # All files are written before the first one takes its place.
     with ExitStack() as stack:
         fresh = {name: stack.enter_context(replacing(folder / name)) for name in names}
-        with fresh["labels.jsonl"].open("w", encoding="utf-8", newline="\n") as file:
+        with fresh["labels.jsonl"].open("wb") as file:
             rows = ({"uid": label.uid, "title": label.title, "text": label.text} for label in labels)
             file.writelines(map(json_line, rows))
         written = {split: _convert_split(repo, split, fresh) for split in repo.splits}
@@ -336,7 +335,8 @@ def _convert_split(repo: XmcRepo, split: str, fresh: Mapping[str, Path]) -> Conv
                 detail = f"tab or line break in {reprlib.repr(document.uid)} or in a uid of its labels"
                 report.add(str(part.texts), example.line, "bad_uid", detail)
                 continue
-            texts.write(json_line({"uid": document.uid, "title": document.title, "text": document.text}))
+            row = {"uid": document.uid, "title": document.title, "text": document.text}
+            texts.write(json_line(row).decode())
             for table, labels in zip(tables, columns, strict=False):
                 table.writelines(f"{document.uid}\t{label}\n" for label in labels)
             report.kept += 1

@@ -10,7 +10,6 @@ parts title and text, as AttentionXML has it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ezxmc.data.readers import iter_lines
 from ezxmc.data.validate import RowError, RowReport
 from ezxmc.data.xmc_matrix import open_text
 from ezxmc.errors import DataError
+from ezxmc.files import json_line
 from ezxmc.records import Document, Label
 
 LABEL_FILES = ("lbl.json", "lbl.raw.txt", "raw/Y.txt", "output-items.txt", "label_map.txt")
@@ -147,11 +147,6 @@ def write_label_text(path: str | Path, labels: Iterable[Label]) -> None:
         out.writelines(_row(label.uid, label.title, label.text, []) for label in labels)
 
 
-def json_line(row: dict[str, Any]) -> str:
-    """A row as a line of JSON."""
-    return json.dumps(row, ensure_ascii=False) + "\n"
-
-
 def is_json(path: Path) -> bool:
     """Whether a file holds JSON lines, by its name."""
     return path.name.removesuffix(".gz").endswith(".json")
@@ -181,7 +176,7 @@ def _titles(source: Path, report: RowReport) -> Iterator[tuple[int, Label]]:
 
 def _row(uid: str, title: str, text: str, columns: list[int]) -> str:
     row = {"uid": uid, "title": title, "content": text, "target_ind": columns}
-    return json_line({**row, "target_rel": [1.0] * len(columns)})
+    return json_line({**row, "target_rel": [1.0] * len(columns)}).decode()
 
 
 def _is(kind: type | tuple[type, ...], value: Any) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ezxmc.errors import StoreError, instance_of
+from ezxmc.errors import InputTypeError, StoreError, instance_of
 from ezxmc.feedback import schema
 from ezxmc.files import Inputs, check_file
 
@@ -106,7 +106,10 @@ class Database:
         """Errors of the file or the disk come out as `StoreError`."""
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OverflowError) as error:
+            if isinstance(error, OverflowError) or "binding parameter" in str(error):
+                cure = "give fingerprints and uids as texts, sessions as whole numbers"
+                raise InputTypeError(f"feedback store {self.path}: {error}", cure) from None
             raise StoreError(f"feedback store {self.path}: {error}", _cure(error)) from error
         except OSError as error:
             raise StoreError(f"feedback store {self.path}: {error}", "choose a writable place") from error

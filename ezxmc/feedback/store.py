@@ -8,11 +8,13 @@ never asked for again. Several processes may write at once.
 from __future__ import annotations
 
 import json
+import reprlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ezxmc.errors import ArgumentError, InputTypeError, instance_of, number_between, whole_number
 from ezxmc.feedback.database import InDatabase
 from ezxmc.feedback.totals import Failure, StoreTotals
 from ezxmc.records import Judgment, Status
@@ -41,12 +43,22 @@ class FeedbackStore(InDatabase):
         return self._db.size
 
     def open_session(self, fingerprint: str, description: dict[str, Any]) -> int:
-        """Register a teacher and the start of an annotation session; returns its id."""
+        """Register a teacher and the start of an annotation session; returns its id.
+
+        Raises:
+            InputTypeError: The fingerprint is no text, or the description no JSON object.
+        """
+        instance_of(fingerprint, str, "fingerprint", "give a teacher's fingerprint")
+        instance_of(description, dict, "description", "give a teacher's description")
+        try:
+            told = json.dumps(description, sort_keys=True)
+        except (TypeError, ValueError) as error:
+            raise InputTypeError(f"the description is no JSON: {error}", "give texts and numbers") from None
         with self._db.transaction():
             self._db.run(
                 "INSERT OR IGNORE INTO teachers (fingerprint, description) VALUES (?, ?)",
                 fingerprint,
-                json.dumps(description, sort_keys=True),
+                told,
             )
             row = self._db.rows(
                 "INSERT INTO sessions (teacher, started) SELECT id, ? FROM teachers WHERE fingerprint = ? "
@@ -69,7 +81,12 @@ class FeedbackStore(InDatabase):
 
         Returns:
             The judgments that were new.
+
+        Raises:
+            InputTypeError, ArgumentError: There is no such session, or they are no judgments.
         """
+        self._check(session, judgments)
+        seconds = number_between(seconds, "seconds", 0)
         failed = [j for j in judgments if not j.status.final]
         with self._db.transaction():
             new = self._insert(session, judgments)
@@ -87,12 +104,22 @@ class FeedbackStore(InDatabase):
 
     def merge(self, session: int, judgments: Sequence[Judgment]) -> int:
         """Store judgments made elsewhere, in one transaction; returns how many were new."""
+        self._check(session, judgments)
         with self._db.transaction():
             new = len(self._insert(session, judgments))
             self._db.run(
                 "UPDATE sessions SET imported = COALESCE(imported, 0) + ? WHERE id = ?", new, session
             )
         return new
+
+    def _check(self, session: int, judgments: Sequence[Judgment]) -> None:
+        whole_number(session, "session")
+        cure = "give a list of ezxmc.records.Judgment"
+        instance_of(judgments, Sequence, "judgments", cure)
+        for judgment in judgments:
+            instance_of(judgment, Judgment, "a judgment", cure)
+        if not self._db.rows("SELECT 1 FROM sessions WHERE id = ?", session):
+            raise ArgumentError(f"there is no session {session}", "open one with `open_session`")
 
     def _insert(self, session: int, judgments: Sequence[Judgment]) -> list[Judgment]:
         """Within a transaction: the final ones among `judgments` that are not stored yet."""
@@ -191,7 +218,11 @@ class FeedbackStore(InDatabase):
         Yields:
             Up to `size` rows (key, doc uid, label uid, status, log-odds, label
             mass, prompt tokens, cached tokens).
+
+        Raises:
+            ArgumentError: `size` is below 1.
         """
+        whole_number(size, "size")
         return self._db.batches(
             f"{_ROWS} WHERE teacher = (SELECT id FROM teachers WHERE fingerprint = ?) ORDER BY key",
             fingerprint,
@@ -247,6 +278,7 @@ class FeedbackStore(InDatabase):
 
     def failed_documents(self, session: int, status: Status, limit: int) -> list[str]:
         """Some documents of such pairs."""
+        instance_of(status, Status, "status", "give an ezxmc.records.Status")
         rows = self._db.rows(
             "SELECT DISTINCT doc_uid FROM failures WHERE session = ? AND status = ? LIMIT ?",
             session,
@@ -290,7 +322,12 @@ _OF_TEACHER = (
 
 
 def _raw(keys: Sequence[str]) -> list[bytes]:
-    return [bytes.fromhex(key) for key in keys]
+    try:
+        if not isinstance(keys, str):
+            return [bytes.fromhex(key) for key in keys]
+    except (TypeError, ValueError):
+        pass
+    raise InputTypeError(f"keys are {reprlib.repr(keys)}", "give a list of content keys, 64 hex digits each")
 
 
 def _judgment(row: tuple[Any, ...]) -> Judgment:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.data.growth import Changes
-from ezxmc.feedback.budget import cut, in_hash_order
+from ezxmc.feedback.budget import Budget, cut, in_hash_order
 from ezxmc.feedback.priors import COMPLETE
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder, LabelIndex, shortlist
@@ -60,6 +60,8 @@ def select(
 ) -> Selection:
     """Choose the pairs of an update; the calibration part is left to the calibration.
 
+    Documents that select beyond `budget.calibration`'s cap are asked about by nobody, as in a run.
+
     New documents get a shortlist by the student. A new label is asked on the
     documents, old and new, whose shortlist it is in, and on at least
     `shortlist.size` documents nearest to it; and on those few that all labels
@@ -75,8 +77,8 @@ def select(
         drifting: Rows of labels whose calibration drifted.
         limit: Pairs at most.
     """
-    apart = set(catalog.to_calibrate)
-    learnt = sorted({*catalog.to_train, *catalog.to_select})
+    apart = Budget.of(config, catalog).idle.union(catalog.to_calibrate)
+    learnt = sorted({*catalog.to_train, *catalog.to_select} - apart)
     unseen, fresh = set(changes.unseen), set(changes.unseen_labels)
     asked = _by_position(catalog, known)
     new_documents = _empty(catalog)

@@ -153,6 +153,7 @@ class _Update:
                 report.selected[DRIFTING] = self.config.update.probe
             return report
         place = self.history.open()
+        Work.check(place)
         report.number = int(place.path.name)
         report.title += f", update {report.number}"
         before = place.stage(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ezxmc.bundle import add_labels, remove_labels, save_bundle
+from ezxmc.bundle import add_labels, labels_of, remove_labels, save_bundle
 from ezxmc.config import RunConfig
 from ezxmc.cycles import UNKEYED
 from ezxmc.data.growth import Changes, Snapshot
@@ -23,12 +23,13 @@ from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.priors import context_of
 from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.targets import Proposals, Targets, build_targets
+from ezxmc.files import remove_own, whole_folder
 from ezxmc.growth.history import BUNDLE
 from ezxmc.growth.pool import known_judgments
 from ezxmc.growth.selection import Rows, Selection, pair_rows, read_pairs, select
 from ezxmc.hashing import file_hash
-from ezxmc.manifest import MANIFEST
-from ezxmc.people import FORMER, LabelEdits, answered, carry_over, outdated
+from ezxmc.manifest import MANIFEST, check_bundle_place, own_files
+from ezxmc.people import FORMER, LabelEdits, carry_over, outdated
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder
@@ -38,6 +39,7 @@ from ezxmc.watch import Watch
 
 _MOST_PROBED, _MOST_CHECKED = 0.25, 0.25
 """Of a limit, what the probe and the calibration may take."""
+_TRAINED, _KEPT = "trained", "kept"
 _FEW_SHORTLISTS = 10  # as many shortlists may hold all labels
 
 
@@ -139,6 +141,16 @@ class Work:
         inquiry = self.inquiry
         return list(known_judgments(self.catalog, self.grown.now, inquiry.teacher, inquiry.store))
 
+    @staticmethod
+    def check(place: RunDir) -> None:
+        """Refuse, before anything is asked, where something else lies in the place of a bundle.
+
+        Raises:
+            ConfigError: As for `check_bundle_place`.
+        """
+        for name in (_TRAINED, _KEPT, BUNDLE):
+            check_bundle_place(place.path / name)
+
     def ask(self, place: RunDir, drifting: Collection[str]) -> dict[str, int]:
         """Select and ask; returns how many pairs were selected, by why."""
         file = place.path / "pairs.jsonl"
@@ -150,7 +162,7 @@ class Work:
 
         config = self.config
         parts = [part.model_dump() for part in (config.shortlist, config.inference, config.update)]
-        inputs = [*self._state, *parts, sorted(drifting)]
+        inputs = [*self._state, *parts, config.budget.calibration, sorted(drifting)]
         done = place.stage("select", inputs, [file], make, libraries=ENCODING)
         with file.open(encoding="utf-8") as lines:
             selected: dict[str, Rows] = read_pairs(self.catalog, map(json.loads, lines))
@@ -165,7 +177,7 @@ class Work:
 
     def train(self, place: RunDir) -> tuple[Path, dict[str, Any]]:
         """Train on from the former weights, on all judgments; the bundle of it, and how training went."""
-        student, bundle = place.path / "student", place.path / "trained"
+        student, bundle = place.path / "student", place.path / _TRAINED
         base, config = self.student.bundle.path / "student", self.config.training
         judgments = self.learnt(self.known())
         apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
@@ -247,14 +259,14 @@ class Work:
 
     def edits(self, bundle: Path) -> LabelEdits:
         """What people changed in the labels of the run's bundle, or of a copy of it."""
-        return LabelEdits.between(answered(bundle), self.grown.former, self.catalog.labels)
+        return LabelEdits.between(labels_of(bundle), self.grown.former, self.catalog.labels)
 
     def keep(self, place: RunDir) -> Path:
         """The former bundle with the labels there are now, new ones by their titles."""
-        bundle, former = place.path / "kept", self.student.bundle.path
-        shutil.rmtree(bundle, ignore_errors=True)
-        shutil.copytree(former, bundle, ignore=shutil.ignore_patterns(".lock"))
-        edits, there = self.edits(bundle), {label.uid for label in answered(bundle)}
+        bundle, former = place.path / _KEPT, self.student.bundle.path
+        with whole_folder(bundle, "bundle", own_files) as fresh:
+            shutil.copytree(former, fresh, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
+        edits, there = self.edits(bundle), {label.uid for label in labels_of(bundle)}
         gone = there - self.row_of.keys() - {label.uid for label in edits.added}
         late = gone == there  # a bundle is never without a label
         if gone and not late:
@@ -291,5 +303,6 @@ class Work:
 
         place.write_lines(place.path / "predictions.jsonl", rows())
         target = place.path / BUNDLE
-        shutil.rmtree(target, ignore_errors=True)
+        check_bundle_place(target)
+        remove_own(target, set(own_files(target) or ()).__contains__)
         bundle.rename(target)

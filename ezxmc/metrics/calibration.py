@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ezxmc.errors import ArgumentError, InputTypeError, number_between, whole_number
+
+_MOST_BINS = 1_000_000
 _Floats = NDArray[np.float64]
 
 
@@ -47,11 +50,11 @@ def reliability_bins(probabilities: ArrayLike, hits: ArrayLike, bins: int = 10) 
         bins: Number of bins over [0, 1].
 
     Raises:
-        ValueError: No pairs, shapes differ, values outside [0, 1], `bins` < 1.
+        ArgumentError: No pairs, shapes differ, values outside [0, 1], `bins` < 1 or absurdly many.
+        InputTypeError: They are no numbers.
     """
     p, y = _pairs(probabilities, hits)
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, not {bins}")
+    number_between(whole_number(bins, "bins"), "bins", 1, _MOST_BINS)
     edges = np.linspace(0.0, 1.0, bins + 1)
     place = np.digitize(p, edges[1:-1])  # p = 1 falls into the last bin
     n = np.bincount(place, minlength=bins)
@@ -76,7 +79,7 @@ def ece_at_k(probabilities: ArrayLike, hits: ArrayLike, bins: int = 10) -> float
         bins: Number of bins over [0, 1].
 
     Raises:
-        ValueError: As for `reliability_bins`.
+        ArgumentError, InputTypeError: As for `reliability_bins`.
     """
     points = reliability_bins(probabilities, hits, bins)
     total = sum(point.n for point in points)
@@ -95,11 +98,10 @@ def ace_at_k(probabilities: ArrayLike, hits: ArrayLike, bins: int = 10) -> float
         bins: Number of bins; at most one per pair is used.
 
     Raises:
-        ValueError: As for `reliability_bins`.
+        ArgumentError, InputTypeError: As for `reliability_bins`.
     """
     p, y = _pairs(probabilities, hits)
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, not {bins}")
+    number_between(whole_number(bins, "bins"), "bins", 1, _MOST_BINS)
     values, inverse, n = np.unique(p, return_inverse=True, return_counts=True)
     rate = np.bincount(inverse, weights=y) / n
     gap = np.repeat(rate - values, n)
@@ -114,7 +116,7 @@ def brier(probabilities: ArrayLike, hits: ArrayLike) -> float:
         hits: The same shape.
 
     Raises:
-        ValueError: As for `reliability_bins`.
+        ArgumentError, InputTypeError: As for `reliability_bins`.
     """
     p, y = _pairs(probabilities, hits)
     return float(np.mean((p - y) ** 2))
@@ -128,7 +130,7 @@ def nll(probabilities: ArrayLike, hits: ArrayLike) -> float:
         hits: The same shape.
 
     Raises:
-        ValueError: As for `reliability_bins`.
+        ArgumentError, InputTypeError: As for `reliability_bins`.
     """
     p, y = _pairs(probabilities, hits)
     p = np.clip(p, 1e-12, 1 - 1e-12)
@@ -136,11 +138,17 @@ def nll(probabilities: ArrayLike, hits: ArrayLike) -> float:
 
 
 def _pairs(probabilities: ArrayLike, hits: ArrayLike) -> tuple[_Floats, _Floats]:
-    p = np.asarray(probabilities, dtype=np.float64)
-    y = np.asarray(hits, dtype=np.float64)
+    try:
+        p = np.asarray(probabilities, dtype=np.float64)
+        y = np.asarray(hits, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputTypeError(f"probabilities and hits are no numbers: {error}", "give two arrays") from None
     if p.shape != y.shape or p.size == 0:
-        raise ValueError(f"probabilities {p.shape} and hits {y.shape} must have one shape and not be empty")
+        raise ArgumentError(
+            f"probabilities {p.shape} and hits {y.shape} must have one shape and not be empty",
+            "give one hit, 0 or 1, for each probability",
+        )
     # Written so that NaN fails too.
     if not (((p >= 0) & (p <= 1)).all() and ((y >= 0) & (y <= 1)).all()):
-        raise ValueError("probabilities and hits must lie in [0, 1]")
+        raise ArgumentError("probabilities and hits must lie in [0, 1]", "scores are no probabilities")
     return p.ravel(), y.ravel()

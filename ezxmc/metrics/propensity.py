@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from ezxmc.errors import ArgumentError, instance_of, number_between, whole_number
 from ezxmc.metrics.ranking import Gold, Ranked, Sizes, check_lists, gains, ideal_dcg
 from ezxmc.metrics.sparse import Floats, Hits, Ids, encode, heaviest, hits_of
 
@@ -36,13 +37,19 @@ def inverse_propensity(counts: NDArray[np.int64], documents: int, a: float = 0.5
         `(L,)`, at least 1 each; the rarer the label, the larger.
 
     Raises:
-        ValueError: N < 3, for which C would be negative, or A or B is not positive.
+        ArgumentError: N < 3, for which C would be negative, A or B is not positive, or a
+            count is no number from 0.
     """
-    if documents < 3:
-        raise ValueError(f"propensities need 3 training documents with gold labels, not {documents}")
-    if not (0 < a < math.inf and 0 < b < math.inf):
-        raise ValueError(f"A and B of propensities must be positive, not {a} and {b}")
-    values: Floats = 1 + (math.log(documents) - 1) * (b + 1) ** a * (np.asarray(counts) + b) ** -a
+    if whole_number(documents, "documents", least=0) < 3:
+        raise ArgumentError(
+            f"propensities need 3 training documents with gold labels, not {documents}", "give more of them"
+        )
+    if not (number_between(a, "A") > 0 and number_between(b, "B") > 0):
+        raise ArgumentError(f"A and B of propensities must be positive, not {a} and {b}", "0.55 and 1.5, say")
+    counts = np.asarray(counts)
+    if counts.dtype.kind not in "iuf" or not (counts >= 0).all():
+        raise ArgumentError(f"counts of labels are {counts!r:.80}", "give numbers, 0 or more")
+    values: Floats = 1 + (math.log(documents) - 1) * (b + 1) ** a * (counts + b) ** -a
     return values
 
 
@@ -53,6 +60,7 @@ def inverse_propensities(
 
     Give every label, with 0 for those of no training document, else `psp_at_k` does not know it.
     """
+    instance_of(counts, Mapping, "counts", "give a dict of label uid to a number")
     values = inverse_propensity(np.fromiter(counts.values(), np.int64, len(counts)), documents, a, b)
     return dict(zip(counts, values.tolist(), strict=True))
 
@@ -67,7 +75,7 @@ def psp_terms(weighted: Floats, best: Floats, k: int) -> tuple[Floats, Floats]:
 
     Args:
         weighted: `(N, any)`, see `weigh`.
-        best: `(N, ≥ k)`, see `ezxmc.metrics.sparse.heaviest`.
+        best: `(N, k)` or fewer columns, see `ezxmc.metrics.sparse.heaviest`.
         k: Depth.
 
     Returns:
@@ -85,15 +93,15 @@ def psndcg_terms(weighted: Floats, best: Floats, sizes: Sizes, k: int) -> tuple[
 
     Args:
         weighted: `(N, any)`, see `weigh`.
-        best: `(N, ≥ k)`, see `ezxmc.metrics.sparse.heaviest`.
+        best: `(N, k)` or fewer columns, see `ezxmc.metrics.sparse.heaviest`.
         sizes: `(N,)` gold labels of each document.
         k: Depth.
 
     Returns:
         Numerators and denominators `(N,)`; the metric is the ratio of their sums.
     """
-    ideal, first = ideal_dcg(sizes, k), weighted[:, :k]
-    return first @ gains(first.shape[1]) / ideal, best[:, :k] @ gains(k) / ideal
+    ideal, first, best = ideal_dcg(sizes, k), weighted[:, :k], best[:, :k]
+    return first @ gains(first.shape[1]) / ideal, best @ gains(best.shape[1]) / ideal
 
 
 def weigh(predicted: Ids, hits: Hits, inverse: Floats) -> Floats:
@@ -116,11 +124,12 @@ def psp_at_k(ranked: Ranked, gold: Gold, inverse: Mapping[str, float], k: int) -
         In [0, 1].
 
     Raises:
-        ValueError: As for `hit_matrix`, or a gold label is not in `inverse`.
+        ArgumentError, InputTypeError: As for `hit_matrix`, or a gold label is not in `inverse`.
     """
     check_lists(ranked, gold, k)
+    instance_of(inverse, Mapping, "inverse", "give what `inverse_propensities` does")
     if missing := next((label for right in gold for label in right if label not in inverse), None):
-        raise ValueError(f"no propensity of gold label {missing!r}")
+        raise ArgumentError(f"no propensity of gold label {missing!r}", "count all labels")
     predicted, right = encode(ranked, gold, {label: row for row, label in enumerate(inverse)})
     weights = np.fromiter(inverse.values(), np.float64, len(inverse))
     weighted = weigh(predicted, hits_of(predicted, right), weights)
@@ -142,6 +151,7 @@ def frequency_groups(counts: Mapping[str, int]) -> dict[str, str]:
     Returns:
         A name of `GROUPS` by label uid.
     """
+    instance_of(counts, Mapping, "counts", "give a dict of label uid to a number")
     order = sorted(counts, key=lambda label: (-counts[label], label))
     sizes = np.array([counts[label] for label in order], dtype=np.int64)
     before = np.cumsum(sizes) - sizes

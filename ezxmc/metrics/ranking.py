@@ -19,7 +19,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ezxmc.metrics.sparse import Floats, Hits, encode, hits_of
+from ezxmc.errors import ArgumentError, whole_number
+from ezxmc.metrics.sparse import Floats, Hits, encode, hits_of, lists_of_labels
 
 Ranked = Sequence[Sequence[str]]
 Gold = Sequence[Collection[str]]
@@ -53,7 +54,8 @@ def gains(k: int) -> Floats:
 
 def ideal_dcg(sizes: Sizes, k: int) -> Floats:
     """(N,) the best DCG@k: min(k, |gold|) gold labels first; 1 for a document without gold."""
-    values: Floats = np.cumsum(gains(k))[np.clip(sizes, 1, k) - 1]
+    held = np.clip(sizes, 1, k)
+    values: Floats = np.cumsum(gains(int(held.max(initial=1))))[held - 1]
     return values
 
 
@@ -64,10 +66,14 @@ def hit_matrix(ranked: Ranked, gold: Gold, k: int) -> Hits:
         Boolean `(N, k)`; ranks a short list lacks are misses.
 
     Raises:
-        ValueError: `k` < 1, N = 0, `ranked` and `gold` differ in length, a
+        ArgumentError: `k` < 1, N = 0, `ranked` and `gold` differ in length, a
             document has no gold, or a label is ranked twice.
+        InputTypeError: They hold something else than lists of labels: a text, say.
     """
-    return _hits(ranked, gold, k)[0]
+    found = _hits(ranked, gold, k)[0]
+    hits = np.zeros((len(ranked), k), dtype=np.bool_)
+    hits[:, : found.shape[1]] = found
+    return hits
 
 
 def precision_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
@@ -79,7 +85,7 @@ def precision_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
         k: Depth.
 
     Raises:
-        ValueError: As for `hit_matrix`.
+        ArgumentError, InputTypeError: As for `hit_matrix`.
     """
     return float(precision_by_document(ranked, gold, k).mean())
 
@@ -98,7 +104,7 @@ def recall_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
         k: Depth.
 
     Raises:
-        ValueError: As for `hit_matrix`.
+        ArgumentError, InputTypeError: As for `hit_matrix`.
     """
     return float(recall_by_document(ranked, gold, k).mean())
 
@@ -117,7 +123,7 @@ def ndcg_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
         k: Depth.
 
     Raises:
-        ValueError: As for `hit_matrix`.
+        ArgumentError, InputTypeError: As for `hit_matrix`.
     """
     return float(ndcg_terms(*_hits(ranked, gold, k), k).mean())
 
@@ -126,23 +132,24 @@ def check_lists(ranked: Ranked, gold: Gold, k: int) -> None:
     """Refuse lists that have no value.
 
     Raises:
-        ValueError: `k` < 1, N = 0, `ranked` and `gold` differ in length, or a
+        ArgumentError: `k` < 1, N = 0, `ranked` and `gold` differ in length, or a
             document has no gold.
+        InputTypeError: As for `hit_matrix`.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, not {k}")
-    if not ranked or len(ranked) != len(gold):
-        raise ValueError(
-            f"{len(ranked)} ranked lists and {len(gold)} gold sets: need as many, and one at least"
+    whole_number(k, "k")
+    lists_of_labels(ranked, "ranked", ordered=True)
+    lists_of_labels(gold, "gold", ordered=False)
+    if not len(ranked) or len(ranked) != len(gold):
+        raise ArgumentError(
+            f"{len(ranked)} ranked lists and {len(gold)} gold sets: need as many, and one at least",
+            "give one of each for every document",
         )
     for row, right in enumerate(gold):
-        if not right:
-            raise ValueError(f"document {row} has no gold labels; leave such documents out")
+        if not len(right):
+            raise ArgumentError(f"document {row} has no gold labels", "leave such documents out")
 
 
 def _hits(ranked: Ranked, gold: Gold, k: int) -> tuple[Hits, Sizes]:
     check_lists(ranked, gold, k)
     predicted, right = encode([labels[:k] for labels in ranked], gold, {})
-    hits = np.zeros((len(ranked), k), dtype=np.bool_)
-    hits[:, : predicted.shape[1]] = hits_of(predicted, right)
-    return hits, np.diff(right.indptr)
+    return hits_of(predicted, right), np.diff(right.indptr)

@@ -8,13 +8,15 @@ right. Work and memory grow with the stored entries, never with N · L.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import reprlib
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from ezxmc.errors import InputTypeError, whole_number
+from ezxmc.errors import ArgumentError, InputTypeError, instance_of, whole_number
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -31,27 +33,25 @@ def top_labels(scores: csr_array, k: int) -> tuple[Ids, Floats]:
 
     Args:
         scores: Sparse `(N, L)`, finite.
-        k: At least 1.
+        k: At least 1; of more than L, L are given.
 
     Returns:
         Label ids `(N, k)`, −1 where a row stores fewer, and their scores, 0 there.
 
     Raises:
-        ArgumentError: `k` is no whole number or below 1.
+        ArgumentError: `k` is no whole number or below 1, a score is NaN or infinite, or
+            a row stores a label twice.
         InputTypeError: `scores` is no matrix of numbers.
-        ValueError: A score is NaN or infinite, or a row stores a label twice.
     """
     k = whole_number(k, "k")
-    try:
-        scores = csr_array(scores, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise InputTypeError(f"scores are no matrix: {scores!r:.80}", "give (N, L) scores, sparse") from None
+    scores = matrix(scores, "scores").astype(np.float64)
+    k = min(k, scores.shape[1])
     if not np.isfinite(scores.data).all():
-        raise ValueError("scores must be finite")
+        raise ArgumentError("scores must be finite", "leave out what has no score")
     if not scores.has_canonical_format:
         scores = scores.sorted_indices()
         if not scores.has_canonical_format:
-            raise ValueError("a row stores a label twice")
+            raise ArgumentError("a row stores a label twice", "add them up: scores.sum_duplicates()")
     lengths = np.diff(scores.indptr)
     labels = np.full((len(lengths), k), -1, dtype=np.int64)
     values = np.zeros((len(lengths), k))
@@ -72,9 +72,51 @@ def top_labels(scores: csr_array, k: int) -> tuple[Ids, Floats]:
     return labels, values
 
 
+def matrix(values: Any, name: str) -> csr_array:
+    """An argument that is a matrix of numbers, dense or sparse, as a sparse one.
+
+    Raises:
+        InputTypeError: It is none.
+    """
+    try:
+        found = csr_array(values)
+        if found.ndim == 2 and found.dtype.kind in "biuf":
+            return found
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise InputTypeError(f"{name} are no matrix of numbers: {reprlib.repr(values)}", "give (N, L), sparse")
+
+
+def lists_of_labels(values: Any, name: str, *, ordered: bool) -> None:
+    """Check N lists of labels; a text in place of one would fall into characters.
+
+    Args:
+        values: What should be lists, or, unless `ordered`, collections.
+        name: Of the argument.
+        ordered: Whether their order counts.
+
+    Raises:
+        InputTypeError: They are something else.
+    """
+
+    def check(one: Any, where: str, wanted: str) -> None:
+        if isinstance(one, str | bytes | Mapping) or not all(
+            hasattr(one, part) for part in (wanted, "__len__")
+        ):
+            raise InputTypeError(f"{where} is {reprlib.repr(one)}", "give a list of label uids per document")
+
+    check(values, name, "__getitem__")
+    for row, one in enumerate(values):
+        check(one, f"{name}[{row}]", "__getitem__" if ordered else "__iter__")
+
+
 def gold_matrix(gold: csr_array) -> csr_array:
-    """The matrix as rows of ascending label ids, each once, without stored zeros; a copy only if needed."""
-    gold = csr_array(gold)
+    """The matrix as rows of ascending label ids, each once, without stored zeros; a copy only if needed.
+
+    Raises:
+        InputTypeError: It is no matrix of numbers.
+    """
+    gold = matrix(gold, "gold")
     if not gold.has_canonical_format:
         gold = gold.copy()
         gold.sum_duplicates()
@@ -95,16 +137,21 @@ def hits_of(predicted: Ids, gold: csr_array) -> Hits:
         `(N, k)`.
 
     Raises:
-        ValueError: Not as many rows, no whole numbers, ids below −1, or a label twice in a row.
+        ArgumentError: Not as many rows, no whole numbers, ids below −1, or a label twice in a row.
+        InputTypeError: `predicted` is no NumPy array.
     """
+    instance_of(predicted, np.ndarray, "predicted", "give label ids (N, k), as `top_labels` does")
     rows, width = gold.shape
     if predicted.ndim != 2 or len(predicted) != rows or not np.issubdtype(predicted.dtype, np.integer):
-        raise ValueError(f"predicted {predicted.dtype} {predicted.shape} must be integers ({rows}, k)")
+        raise ArgumentError(
+            f"predicted {predicted.dtype} {predicted.shape} must be integers ({rows}, k)",
+            "give label ids, as `top_labels` does",
+        )
     if predicted.size and predicted.min() < -1:
-        raise ValueError(f"label id {predicted.min()}: ids start at 0, and −1 fills up short rows")
+        raise ArgumentError(f"label id {predicted.min()}", "ids start at 0, and −1 fills up short rows")
     sorted_ids = np.sort(predicted, axis=1)
     if ((sorted_ids[:, 1:] == sorted_ids[:, :-1]) & (sorted_ids[:, 1:] >= 0)).any():
-        raise ValueError("a document has a predicted label twice")
+        raise ArgumentError("a document has a predicted label twice", "leave the later one out")
     hits = np.zeros(predicted.shape, dtype=np.bool_)
     if not gold.nnz:
         return hits
@@ -120,6 +167,8 @@ def hits_of(predicted: Ids, gold: csr_array) -> Hits:
 def heaviest(gold: csr_array, weights: Floats, k: int) -> Floats:
     """(N, k) the k largest weights among each document's gold labels, descending, filled up with 0.
 
+    Of fewer columns where no document has k.
+
     Args:
         gold: `(N, L)`, as `gold_matrix` gives it.
         weights: `(L,)` or longer.
@@ -130,7 +179,7 @@ def heaviest(gold: csr_array, weights: Floats, k: int) -> Floats:
     order = np.lexsort((-found, rows))
     place = np.arange(len(rows)) - gold.indptr[rows]
     top = place < k
-    best = np.zeros((gold.shape[0], k))
+    best = np.zeros((gold.shape[0], min(k, int(place.max(initial=0)) + 1)))
     best[rows[top], place[top]] = found[order][top]
     return best
 
@@ -149,14 +198,24 @@ def encode(
         `predicted`, as wide as the longest list (1 at least), and `gold`, as wide as `ids` is now.
 
     Raises:
-        ValueError: Not as many lists as collections.
+        ArgumentError: Not as many lists as collections.
+        InputTypeError: As for `ezxmc.metrics.hit_matrix`.
     """
+    lists_of_labels(ranked, "ranked", ordered=True)
+    lists_of_labels(gold, "gold", ordered=False)
+    instance_of(ids, dict, "ids", "give a dict, an empty one to begin with")
     if len(ranked) != len(gold):
-        raise ValueError(f"{len(ranked)} ranked lists and {len(gold)} gold sets: need as many")
+        raise ArgumentError(
+            f"{len(ranked)} ranked lists and {len(gold)} gold sets: need as many",
+            "give one of each a document",
+        )
     predicted = np.full((len(ranked), max([1, *map(len, ranked)])), -1, dtype=np.int64)
-    for row, labels in zip(predicted, ranked, strict=True):
-        row[: len(labels)] = [ids.setdefault(label, len(ids)) for label in labels]
-    right = [sorted({ids.setdefault(label, len(ids)) for label in labels}) for labels in gold]
+    try:
+        for row, labels in zip(predicted, ranked, strict=True):
+            row[: len(labels)] = [ids.setdefault(label, len(ids)) for label in labels]
+        right = [sorted({ids.setdefault(label, len(ids)) for label in labels}) for labels in gold]
+    except TypeError as error:
+        raise InputTypeError(f"a label is no uid: {error}", "give lists of label uids") from None
     indptr = np.cumsum([0, *map(len, right)])
     indices = np.array([label for labels in right for label in labels], dtype=np.int64)
     return predicted, csr_array((np.ones(len(indices), np.int8), indices, indptr), (len(gold), len(ids)))

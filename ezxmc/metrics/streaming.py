@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from ezxmc.errors import ArgumentError, instance_of, whole_number
 from ezxmc.metrics.bootstrap import Terms
 from ezxmc.metrics.propensity import GROUPS, group_sizes, psndcg_terms, psp_terms, weigh
 from ezxmc.metrics.ranking import Sizes, ndcg_terms, precision_terms, recall_terms
@@ -61,7 +62,7 @@ class RankingMetrics:
         group: `(L,)` the place in `GROUPS` of every label that can be gold.
 
     Raises:
-        ValueError: A depth is below 1.
+        ArgumentError: A depth is no whole number or below 1.
     """
 
     def __init__(
@@ -74,8 +75,10 @@ class RankingMetrics:
         inverse: Floats | None = None,
         group: NDArray[np.int8] | None = None,
     ) -> None:
-        if wrong := [k for k in (*precision_ks, *recall_ks, *ndcg_ks, *coverage_ks) if k < 1]:
-            raise ValueError(f"k must be at least 1, not {wrong[0]}")
+        for depths in (precision_ks, recall_ks, ndcg_ks, coverage_ks):
+            instance_of(depths, Sequence, "depths", "give a list of whole numbers, such as [1, 3, 5]")
+            for k in depths:
+                whole_number(k, "k")
         self._precision_ks, self._recall_ks, self._ndcg_ks = precision_ks, recall_ks, ndcg_ks
         self._coverage_ks = coverage_ks
         self._inverse, self._group = inverse, group
@@ -107,17 +110,33 @@ class RankingMetrics:
             `(n, k)` which predicted labels are right.
 
         Raises:
-            ValueError: As for `hits_of`; shapes differ; a gold label has no propensity or group; some
+            ArgumentError: As for `hits_of`; shapes differ; a gold label has no propensity or group; some
                 chunks with `kept` and some without.
+            InputTypeError: `gold` is no matrix of numbers, or another argument no array.
         """
         gold = gold_matrix(gold)
         if gold.nnz:
             for known in (self._inverse, self._group):
                 if known is not None and len(known) <= gold.indices.max():
-                    raise ValueError(f"no propensity or group of gold label {gold.indices.max()}")
+                    raise ArgumentError(
+                        f"no propensity or group of gold label {gold.indices.max()}", "count all labels"
+                    )
         hits = hits_of(predicted, gold)
         if self._tagged not in (None, kept is not None):
-            raise ValueError("give the tags (`kept`) of every chunk or of none")
+            raise ArgumentError(
+                "some chunks have tags and some have not", "give `kept` for every chunk or none"
+            )
+        for name, array, shape, kind in (
+            ("kept", kept, hits.shape, np.bool_),
+            ("documents", documents, hits.shape[:1], np.integer),
+        ):
+            if array is not None:
+                instance_of(array, np.ndarray, name, "give a NumPy array, or leave it out")
+                if array.shape != shape or not np.issubdtype(array.dtype, kind):
+                    raise ArgumentError(
+                        f"{name} {array.dtype} {array.shape} must be {kind.__name__} {shape}",
+                        "give one for each that was predicted",
+                    )
         self._tagged = kept is not None
         if kept is not None:
             kept = kept & (predicted >= 0)
@@ -141,10 +160,10 @@ class RankingMetrics:
         """The metrics of all documents so far.
 
         Raises:
-            ValueError: There were none, or none with gold.
+            ArgumentError: There were none, or none with gold.
         """
         if not self._documents:
-            raise ValueError("no documents")
+            raise ArgumentError("no documents were given", "call `update` first")
         terms = Terms(self._names, *np.hsplit(self._sums[self._seen], 2))
         # Rounding may carry a perfect ranking beyond 1.
         values = {name: min(1.0, value) for name, value in terms.values().items()}

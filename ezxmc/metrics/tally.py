@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from ezxmc.errors import ArgumentError
 from ezxmc.metrics.sparse import Hits, Ids
 
 _NEVER = np.iinfo(np.int32).max
@@ -48,11 +49,11 @@ class LabelTally:
         """Coverage@k: of the labels in gold, the share found in the top k of a document they are right for.
 
         Raises:
-            ValueError: No document has gold.
+            ArgumentError: No document has gold.
         """
         used = self.gold > 0
         if not used.any():
-            raise ValueError("no label is gold")
+            raise ArgumentError("no label is gold", "give gold of these labels")
         return float((self._found_at[used] <= k).mean())
 
     def macro_f1(self) -> float:

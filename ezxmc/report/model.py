@@ -81,6 +81,7 @@ class TeacherSummary(_Part):
         pairs_per_second: Speed without the engine's start-up.
         seconds: Time spent on judging.
         problem_docs: Some documents with a judgment that is not `ok`.
+        warning: What is odd about its answers, with the cure; empty if nothing is.
     """
 
     description: dict[str, JsonValue] = Field(default_factory=dict)
@@ -95,6 +96,7 @@ class TeacherSummary(_Part):
     pairs_per_second: float | None = None
     seconds: float | None = None
     problem_docs: list[str] = Field(default_factory=list)
+    warning: str = ""
 
 
 class BudgetSummary(_Part):

@@ -251,10 +251,7 @@ class LabelIndex:
         Raises:
             ModelError: A row that holds no label.
         """
-        try:
-            gone = np.asarray(rows, dtype=np.int64).reshape(-1)
-        except (TypeError, ValueError):
-            gone = np.array([-1])
+        gone = _rows(rows)
         inside = (gone >= 0) & (gone < self.total)
         if not inside.all() or not self._live[gone].all() or len(np.unique(gone)) < len(gone):
             raise ModelError("a row to remove holds no label", "give rows of `LabelIndex.rows`, each once")
@@ -263,7 +260,7 @@ class LabelIndex:
 
     def vectors(self, rows: ArrayLike) -> NDArray[np.float32]:
         """The vectors (n, D) of rows (n,); raises ModelError for rows never used."""
-        wanted = np.asarray(rows, dtype=np.int64)
+        wanted = _rows(rows)
         if wanted.size and not (wanted.min() >= 0 and wanted.max() < self.total):
             raise ModelError(f"rows {wanted.min()} to {wanted.max()} of {self.total}", "give rows in use")
         built = self._base.ntotal
@@ -383,6 +380,15 @@ def _matrix(vectors: ArrayLike, what: str) -> NDArray[np.float32]:
             f"{what} {np.shape(vectors)} cannot be used: they are no matrix or not finite", _VECTORS_CURE
         )
     return matrix
+
+
+def _rows(rows: ArrayLike) -> NDArray[np.int64]:
+    try:
+        found = np.asarray(rows).reshape(-1)
+    except ValueError:
+        found = np.array(["ragged"])
+    # -1 holds no label.
+    return found.astype(np.int64) if found.dtype.kind in "iu" or not found.size else np.array([-1])
 
 
 _VECTORS_CURE = "check the label list and the encoder's weights; `BiEncoder` gives one row a text"

@@ -51,6 +51,14 @@ def _cell(column: str) -> BeforeValidator:
     return BeforeValidator(read, json_schema_input_type=str | None)
 
 
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("is true or false: give a number")
+    return value
+
+
+_Number = BeforeValidator(_no_boolean)
+"""Without it, true counts as 1."""
 Uid = Annotated[Text | None, BeforeValidator(_uid, json_schema_input_type=str | int | float | None)]
 """None where there is none; the same thing in a file gives the same uid."""
 
@@ -81,10 +89,12 @@ class PredictIn(_Body):
     documents: list[
         Annotated[DocumentIn, BeforeValidator(_document, json_schema_input_type=str | DocumentIn)]
     ] = Field(min_length=1, description="Texts, or title and text.")
-    k: int | None = Field(
+    k: Annotated[int | None, _Number] = Field(
         None, ge=1, le=MOST_LABELS, description="Tags per document; the bundle's default if absent."
     )
-    threshold: float | None = Field(None, ge=0, le=1, description="Leave out tags less probable than this.")
+    threshold: Annotated[float | None, _Number] = Field(
+        None, ge=0, le=1, description="Leave out tags less probable than this."
+    )
     decision: bool = Field(False, description="Keep what the bundle's decision keeps; no k, no threshold.")
 
     @model_validator(mode="after")

@@ -78,7 +78,7 @@ class RayTeacher:
         self._configs = _replicas(config, cluster.servers)
         self._cluster, self._say = cluster, say
         # Never asked here: it gives the fingerprint, and renders prompts to count their tokens.
-        self._inner = load_teacher(self._configs[0], progress=progress)
+        self._inner = load_teacher(self._configs[0], progress=progress, say=say)
         self._pool: Pool | None = None
         self._parent: Path | None = None
         self._folder: ShardFolder | None = None
@@ -87,9 +87,9 @@ class RayTeacher:
         """See `StartsEngine`: until the first worker is ready."""
 
     def __getattr__(self, name: str) -> Any:
-        # `RendersPrompts` is a matter of the inner teacher.
-        if name == "renderer":
-            return self._inner.renderer  # type: ignore[attr-defined]
+        # `RendersPrompts`, and what a replay says of its bad rows, are matters of the inner teacher.
+        if name in ("renderer", "report"):
+            return getattr(self._inner, name)
         raise AttributeError(name)
 
     @property
