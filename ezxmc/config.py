@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import ipaddress
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +29,14 @@ Backend = Literal["torch", "onnx", "openvino"]
 """What runs an encoder."""
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
 """What it computes in."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 class _Part(BaseModel):
@@ -116,6 +125,16 @@ class HttpTeacherConfig(_Part):
         if parts.username is not None:
             raise ValueError("must hold no password; name its environment variable in api_key_env")
         return value.rstrip("/") if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}/v1"
+
+    @model_validator(mode="after")
+    def _key_in_secret(self) -> HttpTeacherConfig:
+        parts = urlsplit(self.base_url)
+        if self.api_key_env and parts.scheme == "http" and not is_loopback(str(parts.hostname)):
+            raise ValueError(
+                f"base_url {self.base_url} would carry the API key readable to everybody on the way: make it "
+                "https, reach the server through a tunnel (ssh -L) to this machine, or leave api_key_env out"
+            )
+        return self
 
 
 class ReplayTeacherConfig(_Part):
@@ -286,6 +305,13 @@ class RunConfig(_Part):
         parts = self.budget.cycle_parts
         if parts is not None and len(parts) != self.cycles:
             raise ValueError(f"budget.cycle_parts has {len(parts)} parts for {self.cycles} cycles")
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_as_the_teacher(self) -> RunConfig:
+        if isinstance(self.teacher, HttpTeacherConfig):
+            for url in self.ray.servers:
+                HttpTeacherConfig(**{**self.teacher.model_dump(), "base_url": url})
         return self
 
     def as_begun(self) -> RunConfig:
