@@ -130,7 +130,10 @@ class Contact:
         return TeacherError(f"{self._url} does not judge with {self._config.model!r}: {failure}", cure)
 
     def _identify(self, client: HttpClient) -> Server:
-        cards = self._get(client, f"{self._url}/models").get("data")
+        base = self._url.removesuffix("/v1")
+        # Both at once: answers wait for this.
+        versions = client.get(f"{base}/version")
+        cards = self._told(client.get(f"{self._url}/models")).get("data")
         known = [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
         self._offered = [str(card["id"]) for card in known if "id" in card]
         card = next((card for card in known if card.get("id") == self._config.model), {})
@@ -141,23 +144,22 @@ class Contact:
                 f"start the server with --max-model-len {self._longest + _LABEL}, or lower "
                 "teacher.max_document_tokens",
             )
-        base = self._url.removesuffix("/v1")
-        version = self._get(client, f"{base}/version").get("version")
+        version = self._told(versions).get("version")
         root = card.get("root")
         info = {}
         # A server that did not know the question will not know it the next time.
         if self._met is None or self._met[0].weights:
-            info = self._get(client, f"{base}/server_info?config_format=json")
+            info = self._told(client.get(f"{base}/server_info?config_format=json"))
         return Server(
             f"{card.get('owned_by') or 'server'}-{version}" if isinstance(version, str) else "unknown",
             root.rstrip("/").rpartition("/")[2] if isinstance(root, str) else None,
             ", ".join(dict.fromkeys(_weights(card, info))),
         )
 
-    def _get(self, client: HttpClient, url: str) -> dict[str, Any]:
+    def _told(self, answer: Future[dict[str, Any]]) -> dict[str, Any]:
         """What the server says of itself; nothing if it does not know the question."""
         try:
-            return client.get(url).result()
+            return answer.result()
         except RefusedError as refusal:
             if refusal.status in (401, 403):
                 raise self.explained(refusal) from None

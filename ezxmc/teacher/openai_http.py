@@ -31,8 +31,8 @@ _BLOCK = 32
 # fails costs less, and all the same the first fills the cache for the others.
 _MOST_PROMPTS = 64
 # Answers are handed on when the server has been seen, after them, to be the one
-# that was met: so many, or for so many seconds, wait for that look together.
-_HELD, _HELD_SECONDS = 128, 1.0
+# that was met. `concurrency` of them, or those of so many seconds, wait for that look together.
+_HELD_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,11 @@ class OpenAITeacher:
                     future = self._contact.post(client, request.prompts, mode)
                     flying[future] = request
                     future.add_done_callback(landed.put)
-                if held and (not flying or answered >= _HELD or time.monotonic() - seen >= _HELD_SECONDS):
+                if held and (
+                    not flying
+                    or answered >= self._config.concurrency
+                    or time.monotonic() - seen >= _HELD_SECONDS
+                ):
                     self._contact.recognise(client)
                     yield from held
                     held, answered, seen = [], 0, time.monotonic()
