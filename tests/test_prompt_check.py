@@ -52,6 +52,7 @@ QWEN3 = CHATML + (
 )
 # Opens a thought whatever it is told, as Qwen3-Thinking and DeepSeek-R1 do.
 THINKS = CHATML + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+INST = "{{ bos_token }}{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]\n' }}{% endfor %}"
 SHOUTS = CHATML.replace("m['content']", "m['content'] | upper")
 NO_SYSTEM = CHATML.replace("in messages %}", "in messages if m['role'] != 'system' %}")
 
@@ -138,12 +139,13 @@ def test_a_file_that_is_no_prompt_is_a_finding(tmp_path: Path) -> None:
         (LLAMA, [("note", "template_words"), ("note", "date")]),
         (QWEN3, []),
         (THINKS, [("error", "thinking")]),
+        (INST, [("note", "turn_text")]),
         (SHOUTS, [("error", "rewritten")]),
         (CHATML.replace("m['content']", "'...'"), [("error", "render")]),
         (CHATML.replace("in messages %}", "in messages[::-1] %}"), [("error", "render")]),
         (None, []),
     ],
-    ids=["gemma", "drops", "llama", "qwen3", "thinks", "shouts", "loses", "reverses", "base"],
+    ids=["gemma", "drops", "llama", "qwen3", "thinks", "inst", "shouts", "loses", "reverses", "base"],
 )
 def test_what_a_template_does_is_found(template: str | None, expected: list[tuple[str, str]]) -> None:
     marks = ("<start_of_turn>", "<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -161,7 +163,7 @@ def test_the_cure_of_an_open_thought_cures_it() -> None:
 
 
 def test_the_words_a_template_adds_are_quoted_and_the_date_among_them_is_fixed() -> None:
-    (added, date) = check_prompt(PROMPT, tokenizer(LLAMA.replace("<|", "<").replace("bos_token", "''")))
+    (added, _, date) = check_prompt(PROMPT, tokenizer(LLAMA.replace("<|", "<").replace("bos_token", "''")))
     assert "Cutting Knowledge Date: December 2023 Today Date: 01 Jan 2025" in added.problem
     assert "always prints the same day" in date.problem
 
