@@ -85,6 +85,9 @@ class VllmTeacherConfig(_Part):
         description="KV cache, GiB (CPU only); null: what a step needs, at most 1/12 of free memory",
     )
     gpu_memory: float = Field(0.85, gt=0, le=1, description="share of GPU memory vLLM may take")
+    tensor_parallel: int = Field(
+        1, ge=1, description="GPUs that share the model: what is too large for one of them"
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="of the weights: auto, bfloat16, float16 or float32"
     )
