@@ -166,8 +166,8 @@ class PromptRenderer:
     """
 
     def __init__(self, prompt: Prompt, tokenizer: Any, *, block_size: int, max_document_tokens: int) -> None:
-        self._prompt = prompt
-        self._tokenizer = tokenizer
+        self.prompt = prompt
+        self.tokenizer = tokenizer
         self._block = block_size
         self._max_document = max_document_tokens
         self._unsplit = _added_tokens(tokenizer)
@@ -210,11 +210,11 @@ class PromptRenderer:
         return [token for token in ids if token not in self._control]
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
 
     def _encode(self, text: str, *, trusted: bool) -> list[int]:
-        ids: list[int] = self._tokenizer(
+        ids: list[int] = self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=not trusted, verbose=False
         )["input_ids"]
         return ids
@@ -289,7 +289,7 @@ class PromptRenderer:
     def with_block(self, block_size: int) -> PromptRenderer:
         """The same prompt for cache blocks of another size; 1 pads nothing."""
         return PromptRenderer(
-            self._prompt, self._tokenizer, block_size=block_size, max_document_tokens=self._max_document
+            self.prompt, self.tokenizer, block_size=block_size, max_document_tokens=self._max_document
         )
 
     @property

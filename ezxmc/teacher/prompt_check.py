@@ -149,6 +149,14 @@ def check_prompt(prompt: Prompt, tokenizer: Any, *, block_size: int = 32) -> lis
     return sorted(found, key=lambda finding: rank[finding.severity])
 
 
+def faults_of(teacher: object) -> list[Finding]:
+    """What is wrong with a teacher's prompt on its model: errors alone; none where it renders no prompts."""
+    renderer = getattr(teacher, "renderer", None)
+    if not isinstance(renderer, PromptRenderer):
+        return []
+    return [one for one in check_prompt(renderer.prompt, renderer.tokenizer) if one.severity == "error"]
+
+
 def _wording(prompt: Prompt, tokenizer: Any) -> Iterator[Finding]:
     """Faults of the file itself."""
     added = [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
