@@ -129,15 +129,17 @@ class HttpTeacherConfig(_Part):
             raise ValueError("must hold no password; name its environment variable in api_key_env")
         return value.rstrip("/") if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}/v1"
 
-    @model_validator(mode="after")
-    def _key_in_secret(self) -> HttpTeacherConfig:
-        parts = urlsplit(self.base_url)
-        if self.api_key_env and parts.scheme == "http" and not is_loopback(str(parts.hostname)):
+    @field_validator("api_key_env")
+    @classmethod
+    def _key_in_secret(cls, value: str | None, info: ValidationInfo) -> str | None:
+        url = info.data.get("base_url", "")
+        parts = urlsplit(url)
+        if value and parts.scheme == "http" and not is_loopback(str(parts.hostname)):
             raise ValueError(
-                f"base_url {self.base_url} would carry the API key readable to everybody on the way: make it "
-                "https, reach the server through a tunnel (ssh -L) to this machine, or leave api_key_env out"
+                f"on its way to {url} everybody could read the API key: make it https, reach the server "
+                "through a tunnel to this machine (ssh -L), or give no key"
             )
-        return self
+        return value
 
 
 class ReplayTeacherConfig(_Part):

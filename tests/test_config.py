@@ -52,12 +52,15 @@ def test_files_beside_the_config_are_found_from_anywhere(tmp_path: Path) -> None
         (DATA + "cycles: 0\n", "cycles: Input should be greater"),
         (DATA + "teacher: {kind: oracle}\n", "teacher: .*oracle"),
         (DATA + "teacher: {model: m, tempreature: 1}\n", "tempreature: Extra inputs"),
-        (KEY + "'http://gpu.example.org:8000/v1'}\n", "gpu.example.org.* API key readable .* make it https"),
-        (KEY + "'http://127.0.0.1.example.org/v1'}\n", "API key readable"),
-        (KEY + "'http://[2001:db8::1]/v1'}\n", "API key readable"),
+        (
+            KEY + "'http://gpu.example.org:8000/v1'}\n",
+            "api_key_env: .*gpu.example.org.* read the API key: make it https",
+        ),
+        (KEY + "'http://127.0.0.1.example.org/v1'}\n", "read the API key"),
+        (KEY + "'http://[2001:db8::1]/v1'}\n", "read the API key"),
         (
             KEY + "'http://localhost'}\nray: {servers: ['http://10.0.0.7:8000']}\n",
-            "10.0.0.7.* API key readable",
+            "10.0.0.7.* read the API key",
         ),
     ],
 )
