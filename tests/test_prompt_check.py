@@ -13,7 +13,7 @@ from unittest.mock import ANY
 
 import pytest
 from toytokens import CHATML, sentencepiece, tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ezxmc.cli import app as program
 from ezxmc.errors import ModelError
@@ -386,6 +386,15 @@ def test_mistrals_own_tokenizer_asks_in_the_turns_of_its_version(tmp_path: Path,
     )
     assert [token for section in sections for token in section] == theirs
     assert made.turn_marks == ()
+
+
+def test_without_mistral_common_its_model_is_not_asked_without_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What transformers takes there instead: every token, and no turns.
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", PreTrainedTokenizerFast.from_pretrained)
+    with pytest.raises(ModelError, match=r"turns of [\s\S]*cure: pip install mistral-common"):
+        load_tokenizer(str(tekken(tmp_path, "v7")))
 
 
 def test_another_tokenizer_in_a_mistral_folder_is_taken_or_refused(

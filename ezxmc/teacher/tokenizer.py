@@ -35,6 +35,8 @@ def load_tokenizer(name: str, revision: str | None = None, progress: ModelProgre
     # has no control tokens to look at and reads no rendered prompt.
     if not isinstance(tokenizer.added_tokens_decoder, dict):
         tokenizer = _fast(tokenizer, str(source), pinned, name)
+    if not tokenizer.chat_template and isinstance(source, Path) and (source / "tekken.json").exists():
+        raise ModelError(f"only mistral-common knows the turns of {name}", "pip install mistral-common")
     # Of a folder without a tokenizer transformers makes an empty one.
     if not tokenizer("a word", add_special_tokens=False)["input_ids"]:
         raise ModelError(f"{name} holds no tokenizer", cure)
