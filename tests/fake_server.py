@@ -63,12 +63,13 @@ class FakeServer:
     Attributes:
         script: Called with each completion request before it is answered; may
             raise `Reply` or `Hang`, or change the answer by returning a
-            function of it.
+            function of it (to a `Reply`, if it likes).
         asked: Bodies of the completion requests, the feature test's left out.
         most: Most completion requests under way at once.
         gone: Requests whose client went away while they hung.
         top: The server knows nothing of vLLM's parameters: 20 tokens, as text.
         delay: Seconds each completion takes.
+        info: Its account of itself; most servers give none.
     """
 
     def __init__(self, tokenizer: Path, *, top: bool = False, **card: Any) -> None:
@@ -77,6 +78,7 @@ class FakeServer:
         self.script: Callable[[dict[str, Any]], Any] = lambda body: None
         self.card = {"id": "toy", "root": "/mnt/toy-1", "owned_by": "vllm", "max_model_len": 4096, **card}
         self.version = "1.0"
+        self.info: dict[str, Any] = {}
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.most = self.gone = self._now = 0
@@ -111,6 +113,10 @@ class FakeServer:
         for connection in list(self._open):
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
+
+    def become(self, *, version: str = "", info: dict[str, Any] | None = None, **card: Any) -> None:
+        """Be another server from now on, without a connection cut."""
+        self.version, self.info, self.card = version or self.version, info or self.info, self.card | card
 
     def complete(self, body: dict[str, Any], connection: socket.socket) -> Any:
         if not self.is_test(body):
@@ -194,6 +200,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {"data": [self.owner.card]})
         elif self.path == "/version" and self.owner.version:
             self._send(200, {"version": self.owner.version})
+        elif self.path.startswith("/server_info") and self.owner.info:
+            self._send(200, self.owner.info)
         else:
             self._send(404, {"detail": "Not Found"})
 
@@ -201,7 +209,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.owner.headers.append(dict(self.headers))
         try:
-            self._send(200, self.owner.complete(body, self.connection))
+            answer = self.owner.complete(body, self.connection)
+            if isinstance(answer, Reply):
+                raise answer
+            self._send(200, answer)
         except Hang:
             self.close_connection = True
         except Reply as reply:

@@ -10,6 +10,7 @@ from ezxmc.config import ReplayTeacherConfig, RunConfig, VllmTeacherConfig
 from ezxmc.errors import ConfigError
 
 DATA = "data: {documents: d.jsonl, labels: l.jsonl}\n"
+KEY = DATA + "teacher: {kind: openai, model: m, api_key_env: K, base_url: "
 
 
 def load(folder: Path, text: str) -> RunConfig:
@@ -51,11 +52,28 @@ def test_files_beside_the_config_are_found_from_anywhere(tmp_path: Path) -> None
         (DATA + "cycles: 0\n", "cycles: Input should be greater"),
         (DATA + "teacher: {kind: oracle}\n", "teacher: .*oracle"),
         (DATA + "teacher: {model: m, tempreature: 1}\n", "tempreature: Extra inputs"),
+        (
+            KEY + "'http://gpu.example.org:8000/v1'}\n",
+            "api_key_env: .*gpu.example.org.* read the API key: make it https",
+        ),
+        (KEY + "'http://127.0.0.1.example.org/v1'}\n", "read the API key"),
+        (KEY + "'http://[2001:db8::1]/v1'}\n", "read the API key"),
+        (
+            KEY + "'http://localhost'}\nray: {servers: ['http://10.0.0.7:8000']}\n",
+            "10.0.0.7.* read the API key",
+        ),
     ],
 )
 def test_faults_are_named_with_a_cure(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=rf"config.yaml.*{message}[\s\S]*cure"):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://gpu.example.org/v1", "http://127.0.0.2:8000", "http://[::1]/v1", "http://LOCALHOST/v1"]
+)
+def test_a_key_may_go_where_nobody_else_reads_it(tmp_path: Path, url: str) -> None:
+    assert load(tmp_path, KEY + f"'{url}'}}\n").teacher.kind == "openai"
 
 
 def test_a_missing_file_is_an_error_with_a_cure(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sqlite3
 from collections import Counter
 from dataclasses import replace
@@ -14,11 +15,16 @@ import pytest
 from fakes import FakeTeacher, catalog
 from hypothesis import given
 from hypothesis import strategies as st
+from spying import Messages
+from toytokens import CHATML, tokenizer
 
 from ezxmc.errors import StoreError, TeacherError
 from ezxmc.feedback.annotate import ProblemDocuments, annotate, pairs_of
+from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Label, Pair, Status
+from ezxmc.teacher.prompt import Prompt
+from ezxmc.teacher.prompt_check import renderer_for
 
 
 def job(documents: int = 20, labels: int = 10, size: int = 5):
@@ -102,6 +108,55 @@ def test_an_engine_that_only_fails_is_not_asked_everything_again(tmp_path: Path)
         summary = annotate(job(400), broken, store)
     assert summary.statuses == {"engine_error": 2000}
     assert 2000 < len(broken.asked) < 2500
+
+
+class Speechless(FakeTeacher):
+    """Puts no probability on the answers, but for one pair in a hundred if it may."""
+
+    def __init__(self, status: Status, *, scores: bool = False) -> None:
+        super().__init__()
+        self.status, self.scores = status, scores
+
+    def score(self, pairs, *, expected=None):
+        for number, judgment in enumerate(super().score(pairs, expected=expected)):
+            silent = not (self.scores and number % 100 == 99)
+            yield replace(judgment, status=self.status, log_odds=None) if silent else judgment
+
+
+@pytest.mark.parametrize("status", [Status.LOW_MASS, Status.NO_LOGPROBS, Status.NOT_FINITE])
+def test_a_teacher_that_never_answers_is_not_paid_for_a_whole_catalog(tmp_path: Path, status: Status) -> None:
+    teacher = Speechless(status)
+    told = rf"none of the first 256 pairs got a score \(256 {status}\)[\s\S]*cure: see .*prompts check"
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        with pytest.raises(TeacherError, match=told):
+            annotate(job(400), teacher, store)
+        assert len(teacher.asked) == 256
+        totals = store.totals(teacher.fingerprint)
+        assert totals.judgments + totals.failures == 256, "what was asked is kept"
+        with pytest.raises(TeacherError, match=told):
+            annotate(job(400), teacher, store)
+        assert len(teacher.asked) == (256 if status.final else 512)
+
+
+def test_a_teacher_that_answers_now_and_then_goes_on(tmp_path: Path) -> None:
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        summary = annotate(job(400), Speechless(Status.LOW_MASS, scores=True), store)
+        assert summary.statuses == {"ok": 20, "low_mass": 1980}
+        # Later sessions of a teacher that has scored are not held to their own beginnings.
+        more = Speechless(Status.LOW_MASS)
+        assert annotate(job(800), more, store).statuses == {"low_mass": 2000}
+
+
+def test_a_prompt_that_cannot_work_is_told_before_and_in_the_end(tmp_path: Path) -> None:
+    template = CHATML + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+    teacher, watch = Speechless(Status.LOW_MASS), Messages()
+    teacher.renderer = renderer_for(Prompt.load("generic"), tokenizer(template), 32)
+    said = r"the prompt ends inside <think>[\s\S]*close it in the prompt file"
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        Inquiry(None, teacher, store, None, watch)
+        assert re.search(said, "\n".join(watch.said))
+        with pytest.raises(TeacherError, match=said):
+            annotate(job(400), teacher, store)
 
 
 @pytest.mark.parametrize("status", [s for s in Status if s is not Status.OK])

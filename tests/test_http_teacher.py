@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import math
+import re
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count, islice
@@ -21,7 +26,7 @@ from support.commands import until
 from ezxmc.config import HttpTeacherConfig
 from ezxmc.errors import ConfigError, ModelError, TeacherError
 from ezxmc.records import Document, Label, Pair, Status
-from ezxmc.teacher import http_client, http_contact, load_teacher
+from ezxmc.teacher import http_client, http_contact, load_teacher, openai_http
 from ezxmc.teacher.openai_http import OpenAITeacher
 
 DOCUMENTS, LABELS = catalog(12, 5)
@@ -32,6 +37,7 @@ PAIRS = [Pair(doc, label) for doc in DOCUMENTS for label in LABELS]
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_client, "_FIRST_WAIT", 0.01)
     monkeypatch.setattr(http_client, "_LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(openai_http, "_HELD_SECONDS", 0.05)
 
 
 @pytest.fixture(scope="module")
@@ -204,12 +210,39 @@ def test_a_request_that_always_fails_gives_engine_error_and_the_others_go_on(
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"<html>busy</html>", b"[1]", b'{"choices": [', b"\xff\xfe"],
-    ids=["empty", "html", "list", "cut", "binary"],
+    [b"", b"<html>busy</html>", b"[1]", b'{"choices": [', b"\xff\xfe", b"[" * 100_000],
+    ids=["empty", "html", "list", "cut", "binary", "deep"],
 )
 def test_an_answer_that_is_no_json_is_asked_again(server: FakeServer, teacher_of: Make, body: bytes) -> None:
     server.script = nth(Reply(200, body))
     assert [j.status for j in teacher_of(server).score(PAIRS[:5])] == [Status.OK] * 5
+
+
+def test_a_packed_answer_is_read(server: FakeServer, teacher_of: Make) -> None:
+    server.script = lambda body: (
+        lambda answer: Reply(200, gzip.compress(json.dumps(answer).encode()), Content_Encoding="gzip")
+    )
+    assert [j.status for j in teacher_of(server).score(PAIRS[:5])] == [Status.OK] * 5
+    assert {headers["Accept-Encoding"] for headers in server.headers} == {"identity"}
+
+
+@pytest.mark.parametrize("packing", ["gzip", "identity", "br"])
+def test_an_answer_that_would_fill_the_memory_is_not_read(
+    server: FakeServer, teacher_of: Make, packing: str
+) -> None:
+    """A tenth of a megabyte that unpacks to a hundred, for one."""
+    packer, spaces = zlib.compressobj(9, wbits=31), b" " * (1 << 20)
+    packed = b"".join(packer.compress(spaces) for _ in range(100)) + packer.flush()
+    body = spaces * 40 if packing == "identity" else packed
+    server.script = nth(Reply(200, body, Content_Encoding=packing))
+    teacher = teacher_of(server)
+    tracemalloc.start()
+    try:
+        assert [j.status for j in teacher.score(PAIRS[:5])] == [Status.OK] * 5
+        assert tracemalloc.get_traced_memory()[1] < 30 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(server.asked) == 2, "asked once more"
 
 
 def test_a_hanging_request_is_cut_and_asked_again(server: FakeServer, teacher_of: Make) -> None:
@@ -262,17 +295,55 @@ def test_a_server_that_stays_away_ends_the_job_and_the_next_one_goes_on(
     assert each_once(teacher, judged)
 
 
-def test_a_server_swapped_for_another_is_noticed(server: FakeServer, teacher_of: Make) -> None:
-    teacher = teacher_of(server)
-    server.delay = 0.05
-    stream = teacher.score(PAIRS)
-    next(stream)
-    server.version = "2.0"
-    with pytest.raises(TeacherError, match=r"was vllm-1.0 with toy-1, now it is vllm-2.0"):
-        list(stream)
-    with pytest.raises(TeacherError, match=r"now it is vllm-2.0"):
+@pytest.mark.parametrize("fingerprint", ["build", None])
+@pytest.mark.parametrize(
+    ("change", "now"),
+    [
+        ({"version": "2.0"}, "vllm-2.0 with toy-1 (size 4, dtype bfloat16)"),
+        ({"root": "/mnt/toy-2"}, "vllm-1.0 with toy-2 (size 4, dtype bfloat16)"),
+        ({"meta": {"size": 5}}, "vllm-1.0 with toy-1 (size 5, dtype bfloat16)"),
+        (
+            {"info": {"vllm_config": {"model_config": {"dtype": "float16"}}}},
+            "vllm-1.0 with toy-1 (size 4, dtype float16)",
+        ),
+    ],
+)
+def test_no_judgment_of_a_swapped_server_is_given(
+    server: FakeServer,
+    teacher_of: Make,
+    fingerprint: str | None,
+    change: dict[str, Any],
+    now: str,
+) -> None:
+    """Neither where every answer looks alike, nor where connections stay open (a proxy's do)."""
+    server.card["meta"] = {"size": 4}
+    server.info = {"vllm_config": {"model_config": {"dtype": "bfloat16", "quantization": None}}}
+    was = {"version": server.version, **server.card, "info": server.info}
+    swapped = threading.Event()
+    answers = count()
+
+    def script(body: dict[str, Any]) -> Any:
+        if next(answers) == 4:  # the feature test was the first
+            server.become(**change)
+            swapped.set()
+        mark = "new" if swapped.is_set() else "old"
+        return lambda answer: {**answer, "system_fingerprint": fingerprint, "mark": mark}
+
+    server.script = script
+    teacher = teacher_of(server, concurrency=1)
+    assert teacher.description["weights"] == "size 4, dtype bfloat16"
+    judged = []
+    with pytest.raises(TeacherError, match=rf"was vllm-1.0 with toy-1 .*, now it is {re.escape(now)}"):
+        for judgment in teacher.score(PAIRS):
+            judged.append(judgment)
+    # The look at the server after the third answer may have come before or after the swap.
+    assert {j.doc_uid for j in judged} in [{doc.uid for doc in DOCUMENTS[:n]} for n in (2, 3)]
+    with pytest.raises(TeacherError, match=r"now it is"):
         list(teacher.score(PAIRS))
     assert teacher_of(server).fingerprint != teacher.fingerprint
+    server.become(**was)
+    done = {j.key for j in judged}
+    assert each_once(teacher, [*judged, *teacher.score(p for p in PAIRS if teacher.key(p) not in done)])
 
 
 def test_a_rebuilt_server_of_the_same_engine_and_model_is_the_same(
@@ -457,8 +528,8 @@ def test_the_source_is_read_as_answers_come_and_closing_cancels_the_rest(
     stream = teacher.score(endless())
     assert taken == 0
     next(stream)
-    # Each request under way holds a document; the next one's first pair shows where it ends.
-    assert taken <= 4 * 5 + 1
+    # Each request under way or answered holds a document; the next one's first pair shows where it ends.
+    assert taken <= (4 + 4) * 5 + 1
     list(islice(stream, 10))
     before = threading.active_count()
     stream.close()  # it would wait for answers that never come

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from collections import Counter
@@ -34,7 +35,29 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, one_thread: None) -> Spy:
     """One finished run; tests that go on from it work on a copy."""
-    return spied(write_catalog(tmp_path_factory.mktemp("first"), tiny_encoder))
+    return spied(write_catalog(tmp_path_factory.mktemp("first"), tiny_encoder), WantsMemory(topical))
+
+
+class WantsMemory(FakeTeacher):
+    """Counts the models in memory each time it is asked, beside those that were there before."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.before, self.models = self._alive(), list[int]()
+
+    def _alive(self) -> int:
+        gc.collect()
+        return sum(type(one).__name__ == "SentenceTransformer" for one in gc.get_objects())
+
+    def score(self, pairs: Any, **options: Any) -> Any:
+        self.models.append(self._alive() - self.before)
+        yield from super().score(pairs, **options)
+
+
+def test_no_student_is_in_memory_while_the_teacher_works(first: Spy) -> None:
+    """On a GPU the two would not fit."""
+    assert isinstance(first.teacher, WantsMemory)
+    assert len(first.teacher.models) >= 3 and max(first.teacher.models) <= 0
 
 
 @pytest.fixture

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from toytokens import CHATML, sentencepiece, tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from ezxmc.cli import app as program
 from ezxmc.errors import ModelError
 from ezxmc.teacher import prompt_check
+from ezxmc.teacher import tokenizer as loading
 from ezxmc.teacher.prompt import Graded, Prompt, YesNo, prompt_files
 from ezxmc.teacher.prompt_check import Finding, check_file, check_prompt, cost, readable, renderer_for
 from ezxmc.teacher.tokenizer import load_tokenizer
@@ -52,6 +56,7 @@ QWEN3 = CHATML + (
 )
 # Opens a thought whatever it is told, as Qwen3-Thinking and DeepSeek-R1 do.
 THINKS = CHATML + "{% if add_generation_prompt %}{{ '<think>\n' }}{% endif %}"
+INST = "{{ bos_token }}{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]\n' }}{% endfor %}"
 SHOUTS = CHATML.replace("m['content']", "m['content'] | upper")
 NO_SYSTEM = CHATML.replace("in messages %}", "in messages if m['role'] != 'system' %}")
 
@@ -138,12 +143,13 @@ def test_a_file_that_is_no_prompt_is_a_finding(tmp_path: Path) -> None:
         (LLAMA, [("note", "template_words"), ("note", "date")]),
         (QWEN3, []),
         (THINKS, [("error", "thinking")]),
+        (INST, [("note", "turn_text")]),
         (SHOUTS, [("error", "rewritten")]),
         (CHATML.replace("m['content']", "'...'"), [("error", "render")]),
         (CHATML.replace("in messages %}", "in messages[::-1] %}"), [("error", "render")]),
         (None, []),
     ],
-    ids=["gemma", "drops", "llama", "qwen3", "thinks", "shouts", "loses", "reverses", "base"],
+    ids=["gemma", "drops", "llama", "qwen3", "thinks", "inst", "shouts", "loses", "reverses", "base"],
 )
 def test_what_a_template_does_is_found(template: str | None, expected: list[tuple[str, str]]) -> None:
     marks = ("<start_of_turn>", "<end_of_turn>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
@@ -161,7 +167,7 @@ def test_the_cure_of_an_open_thought_cures_it() -> None:
 
 
 def test_the_words_a_template_adds_are_quoted_and_the_date_among_them_is_fixed() -> None:
-    (added, date) = check_prompt(PROMPT, tokenizer(LLAMA.replace("<|", "<").replace("bos_token", "''")))
+    (added, _, date) = check_prompt(PROMPT, tokenizer(LLAMA.replace("<|", "<").replace("bos_token", "''")))
     assert "Cutting Knowledge Date: December 2023 Today Date: 01 Jan 2025" in added.problem
     assert "always prints the same day" in date.problem
 
@@ -319,6 +325,88 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text('{"model": ')
     with pytest.raises(ModelError, match=f"{tmp_path.name} cannot be loaded"):
         load_tokenizer(str(tmp_path))
+
+
+def tekken(folder: Path, version: str) -> Path:
+    """A model's folder with a tokenizer in Mistral's own format: bytes, and the words of the answers."""
+    control = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"]
+    control += [
+        "[TOOL_RESULTS]",
+        "[/TOOL_RESULTS]",
+        "[TOOL_CALLS]",
+        "[IMG]",
+        "<pad>",
+        "[IMG_BREAK]",
+        "[IMG_END]",
+    ]
+    control += ["[PREFIX]", "[MIDDLE]", "[SUFFIX]"]
+    control += ["[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"] if version == "v7" else []
+    control += [f"<SPECIAL_{rank}>" for rank in range(len(control), 1000)]
+    words = [bytes([byte]) for byte in range(256)] + [b"Ye", b"Yes", b"No", b" Y", b" N", b" No", b" Yes"]
+    config = {
+        "pattern": r"[^\r\n\p{L}\p{N}]?[\p{L}]+|\p{N}|[^\s\p{L}\p{N}]+|\s+",
+        "num_vocab_tokens": len(words),
+        "default_vocab_size": len(control) + len(words),
+        "default_num_special_tokens": len(control),
+        "version": version,
+    }
+    content = {
+        "config": config,
+        "vocab": [
+            {"rank": rank, "token_bytes": base64.b64encode(word).decode(), "token_str": None}
+            for rank, word in enumerate(words)
+        ],
+        "special_tokens": [
+            {"rank": rank, "token_str": text, "is_control": True} for rank, text in enumerate(control)
+        ],
+        "version": 1,
+        "type": "Tekken",
+    }
+    (folder / "tekken.json").write_text(json.dumps(content))
+    (folder / "config.json").write_text('{"model_type": "mistral"}')
+    return folder
+
+
+@pytest.mark.parametrize("version", ["v3", "v7"])
+def test_mistrals_own_tokenizer_asks_in_the_turns_of_its_version(tmp_path: Path, version: str) -> None:
+    """Token by token as mistral-common writes them; and its control tokens in a text stay text."""
+    pytest.importorskip("mistral_common")
+    tok = load_tokenizer(str(tekken(tmp_path, version)))
+    assert check_prompt(PROMPT, tok) in ([], [Finding("note", "system_turn", ANY)])
+    made = renderer_for(PROMPT, tok, 1)
+    sections = made.sections("nano [/INST] </s>", "[INST] Editing")
+    turns = [
+        {"role": "system", "content": PROMPT.system},
+        {"role": "user", "content": "Entry: nano [/INST] </s>\nTag: [INST] Editing"},
+    ]
+    if version == "v3":
+        turns = [{"role": "user", "content": f"{PROMPT.system}\n\n{turns[1]['content']}"}]
+    theirs = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+        turns, tokenize=True, return_dict=False
+    )
+    assert [token for section in sections for token in section] == theirs
+    assert made.turn_marks == ()
+
+
+def test_without_mistral_common_its_model_is_not_asked_without_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What transformers takes there instead: every token, and no turns.
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", PreTrainedTokenizerFast.from_pretrained)
+    with pytest.raises(ModelError, match=r"turns of [\s\S]*cure: pip install mistral-common"):
+        load_tokenizer(str(tekken(tmp_path, "v7")))
+
+
+def test_another_tokenizer_in_a_mistral_folder_is_taken_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mistral_common")
+    tekken(tmp_path, "v7")
+    monkeypatch.setattr(loading, "_MISTRAL_TURNS", "{{ messages[-1]['content'] }}")
+    with pytest.raises(ModelError, match=r"own format only; read otherwise[\s\S]*cure: .*tokenizer.json"):
+        load_tokenizer(str(tmp_path))
+    TOKENIZER.save_pretrained(tmp_path)
+    assert found(tok=load_tokenizer(str(tmp_path))) == []
 
 
 # ------------------------------------------------------------- real models

@@ -67,21 +67,21 @@ class Pool:
     Args:
         config: The cluster.
         job: What they do.
-        gpus: Whether a worker wants a GPU, where the cluster has any.
+        gpus: How many GPUs a worker wants, where the cluster has any.
         say: Told every half minute how fast each worker is.
 
     Raises:
         ClusterError: Ray is not installed, or there is no such cluster.
     """
 
-    def __init__(self, config: RayConfig, job: Job, *, gpus: bool, say: Say | None = None) -> None:
+    def __init__(self, config: RayConfig, job: Job, *, gpus: int, say: Say | None = None) -> None:
         self._depth = 2 * config.workers
         self._say, self._said = say, time.monotonic()
         self._ray = connect(config)
         try:
-            gpus = gpus and self._ray.cluster_resources().get("GPU", 0) >= 1
+            gpus = gpus if self._ray.cluster_resources().get("GPU", 0) >= 1 else 0
             self._board = _board_actor(self._ray)
-            stream = _stream(self._ray, self._board, job, config.workers, float(gpus))
+            stream = _stream(self._ray, self._board, job, config.workers, gpus)
         except BaseException:
             disconnect()
             raise
@@ -191,7 +191,7 @@ def _board_actor(ray: Any) -> Any:
     return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
-def _stream(ray: Any, board: Any, job: Job, workers: int, gpus: float) -> Iterator[Any]:
+def _stream(ray: Any, board: Any, job: Job, workers: int, gpus: int) -> Iterator[Any]:
     import ray.data as data
     from ray.data.block import BlockMetadata
 

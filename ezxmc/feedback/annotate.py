@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from typing import Any
 
-from ezxmc.errors import StoreError, instance_of
+from ezxmc.errors import StoreError, TeacherError, instance_of
 from ezxmc.feedback.claims import Claims
 from ezxmc.feedback.shards import shard_folder
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.records import Document, Judgment, Label, Pair
+from ezxmc.records import Document, Judgment, Label, Pair, Status
 from ezxmc.teacher.base import KeepsShards, Teacher, startup_seconds
 
 _BATCH = 64
@@ -28,6 +28,8 @@ _CHUNK = 10_000  # pairs looked up at once
 _WINDOW = 64  # pairs claimed at once; what other processes can take meanwhile begins after them
 _ATTEMPTS = 3
 _HOPELESS = 256  # failures in a row that end a round of second attempts
+_SPEECHLESS = 256  # of a teacher's first judgments; if none holds a score, it is not paid for more
+_NO_ANSWER = frozenset((Status.LOW_MASS, Status.NO_LOGPROBS, Status.NOT_FINITE))
 _POLL_SECONDS = 0.2
 _NAMED = 20  # documents named for each kind of problem
 
@@ -101,7 +103,8 @@ def annotate(
     where the last commit was. Several processes may work on one store: none
     asks about a pair another has in hand, and all return when all is answered.
     Failed pairs are asked again at the end, twice at most, and only while that
-    gives answers.
+    gives answers. A teacher whose first 256 answers hold no score is asked
+    nothing more.
 
     Args:
         pairs: Gives the job's pairs, document by document, the same each time;
@@ -117,7 +120,8 @@ def annotate(
         Counts, statuses and tokens.
 
     Raises:
-        TeacherError: The engine could not start or died; stored judgments stay.
+        TeacherError: The engine could not start or died, or the model does not
+            answer the question; stored judgments stay.
         StoreError: The store could not be written.
         InputTypeError: `pairs` is no function (a list, say) or gives something else than `Pair`s, or
             teacher or store is none.
@@ -155,6 +159,9 @@ class _Job:
         self.scoreless: dict[str, set[str]] = {}
         """By final status, documents with a judgment that holds no score."""
         self.in_vain = 0
+        self.scored = False
+        self.speechless: Counter[str] = Counter()
+        """Answers of this teacher without a score, by kind, as long as none had one."""
 
     def count(self) -> set[int]:
         """Count the job; returns the chunks something is missing of."""
@@ -172,6 +179,10 @@ class _Job:
     def answer(self, chunks: set[int]) -> None:
         """Ask about what is missing in `chunks`, until all is known or asking again does not help."""
         summary, started, startup = self.summary, time.monotonic(), startup_seconds(self.teacher)
+        before = self.store.totals(self.teacher.fingerprint).statuses
+        self.scored = bool(before.get(Status.OK))
+        self.speechless[Status.LOW_MASS.value] = before.get(Status.LOW_MASS, 0)
+        self._heed_silence()
         self.session = self.store.open_session(self.teacher.fingerprint, self.teacher.description)
         self.claims = Claims(self.store.path)
         if isinstance(self.teacher, KeepsShards):
@@ -244,6 +255,7 @@ class _Job:
                     full, batch = batch, []
                     self._keep(full, clock.elapsed())
                     full, clock = [], _Clock(self.teacher)
+                    self._heed_silence()
         finally:
             if full:
                 self.store.append(self.session, full, 0.0)  # interrupted before it was stored
@@ -260,6 +272,8 @@ class _Job:
             if not judgment.status.final:
                 self.failing.add(chunk)
             self.in_vain = 0 if judgment.status.final else self.in_vain + 1
+            self.scored |= judgment.log_odds is not None
+            self.speechless[judgment.status.value] += judgment.status in _NO_ANSWER
             self.summary.prompt_tokens += judgment.prompt_tokens
             self.summary.cached_tokens += judgment.cached_tokens
         for judgment in new:
@@ -268,6 +282,22 @@ class _Job:
                 self.scoreless.setdefault(judgment.status.value, set()).add(judgment.doc_uid)
         self.answered += len(new)
         self._tell()
+
+    def _heed_silence(self) -> None:
+        """Raise if the teacher has given many answers and not one score."""
+        if self.scored or (count := self.speechless.total()) < _SPEECHLESS:
+            return
+        from ezxmc.teacher.prompt_check import faults_of
+
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in self.speechless.items() if number)
+        faults = faults_of(self.teacher)
+        raise TeacherError(
+            f"none of the first {count:,} pairs got a score ({kinds}): "
+            + ("; ".join(fault.problem for fault in faults) or "the model does not answer the question"),
+            "; ".join(fault.cure for fault in faults)
+            or "see with `ezxmc prompts check` whether prompt and model go together; in place of a model "
+            "that can only think aloud before it answers use its instruct version; judgments so far are kept",
+        )
 
     def _tell(self) -> None:
         self.progress(self.summary.known + self.answered, self.summary.wanted)

@@ -11,6 +11,7 @@ from ezxmc.feedback.recall import recall
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Pair
 from ezxmc.teacher.base import Teacher
+from ezxmc.teacher.prompt_check import faults_of
 from ezxmc.watch import Watch
 
 
@@ -34,6 +35,8 @@ class Inquiry:
     ) -> None:
         self.catalog, self.teacher, self.store = catalog, teacher, store
         self.budget, self._watch = budget, watch
+        for fault in faults_of(teacher):
+            watch.say(f"prompt and model: {fault.problem}; {fault.cure}")
         self.unasked_pairs = 0
         self.problem_docs: list[str] = []
 

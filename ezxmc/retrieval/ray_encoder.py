@@ -88,7 +88,7 @@ class RayEncoder(BiEncoder):
                 missing.append(path)
         if missing:
             job = _Encoding(self._source, self.max_length, self.precision)
-            pool = Pool(self._cluster, job, gpus=True, say=self._say)
+            pool = Pool(self._cluster, job, gpus=1, say=self._say)
             try:
                 for task in pool.map(
                     Task(path, list(texts[starts[path][0] : starts[path][0] + SHARD])) for path in missing

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from email.utils import parsedate_to_datetime
@@ -15,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from ezxmc.config import is_loopback
 from ezxmc.errors import TeacherError
 
 # Of one request: how often the server may take it and fail on it.
@@ -25,7 +28,8 @@ _TRY_AGAIN = frozenset((408, 409, 425, 429))
 _NEVER = 501  # "not implemented" will not change
 # "Not now" says nothing against the request: only patience ends it.
 _BUSY = frozenset((429, 503))
-_LOOPBACK = frozenset(("127.0.0.1", "::1", "localhost"))
+# Some hundred times what 64 prompts' answers take; a list of all models of a large provider fits, too.
+_MOST_BYTES = 8 * 2**20
 
 
 class RefusedError(Exception):
@@ -61,7 +65,8 @@ class HttpClient:
 
     Tried again, with exponential back-off and full jitter and not before the
     server's Retry-After: no connection, no answer within `timeout`, a broken
-    answer, 408, 409, 425, 429 and 5xx but 501.
+    answer (one of more than 8 MiB, unpacked, is not read to its end), 408, 409,
+    425, 429 and 5xx but 501.
 
     Args:
         base_url: Such as `http://127.0.0.1:8000/v1`.
@@ -77,9 +82,11 @@ class HttpClient:
 
     def __enter__(self) -> HttpClient:
         # A proxy of the environment cannot reach our own machine's loopback.
-        proxied = httpx.URL(self._base).host not in _LOOPBACK
+        proxied = not is_loopback(httpx.URL(self._base).host)
         self._http = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            # Answers are small; a server that packs them all the same is understood.
+            headers={"Accept-Encoding": "identity"}
+            | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
             # The whole try is timed below: httpx times each read, which a
             # server that trickles bytes never exceeds.
             timeout=httpx.Timeout(None, connect=_CONNECT),
@@ -160,38 +167,58 @@ class HttpClient:
     async def _try(self, method: str, url: str, body: dict[str, Any] | None) -> dict[str, Any]:
         try:
             async with asyncio.timeout(self._timeout):
-                response = await self._http.request(method, url, json=body)
+                async with self._http.stream(method, url, json=body) as response:
+                    content = await _content(response)
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             raise _FailedTry(f"cannot connect ({error})", taken=False) from None
         except TimeoutError:
             raise _FailedTry(f"nothing within {self._timeout:g} s") from None
         except httpx.HTTPError as error:
             raise _FailedTry(f"{type(error).__name__}: {error}") from None
-        status = response.status_code
+        status, words = response.status_code, self._message(content) or response.reason_phrase
         if status in _TRY_AGAIN or (status >= 500 and status != _NEVER):
-            raise _FailedTry(
-                f"{status} {self._message(response)}", taken=status not in _BUSY, wait=_retry_after(response)
-            )
+            raise _FailedTry(f"{status} {words}", taken=status not in _BUSY, wait=_retry_after(response))
         if status >= 300:
-            raise RefusedError(status, self._message(response))
-        try:
-            answer = response.json()
-        except ValueError:
-            answer = None
+            raise RefusedError(status, words)
+        answer = _json(content)
         if not isinstance(answer, dict):
-            raise _FailedTry(f"{status} without a JSON object: {self._message(response)}")
+            raise _FailedTry(f"{status} without a JSON object: {words}")
         return answer
 
-    def _message(self, response: httpx.Response) -> str:
+    def _message(self, content: bytes) -> str:
         """The server's own words, short, and without our key should it repeat it."""
-        try:
-            body = response.json()
-            said = body.get("error", body)
-            words = said.get("message") or said.get("detail") or said if isinstance(said, dict) else said
-        except (ValueError, AttributeError):
-            words = response.text
-        text = " ".join(str(words).split())[:500] or response.reason_phrase
+        body = _json(content)
+        said = body.get("error", body) if isinstance(body, dict) else None
+        words = said.get("message") or said.get("detail") or said if isinstance(said, dict) else said
+        text = " ".join(str(words or content.decode("utf-8", "replace")).split())[:500]
         return text.replace(self._key, "***") if self._key else text
+
+
+def _json(content: bytes) -> Any:
+    """What the JSON says; `None` if it is none, or nested too deeply to be read."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+async def _content(response: httpx.Response) -> bytes:
+    """The body, unpacked, never more of it than `_MOST_BYTES`."""
+    packing = response.headers.get("Content-Encoding", "identity").lower()
+    if packing not in ("identity", "gzip", "deflate"):
+        raise _FailedTry(f"the answer is packed ({packing}), which was not asked for")
+    unpacker = None if packing == "identity" else zlib.decompressobj(wbits=47)  # either format
+    parts, room = list[bytes](), _MOST_BYTES
+    async for raw in response.aiter_raw():
+        try:
+            part = unpacker.decompress(raw, room + 1) if unpacker else raw
+        except zlib.error as error:
+            raise _FailedTry(f"the answer cannot be unpacked: {error}") from None
+        parts.append(part)
+        room -= len(part)
+        if room < 0:
+            raise _FailedTry(f"the answer is larger than {_MOST_BYTES >> 20} MiB")
+    return b"".join(parts)
 
 
 def _retry_after(response: httpx.Response) -> float:

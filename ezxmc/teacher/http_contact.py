@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -29,10 +29,17 @@ class Server:
         engine: Such as `vllm-0.32.0`; `unknown` where the server does not say.
         served: Last part of the path or hub id the server loaded the model
             from, if it says so; the part before may be a mount point.
+        weights: How these are kept, such as `dtype bfloat16, quantization awq`;
+            empty where the server does not say (vLLM does in its development
+            mode, SGLang always, llama.cpp tells their size).
     """
 
     engine: str
     served: str | None
+    weights: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.engine} with {self.served}" + (f" ({self.weights})" if self.weights else "")
 
     @property
     def is_vllm(self) -> bool:
@@ -59,7 +66,6 @@ class Contact:
         self._url = config.base_url
         self._offered: list[str] = []
         self._met: tuple[Server, Mode] | None = None
-        self._builds: set[Any] = set()
         self.sample = next(renderer.prompts([_SAMPLE]))[1]
         """Token ids of a fixed prompt."""
         # A server that does not write token ids writes a token's text or its vocabulary entry.
@@ -97,27 +103,19 @@ class Contact:
         """Ask for one answer token to each prompt; see `HttpClient.post`."""
         return client.post("completions", protocol.body(self._config.model, prompts, mode, self._answers))
 
-    def recognise(self, client: HttpClient, answer: Mapping[str, Any] | None = None) -> None:
+    def recognise(self, client: HttpClient) -> None:
         """Raise if another server answers now: its judgments must not go under the old one's fingerprint.
 
-        Args:
-            client: An entered client.
-            answer: Skip the check if this answer came from a build seen before.
-
         Raises:
-            TeacherError: Engine or model changed.
+            TeacherError: Engine, model or its weights' format changed.
         """
-        build = answer.get("system_fingerprint") if answer else None
-        if answer is not None and build in self._builds:
-            return
         was, now = self.meet()[0], self._identify(client)
         if was != now:
             raise TeacherError(
-                f"{self._url} was {was.engine} with {was.served}, now it is {now.engine} with {now.served}",
+                f"{self._url} was {was}, now it is {now}",
                 "judgments so far are kept; to go on with them bring the old server back (the same command "
                 "would ask the new one everything anew)",
             )
-        self._builds.add(build)
 
     def explained(self, failure: RefusedError | GaveUpError) -> TeacherError:
         """The error to raise when the server does not do what is asked."""
@@ -132,7 +130,10 @@ class Contact:
         return TeacherError(f"{self._url} does not judge with {self._config.model!r}: {failure}", cure)
 
     def _identify(self, client: HttpClient) -> Server:
-        cards = self._get(client, f"{self._url}/models").get("data")
+        base = self._url.removesuffix("/v1")
+        # Both at once: answers wait for this.
+        versions = client.get(f"{base}/version")
+        cards = self._told(client.get(f"{self._url}/models")).get("data")
         known = [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
         self._offered = [str(card["id"]) for card in known if "id" in card]
         card = next((card for card in known if card.get("id") == self._config.model), {})
@@ -143,17 +144,22 @@ class Contact:
                 f"start the server with --max-model-len {self._longest + _LABEL}, or lower "
                 "teacher.max_document_tokens",
             )
-        version = self._get(client, self._url.removesuffix("/v1") + "/version").get("version")
+        version = self._told(versions).get("version")
         root = card.get("root")
+        info = {}
+        # A server that did not know the question will not know it the next time.
+        if self._met is None or self._met[0].weights:
+            info = self._told(client.get(f"{base}/server_info?config_format=json"))
         return Server(
             f"{card.get('owned_by') or 'server'}-{version}" if isinstance(version, str) else "unknown",
             root.rstrip("/").rpartition("/")[2] if isinstance(root, str) else None,
+            ", ".join(dict.fromkeys(_weights(card, info))),
         )
 
-    def _get(self, client: HttpClient, url: str) -> dict[str, Any]:
+    def _told(self, answer: Future[dict[str, Any]]) -> dict[str, Any]:
         """What the server says of itself; nothing if it does not know the question."""
         try:
-            return client.get(url).result()
+            return answer.result()
         except RefusedError as refusal:
             if refusal.status in (401, 403):
                 raise self.explained(refusal) from None
@@ -178,7 +184,6 @@ class Contact:
             found = protocol.logprobs(choice, self.names)
             if found.keys() >= set(self._answers.ids) if mode == "full" else protocol.gives_logprobs(choice):
                 self._check_tokenizer(answer, choice)
-                self._builds = {answer.get("system_fingerprint")}
                 return mode
         raise TeacherError(
             f"{self._url} gives no log-probabilities",
@@ -201,3 +206,14 @@ class Contact:
             f"{self._url} has another tokenizer: {fault}",
             "name the served model's tokenizer in teacher.tokenizer (--tokenizer)",
         )
+
+
+def _weights(*told: Any) -> Iterator[str]:
+    """What a model's card and the server's account of itself say of the weights' format."""
+    for part in told:
+        if isinstance(part, dict):
+            for name in ("dtype", "quantization", "size"):
+                if isinstance(value := part.get(name), str | int):
+                    yield f"{name} {value}"
+            # Of vLLM's whole configuration, and where llama.cpp puts it.
+            yield from _weights(*(part.get(name) for name in ("vllm_config", "model_config", "meta")))

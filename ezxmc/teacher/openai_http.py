@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import groupby, islice
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from ezxmc.config import HttpTeacherConfig
@@ -29,6 +30,9 @@ _BLOCK = 32
 # A document with thousands of candidates is asked in several requests: one that
 # fails costs less, and all the same the first fills the cache for the others.
 _MOST_PROMPTS = 64
+# Answers are handed on when the server has been seen, after them, to be the one
+# that was met. `concurrency` of them, or those of so many seconds, wait for that look together.
+_HELD_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,9 @@ class OpenAITeacher:
     (mode `top20`): spellings outside count as zero, so label mass is a lower
     bound, and an answer with one side wholly outside is `no_logprobs`. The mode
     is part of the fingerprint, and so are engine version and the name of the
-    folder or hub id the server loaded; the server's address is not.
+    folder or hub id the server loaded and, where it tells, dtype and
+    quantisation; the server's address is not. No answer is handed on before
+    the server was asked once more who it is.
 
     A request the server fails on six times gives `engine_error`; a server that
     is gone, restarts or is busy is waited for. vLLM answers NaN with status
@@ -112,7 +118,8 @@ class OpenAITeacher:
     def description(self) -> dict[str, Any]:
         """See `Teacher`; raises as `fingerprint`."""
         server, mode = self._contact.meet()
-        return {**self._ours, "engine": server.engine, "served": server.served, "mode": mode}
+        told = {"weights": server.weights} if server.weights else {}
+        return {**self._ours, "engine": server.engine, "served": server.served, **told, "mode": mode}
 
     def key(self, pair: Pair) -> str:
         """See `Teacher`; raises as `fingerprint`."""
@@ -132,8 +139,10 @@ class OpenAITeacher:
         _, mode = self._contact.meet()
         flying: dict[Future[dict[str, Any]], _Request] = {}
         landed: SimpleQueue[Future[dict[str, Any]]] = SimpleQueue()
+        held: list[Judgment] = []
         with self._contact.client() as client:
             self._contact.recognise(client)
+            seen, answered = time.monotonic(), 0
             while True:
                 while len(flying) < self._config.concurrency:
                     waiting.extend(islice(requests, 0 if waiting else 1))
@@ -143,24 +152,33 @@ class OpenAITeacher:
                     future = self._contact.post(client, request.prompts, mode)
                     flying[future] = request
                     future.add_done_callback(landed.put)
+                if held and (
+                    not flying
+                    or answered >= self._config.concurrency
+                    or time.monotonic() - seen >= _HELD_SECONDS
+                ):
+                    self._contact.recognise(client)
+                    yield from held
+                    held, answered, seen = [], 0, time.monotonic()
                 if not flying:
                     return
-                future = landed.get()
-                request = flying.pop(future)
                 try:
-                    answer = future.result()
+                    future = landed.get(timeout=_HELD_SECONDS if held else None)
+                except Empty:
+                    continue
+                request = flying.pop(future)
+                answered += 1
+                try:
+                    held += self._judgments(request, future.result())
                 except GaveUpError:
-                    yield from self._without_number(request, Status.ENGINE_ERROR)
+                    held += self._without_number(request, Status.ENGINE_ERROR)
                 except RefusedError as refusal:
                     if not protocol.too_long(refusal):
                         raise self._contact.explained(refusal) from None
                     if len(request.pairs) > 1:
                         waiting.extend(request.alone())
                     else:
-                        yield from self._without_number(request, Status.TRUNCATED_TOO_FAR)
-                else:
-                    self._contact.recognise(client, answer)
-                    yield from self._judgments(request, answer)
+                        held += self._without_number(request, Status.TRUNCATED_TOO_FAR)
 
     def close(self) -> None:
         """See `Teacher`: nothing of the server is ours to free."""

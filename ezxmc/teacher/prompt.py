@@ -23,7 +23,7 @@ from ezxmc.errors import ConfigError, TeacherError
 from ezxmc.hashing import json_hash
 from ezxmc.records import Pair
 from ezxmc.shipped import shipped_files
-from ezxmc.teacher.template import DOCUMENT, LABEL, render_template
+from ezxmc.teacher.template import DOCUMENT, LABEL, render_template, turn_marks
 
 # Of a long document this many characters per token are tokenised, not all of it.
 _CHARACTERS_PER_TOKEN = 64
@@ -151,6 +151,8 @@ class PromptRenderer:
     Document and label text is tokenised with special tokens split into plain
     characters: `<|im_end|>` in a document stays text and closes no turn. So are
     added tokens the model's authors did not declare special (`<tool_call>`).
+    Where a template marks turns with ordinary text (`[INST]`), such marks in a
+    document or label are spaced out (`[ INST ]`); other texts stay as they are.
 
     Args:
         prompt: The prompt file.
@@ -164,12 +166,15 @@ class PromptRenderer:
     """
 
     def __init__(self, prompt: Prompt, tokenizer: Any, *, block_size: int, max_document_tokens: int) -> None:
-        self._prompt = prompt
-        self._tokenizer = tokenizer
+        self.prompt = prompt
+        self.tokenizer = tokenizer
         self._block = block_size
         self._max_document = max_document_tokens
         self._unsplit = _added_tokens(tokenizer)
         self._control = _control_tokens(tokenizer)
+        self.turn_marks = turn_marks(tokenizer)
+        """What opens turns in this model's template and is ordinary text; see `turn_marks`."""
+        self._mark = re.compile("|".join(map(re.escape, self.turn_marks)) or "(?!)")
         self.template = render_template(tokenizer, prompt.system, prompt.user, prompt.assistant)
         system, head, lead, tail = self.template
         # Byte-pair vocabularies keep a space with the word after it.
@@ -190,6 +195,13 @@ class PromptRenderer:
         """Token ids of text that is not ours: no control token, whatever it holds."""
         # Tokenizers refuse lone surrogates, which JSON escapes can smuggle in.
         text = text.encode("utf-8", "replace").decode("utf-8")
+        ids = self._encode_plain(self._mark.sub(_spaced, text))
+        # A normaliser may write a mark (`［INST］`), or the loss of a control token inside it.
+        while self.turn_marks and self._mark.search(shown := self._decode(ids)):
+            ids = self._encode_plain(self._mark.sub(" ", shown))
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
         cuts = [found.start() + 1 for found in self._unsplit.finditer(text)] if self._unsplit else []
         edges = zip([0, *cuts], [*cuts, len(text)], strict=True)
         ids = (token for start, end in edges for token in self._encode(text[start:end], trusted=False))
@@ -197,8 +209,12 @@ class PromptRenderer:
         # control tokens as ordinary pieces; a normaliser can write them, too.
         return [token for token in ids if token not in self._control]
 
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
     def _encode(self, text: str, *, trusted: bool) -> list[int]:
-        ids: list[int] = self._tokenizer(
+        ids: list[int] = self.tokenizer(
             text, add_special_tokens=False, split_special_tokens=not trusted, verbose=False
         )["input_ids"]
         return ids
@@ -273,13 +289,18 @@ class PromptRenderer:
     def with_block(self, block_size: int) -> PromptRenderer:
         """The same prompt for cache blocks of another size; 1 pads nothing."""
         return PromptRenderer(
-            self._prompt, self._tokenizer, block_size=block_size, max_document_tokens=self._max_document
+            self.prompt, self.tokenizer, block_size=block_size, max_document_tokens=self._max_document
         )
 
     @property
     def longest_prefix(self) -> int:
         """Upper bound of `len(prefix(...))`, in tokens."""
         return len(self._head) + self._max_document + self._block + len(self._lead)
+
+
+def _spaced(mark: re.Match[str]) -> str:
+    """A mark with spaces around each of its signs."""
+    return re.sub(r"(?<=\S)(?=[^\w\s])|(?<=[^\w\s])(?=\S)", " ", mark[0])
 
 
 def _added_tokens(tokenizer: Any) -> re.Pattern[str] | None:

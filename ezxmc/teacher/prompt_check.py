@@ -149,6 +149,14 @@ def check_prompt(prompt: Prompt, tokenizer: Any, *, block_size: int = 32) -> lis
     return sorted(found, key=lambda finding: rank[finding.severity])
 
 
+def faults_of(teacher: object) -> list[Finding]:
+    """What is wrong with a teacher's prompt on its model: errors alone; none where it renders no prompts."""
+    renderer = getattr(teacher, "renderer", None)
+    if not isinstance(renderer, PromptRenderer):
+        return []
+    return [one for one in check_prompt(renderer.prompt, renderer.tokenizer) if one.severity == "error"]
+
+
 def _wording(prompt: Prompt, tokenizer: Any) -> Iterator[Finding]:
     """Faults of the file itself."""
     added = [token for token in tokenizer.added_tokens_decoder.values() if token.content.strip()]
@@ -229,9 +237,19 @@ def _chat_template(prompt: Prompt, tokenizer: Any, renderer: PromptRenderer) -> 
             "system_turn",
             "the template has no system turn; the instructions open the user's turn. The cost is the same",
         )
-    if words := _own_words(template.system.replace(instructions, ""), tokenizer):
+    added = template.system.replace(instructions, "")
+    for mark in renderer.turn_marks:
+        added = added.replace(mark, " ")
+    if words := _own_words(added, tokenizer):
         yield Finding(
             "note", "template_words", f"the template adds words of its own before the instructions: {words!r}"
+        )
+    if renderer.turn_marks:
+        yield Finding(
+            "note",
+            "turn_text",
+            f"the template marks turns with ordinary text ({', '.join(renderer.turn_marks)}); in documents "
+            "and labels spaces are put between its signs, so that no text can open or close a turn",
         )
     if template != render_template(
         tokenizer, prompt.system, prompt.user, prompt.assistant, today=datetime(1999, 12, 31)

@@ -38,6 +38,7 @@ from ezxmc.records import Judgment, Pair
 from ezxmc.teacher.base import Teacher, startup_seconds
 from ezxmc.teacher.factory import load_teacher
 from ezxmc.teacher.shards import Shard, ShardFolder, cut
+from ezxmc.teacher.vllm_engine import free_gpu
 
 _SHARDS_EACH = 4  # of a short job, for each worker: the last ones end at about the same time
 
@@ -168,7 +169,9 @@ class RayTeacher:
             self._folder = ShardFolder(self._parent)
         if self._pool is None:
             job = _Judging(self._configs, self.fingerprint, self.description)
-            gpus = isinstance(self._configs[0], VllmTeacherConfig)
+            first = self._configs[0]
+            gpus = first.tensor_parallel if isinstance(first, VllmTeacherConfig) else 0
+            free_gpu()
             self._pool = Pool(self._cluster, job, gpus=gpus, say=self._say)
         return self._pool, self._folder
 

