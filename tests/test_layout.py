@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,8 @@ def test_every_public_name_resolves() -> None:
     assert {"Predictor", "run", "RunConfig", "Document", "Label", "load_teacher"} <= set(ezxmc.__all__)
     for name in ezxmc.__all__:
         assert getattr(ezxmc, name).__name__ == name
+    assert dir(ezxmc) == sorted([*ezxmc.__all__, "__version__"])
+    assert ezxmc.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = ezxmc.nothing_of_the_kind
 
@@ -183,6 +186,9 @@ def test_the_wheel_ships_every_module_prompt_card_and_page(wheel: Path) -> None:
     assert {"report/page.html.j2", "serve/page.html"} <= set(pages)
     for page in pages:
         assert (wheel / "ezxmc" / page).read_bytes() == (ROOT / "ezxmc" / page).read_bytes()
+    assert (wheel / "ezxmc" / "py.typed").exists()
+    (licence,) = wheel.glob("*.dist-info/licenses/ezxmc/LICENSE")
+    assert licence.read_text().lstrip().startswith("Apache License")
     inside = {str(path.relative_to(wheel)) for path in (wheel / "ezxmc").rglob("*.py")}
     assert inside == {str(module.relative_to(ROOT)) for module in MODULES}
     assert not (wheel / "tests").exists() and not list(wheel.rglob("*.pyc"))
