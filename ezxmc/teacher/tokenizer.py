@@ -68,7 +68,7 @@ def _fast(mistral: Any, source: str, pinned: dict[str, Any], name: str) -> Any:
     ends = {"bos_token": mistral.bos_token, "eos_token": mistral.eos_token}
     turns = [{"role": "user", "content": "Seven plain words, 1 number, an é."}]
     try:
-        fast: Any = PreTrainedTokenizerFast.from_pretrained(source, **pinned)
+        fast: Any = PreTrainedTokenizerFast.from_pretrained(source, trust_remote_code=False, **pinned)
         if fast.chat_template:
             return fast
         fast.add_special_tokens(ends)
