@@ -47,6 +47,7 @@ from ezxmc.manifest import (
     check_names,
     commit,
     hashes,
+    holding,
     own_files,
     read_labels,
     read_manifest,
@@ -149,7 +150,7 @@ def save_bundle(
     encoder = student if isinstance(student, BiEncoder) else BiEncoder(student, max_length=max_length)
     vectors = encoder.faster().encode_labels([label.title for label in labels], progress=progress)
     index = LabelIndex.build(refine(encoder, vectors) if refine else vectors)
-    with whole_folder(path, "bundle", own_files, inputs=inputs) as fresh:
+    with holding(path), whole_folder(path, "bundle", own_files, inputs=inputs) as fresh:
         encoder.write(fresh / STUDENT)
         index.save(fresh / INDEX)
         write_labels(fresh / LABELS, labels)
@@ -195,11 +196,17 @@ def load_bundle(
     while True:
         manifest = read_manifest(path)
         try:
-            return _open(path, manifest, verify, backend, precision)
-        except BundleError:
+            bundle = _open(path, manifest, verify, backend, precision)
+        except (BundleError, OSError) as error:
             # Its files may have been replaced by another process while they were read.
-            if read_manifest(path) == manifest:
-                raise
+            if read_manifest(path) != manifest:
+                continue
+            if isinstance(error, OSError):
+                raise BundleError(f"bundle {path} cannot be read: {error}", "copy it again, whole") from None
+            raise
+        # Else it may hold files of two bundles.
+        if read_manifest(path) == manifest:
+            return bundle
 
 
 def _open(path: Path, manifest: Manifest, contents: bool, backend: Backend, precision: Precision) -> Bundle:

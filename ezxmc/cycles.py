@@ -25,7 +25,7 @@ from ezxmc.models import model_identity
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder, candidate_row, shortlist
 from ezxmc.retrieval.ray_encoder import open_encoder
-from ezxmc.rundir import RunDir
+from ezxmc.rundir import RunDir, damaged
 from ezxmc.runreport import CycleFindings
 from ezxmc.training import cosines_of, held_out_agreement, refined_label_vectors, train_bi_encoder
 from ezxmc.watch import Watch
@@ -210,9 +210,12 @@ class Cycles:
         self.forget_vectors()
         row_of = {label.uid: row for row, label in enumerate(labels)}
         rows: list[list[int]] = [[] for _ in self.catalog.documents]
-        with file.open(encoding="utf-8") as lines:
-            for i, line in zip(chosen, lines, strict=True):
-                rows[i] = [row_of[uid] for uid in json.loads(line)["labels"]]
+        try:
+            with file.open(encoding="utf-8") as lines:
+                for i, line in zip(chosen, lines, strict=True):
+                    rows[i] = [row_of[uid] for uid in json.loads(line)["labels"]]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise damaged(file, error) from None
         return proposed, rows
 
     def _judgments(self) -> list[Judgment]:

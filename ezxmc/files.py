@@ -6,13 +6,14 @@ Whoever writes checks the place first, before any work:
 - an existing folder is replaced only if its own manifest is in it and lists every file (`own`);
 - an input is never replaced, whatever it is called: a link, another spelling, a folder around it.
 
-Then all is written beside the place, under a name nobody else can have, and
-moved there in one step: a failing command leaves what was there before.
+Then all is written beside the place, under a name nobody else can have, synced to the
+disk, and moved there in one step: a failing command, or a power cut, leaves what was there before.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import re
@@ -113,7 +114,7 @@ def check_folder(out: str | Path, what: str, own: Own, *, inputs: Inputs = ()) -
 
 
 @contextmanager
-def replacing(out: str | Path, *, sync: bool = False) -> Iterator[Path]:
+def replacing(out: str | Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `out` in one step at the end; nothing is asked.
 
     For files of a folder that is ezxmc's own; everywhere else, use `whole_file`.
@@ -121,7 +122,6 @@ def replacing(out: str | Path, *, sync: bool = False) -> Iterator[Path]:
 
     Args:
         out: The file; its folder is made if absent.
-        sync: Be safe from a power cut, too, before the file takes its place.
 
     Raises:
         DataError: The file cannot be written.
@@ -131,12 +131,11 @@ def replacing(out: str | Path, *, sync: bool = False) -> Iterator[Path]:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         yield fresh
-        if sync:
-            with fresh.open("rb") as handle:
-                os.fsync(handle.fileno())
         with suppress(OSError):
             shutil.copymode(place, fresh)
+        sync(fresh)
         fresh.replace(place)
+        sync(place.parent)
     except BaseException as error:
         fresh.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -214,6 +213,7 @@ def whole_folder(out: str | Path, what: str, own: Own, *, inputs: Inputs = ()) -
             raise ConfigError(f"{error.message}; the new {what} is in {saved}", error.cure) from None
         if place.is_dir() and not any(place.iterdir()):
             place.rmdir()
+        sync_tree(fresh)
         exchange(fresh, place)
     finally:
         # What is there now is the former folder, or what could not be finished.
@@ -289,19 +289,49 @@ def exchange(one: Path, other: Path) -> None:
     Raises:
         OSError: They cannot be moved.
     """
-    if not other.exists():
-        one.rename(other)
-        return
     try:
-        rename = ctypes.CDLL(None).renameat2
-        if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+        if not other.exists():
+            one.rename(other)
             return
-    except (AttributeError, OSError, TypeError):
-        pass  # no such call here
-    beside = one.with_name(temporary())
-    other.rename(beside)
-    one.rename(other)
-    beside.rename(one)
+        with suppress(AttributeError, OSError, TypeError):  # no such call here
+            rename = ctypes.CDLL(None).renameat2
+            if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
+                return
+        beside = one.with_name(temporary())
+        other.rename(beside)
+        one.rename(other)
+        beside.rename(one)
+    finally:
+        sync(one.parent)
+        sync(other.parent)
+
+
+def sync(path: Path) -> None:
+    """Let a file's content, or the names in a folder, outlive a power cut.
+
+    Raises:
+        OSError: The disk could not take it.
+    """
+    with suppress(FileNotFoundError, PermissionError):
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        except OSError as error:
+            # Network file systems and some others have no such call for folders.
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EROFS):
+                raise
+        finally:
+            os.close(number)
+
+
+def sync_tree(path: Path) -> None:
+    """`sync` a file or all of a folder, with its name."""
+    if path.is_dir():
+        for part in path.rglob("*"):
+            if not part.is_symlink():
+                sync(part)
+    sync(path)
+    sync(path.parent)
 
 
 def json_line(row: dict[str, Any]) -> bytes:

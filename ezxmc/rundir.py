@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from ezxmc.config import RunConfig
 from ezxmc.errors import ConfigError, DataError
-from ezxmc.files import Inputs, json_line, place_of, present, refuse, replacing
+from ezxmc.files import Inputs, json_line, place_of, present, refuse, replacing, sync, sync_tree
 from ezxmc.hashing import json_hash
 
 OUTPUTS = (
@@ -60,6 +60,11 @@ def _is_run(place: Path) -> bool:
         return RunConfig.model_validate(yaml.safe_load(text)).dump() == text
     except (OSError, ValueError, yaml.YAMLError):
         return False
+
+
+def damaged(file: Path, error: Exception) -> DataError:
+    """What to raise where a stage's output cannot be read."""
+    return DataError(f"{file} is damaged: {error}", "delete this file: its stage is then done again")
 
 
 class RunDir:
@@ -135,19 +140,18 @@ class RunDir:
         """
         wanted = json_hash(inputs)
         path = self.path / "stages" / f"{name}.json"
-        if path.exists():
-            try:
-                recorded = json.loads(path.read_text(encoding="utf-8"))
-                if recorded["inputs"] == wanted and all(output.exists() for output in outputs):
-                    return dict(recorded["result"])
-            except (ValueError, KeyError, TypeError):
-                raise DataError(
-                    f"{path} is damaged", "delete this file: the stage is then done again"
-                ) from None
-        # From here on the outputs may be half new: nothing may call them done.
+        # What is missing or cannot be read is not done.
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+            recorded = json.loads(path.read_text(encoding="utf-8"))
+            if recorded["inputs"] == wanted and all(output.exists() for output in outputs):
+                return dict(recorded["result"])
+        # From here on the outputs may be half new: nothing may call them done, not even after a power cut.
         path.unlink(missing_ok=True)
+        sync(path.parent)
         started = time.monotonic()
         result = make()
+        for output in outputs:
+            sync_tree(output)
         result["wall_seconds"] = time.monotonic() - started
         self.spent += result["wall_seconds"]
         self.write(f"stages/{name}.json", json.dumps({"inputs": wanted, "result": result}, indent=1))

@@ -124,5 +124,5 @@ class _Tag:
             for answered in self.tagger.put(list(task.items[start : start + WINDOW])):
                 rows += answered
                 tell(len(answered))
-        with replacing(task.path, sync=True) as fresh:
+        with replacing(task.path) as fresh:
             fresh.write_bytes(json.dumps(rows).encode())

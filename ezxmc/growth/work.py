@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,11 +27,11 @@ from ezxmc.growth.history import BUNDLE
 from ezxmc.growth.pool import known_judgments
 from ezxmc.growth.selection import Rows, Selection, pair_rows, read_pairs, select
 from ezxmc.hashing import file_hash
-from ezxmc.manifest import MANIFEST
+from ezxmc.manifest import MANIFEST, holding
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder
-from ezxmc.rundir import RunDir
+from ezxmc.rundir import RunDir, damaged
 from ezxmc.training import cosines_of, refined_label_vectors, train_bi_encoder
 from ezxmc.watch import Watch
 
@@ -149,8 +150,13 @@ class Work:
         config = self.config
         parts = [part.model_dump() for part in (config.shortlist, config.inference, config.update)]
         done = place.stage("select", [*self._state, *parts, sorted(drifting)], [file], make)
-        with file.open(encoding="utf-8") as lines:
-            selected: dict[str, Rows] = read_pairs(self.catalog, map(json.loads, lines))
+        try:
+            with file.open(encoding="utf-8") as lines:
+                selected: dict[str, Rows] = read_pairs(self.catalog, map(json.loads, lines))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise damaged(file, error) from None
+        if sum(map(len, chain(*selected.values()))) != sum(done["counts"].values()):
+            raise damaged(file, ValueError("pairs are missing"))
         uids = [document.uid for document in self.catalog.documents]
         for why, rows in selected.items():
             order = in_hash_order(uids, (i for i, row in enumerate(rows) if row))
@@ -244,7 +250,8 @@ class Work:
         """The former bundle with the labels there are now, new ones by their titles."""
         bundle = place.path / "kept"
         shutil.rmtree(bundle, ignore_errors=True)
-        shutil.copytree(self.student.bundle.path, bundle, ignore=shutil.ignore_patterns(".lock"))
+        with holding(self.student.bundle.path):
+            shutil.copytree(self.student.bundle.path, bundle, ignore=shutil.ignore_patterns(".lock"))
         add_labels(bundle, self.catalog.labels, progress=self.watch.stage("bundle: new labels"))
         if gone := self.student.bundle.rows().keys() - self.row_of.keys():
             remove_labels(bundle, sorted(gone))
