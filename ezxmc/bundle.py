@@ -30,7 +30,7 @@ from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
 from ezxmc.data.documents import refuse_same_labels
 from ezxmc.errors import BundleError, DataError
-from ezxmc.files import Inputs, whole_folder
+from ezxmc.files import Inputs, make_folder, whole_folder
 from ezxmc.manifest import (
     CALIBRATOR,
     CHANGES,
@@ -271,7 +271,7 @@ def add_student_files(path: Path, files: Mapping[str, Path]) -> None:
         if replaced := [name for name in placed if name in manifest.files]:
             manifest = commit(path, manifest, [], replaced)
         for name, file in placed.items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            make_folder((path / name).parent)
             file.replace(path / name)
         commit(path, manifest, placed)
 

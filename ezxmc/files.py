@@ -129,7 +129,7 @@ def replacing(out: str | Path) -> Iterator[Path]:
     place = place_of(out)
     fresh = place.with_name(temporary())
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(place.parent)
         yield fresh
         with suppress(OSError):
             shutil.copymode(place, fresh)
@@ -195,7 +195,7 @@ def whole_folder(out: str | Path, what: str, own: Own, *, inputs: Inputs = ()) -
     """
     check_folder(out, what, own, inputs=inputs)
     place = place_of(out)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(place.parent)
     _sweep(place.parent)
     work = place.with_name(temporary())
     work.mkdir()
@@ -304,6 +304,14 @@ def exchange(one: Path, other: Path) -> None:
     finally:
         sync(one.parent)
         sync(other.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, that outlive a power cut; one may be there already."""
+    new = [place for place in (path, *path.parents) if not place.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for place in new:
+        sync(place.parent)
 
 
 def sync(path: Path) -> None:

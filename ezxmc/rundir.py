@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from ezxmc.config import RunConfig
 from ezxmc.errors import ConfigError, DataError
-from ezxmc.files import Inputs, json_line, place_of, present, refuse, replacing, sync, sync_tree
+from ezxmc.files import Inputs, json_line, make_folder, place_of, present, refuse, replacing, sync, sync_tree
 from ezxmc.hashing import json_hash
 
 OUTPUTS = (
@@ -81,7 +81,7 @@ class RunDir:
         self.path = Path(path)
         self.spent = 0.0  # seconds of the stages done by this process
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
         except OSError as error:
             raise ConfigError(f"run_dir {path} cannot be made: {error}", "choose a writable folder") from None
 
@@ -111,7 +111,7 @@ class RunDir:
     def cycle(self, number: int) -> Path:
         """The folder of one cycle, counted from 1."""
         folder = self.path / "cycles" / str(number)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return folder
 
     def write(self, name: str, text: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from fakes import FakeTeacher
 from filelock import FileLock
 from spying import Messages, spied
 from support.commands import forked
+from support.power import Disk
 from tinyworld import topical, write_catalog
 
 import ezxmc.pipeline as pipeline
@@ -189,3 +192,44 @@ def test_kill_9_at_any_moment_loses_nothing_and_asks_nothing_twice(
     assert (place / "predictions.jsonl").read_text() == whole.predictions()
     RunReport.model_validate_json((place / "report.json").read_bytes())
     load_bundle(place / "bundle")
+
+
+STAGES = {
+    f"stages/cycle-{number}-{stage}.json": f"cycles/{number}/{output}"
+    for number in (1, 2)
+    for stage, output in (("shortlist", "shortlist.jsonl"), ("train", "student"))
+}
+"""What the stages make."""
+
+
+def test_a_power_cut_at_any_moment_leaves_no_stage_done_without_its_work(
+    tmp_path: Path, tiny_encoder: Path
+) -> None:
+    made: dict[bytes, dict[str, bytes | None]] = {}
+
+    def below(kept: dict[str, bytes | None], place: str) -> dict[str, bytes | None]:
+        return {name: data for name, data in kept.items() if name == place or name.startswith(f"{place}/")}
+
+    def look(disk: Disk) -> None:
+        kept = disk.kept()
+        for stage, output in STAGES.items():
+            if record := kept.get(stage):
+                # Once recorded, the work is as it was then, for as long as the record is there.
+                whole = made.setdefault(record, below(disk.live(), output))
+                assert json.loads(record)["inputs"] and whole
+                assert below(kept, output) == whole, f"{stage} is there, its work is not"
+        if manifest := kept.get("bundle/manifest.json"):
+            for name, digest in json.loads(manifest)["files"].items():
+                data = kept.get(f"bundle/{name}")
+                assert data is not None and sha256(data).hexdigest() == digest, f"{name} is not whole"
+
+    (tmp_path / "run").mkdir()
+    disk = Disk(tmp_path / "run", look)
+    with disk.running():
+        # Done again with other settings: then the former records are not to come back.
+        for epochs in (3, 4):
+            spied(write_catalog(tmp_path, tiny_encoder, training__epochs=epochs))
+            kept, live = disk.kept(), disk.live()
+            assert kept.keys() == live.keys()
+            assert [name for name in live if kept[name] != live[name]] == []
+    assert len(made) == 7, "of two runs, of which the first shortlist is the same"
