@@ -302,8 +302,9 @@ def exchange(one: Path, other: Path) -> None:
         one.rename(other)
         beside.rename(one)
     finally:
-        sync(one.parent)
+        # In this order: rather in both places than in none.
         sync(other.parent)
+        sync(one.parent)
 
 
 def make_folder(path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import random
 import time
 from collections.abc import Callable
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from fakes import FakeTeacher
 from filelock import FileLock
 from spying import Messages, spied
 from support.commands import forked
-from support.power import Disk
+from support.power import Disk, whole_bundle
 from tinyworld import topical, write_catalog
 
 import ezxmc.pipeline as pipeline
@@ -218,10 +217,7 @@ def test_a_power_cut_at_any_moment_leaves_no_stage_done_without_its_work(
                 whole = made.setdefault(record, below(disk.live(), output))
                 assert json.loads(record)["inputs"] and whole
                 assert below(kept, output) == whole, f"{stage} is there, its work is not"
-        if manifest := kept.get("bundle/manifest.json"):
-            for name, digest in json.loads(manifest)["files"].items():
-                data = kept.get(f"bundle/{name}")
-                assert data is not None and sha256(data).hexdigest() == digest, f"{name} is not whole"
+        whole_bundle(kept, "bundle")
 
     (tmp_path / "run").mkdir()
     disk = Disk(tmp_path / "run", look)

@@ -14,6 +14,7 @@ import torch
 import typer
 from fakes import FakeTeacher
 from spying import Messages
+from support.power import Disk, whole_bundle
 from test_bundle_changes import with_head
 from test_resume import Interrupted, Interrupting, killed_and_resumed
 from tinyworld import TOPIC_OF, document, label_rows, topical, write_catalog, write_rows
@@ -501,6 +502,33 @@ def test_what_people_do_to_the_bundle_meanwhile_is_not_undone(
     (first / "report.json").write_text("")
     assert updated(config, plan=True, watch=watch)[0].windows == []
     assert "report.json cannot be read" in watch.said[-1]
+
+
+def test_a_power_cut_at_any_moment_leaves_the_former_or_the_new_bundle(
+    grown: Callable[..., Path],
+) -> None:
+    config = grown(BEFORE + 10, late=False)
+    bundles = list[str]()
+
+    def look(disk: Disk) -> None:
+        kept = disk.kept()
+        there = whole_bundle(kept, "bundle")
+        assert there, "there is none"
+        if there not in bundles:
+            bundles.append(there)
+        ready, done = (kept.get(f"updates/0001/{name}.json") for name in ("ready", "done"))
+        if ready:
+            wanted = json.loads(ready)["manifest"]
+            assert wanted in (there, whole_bundle(kept, "updates/0001/bundle"))
+        if done:
+            assert there == wanted and "stages/bundle.json" not in kept
+            assert kept["catalog.jsonl"] == disk.live()["catalog.jsonl"]
+
+    disk = Disk(config.parent / "run", look)
+    with disk.running():
+        updated(config)
+        assert disk.kept() == disk.live()
+    assert len(bundles) == 2
 
 
 def test_texts_of_users_are_escaped_on_the_page(grown: Callable[..., Path]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,17 @@ class Disk:
             for path in self.root.rglob("*")
             if not _left_out(path.name)
         }
+
+
+def whole_bundle(kept: Mapping[str, bytes | None], place: str) -> str | None:
+    """Check that a bundle is whole if it is there; the hash of its manifest."""
+    manifest = kept.get(f"{place}/manifest.json")
+    if manifest is None:
+        return None
+    for name, digest in json.loads(manifest)["files"].items():
+        data = kept.get(f"{place}/{name}")
+        assert data is not None and sha256(data).hexdigest() == digest, f"{place}/{name} is not whole"
+    return sha256(manifest).hexdigest()
 
 
 def _left_out(name: str) -> bool:
