@@ -307,6 +307,17 @@ def exchange(one: Path, other: Path) -> None:
         sync(one.parent)
 
 
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Errors of the disk come out as `OSError`; safetensors and tokenizers raise classes of their own."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or "(os error" not in str(error):
+            raise
+        raise OSError(str(error)) from error
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, and those above it, that outlive a power cut; one may be there already."""
     new = [place for place in (path, *path.parents) if not place.exists()]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import time
+import traceback
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,15 +17,16 @@ from fakes import FakeTeacher
 from filelock import FileLock
 from spying import Messages, spied
 from support.commands import forked
+from support.faults import KILLED, KINDS, Fault, Kind
 from support.power import Disk, whole_bundle
 from tinyworld import topical, write_catalog
 
 import ezxmc.pipeline as pipeline
 from ezxmc.bundle import load_bundle
 from ezxmc.config import RunConfig
-from ezxmc.errors import ConfigError, TeacherError
+from ezxmc.errors import ConfigError, EzxmcError, TeacherError
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.report import RunReport
+from ezxmc.report import RunReport, page
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -229,3 +233,70 @@ def test_a_power_cut_at_any_moment_leaves_no_stage_done_without_its_work(
             assert kept.keys() == live.keys()
             assert [name for name in live if kept[name] != live[name]] == []
     assert len(made) == 7, "of two runs, of which the first shortlist is the same"
+
+
+def faulty_run(config: str, log: str, told: str, kind: Kind, at: int) -> None:
+    """In a process of its own: a run whose disk fails; `told` gets the error, or how often it was touched."""
+    torch.set_num_threads(1)
+    page._figures = lambda data: defaultdict(str)  # drawing would be most of it
+    settings, teacher = RunConfig.load(config), FakeTeacher(topical, log=Path(log))
+    fault = Fault(Path(settings.run_dir), kind, at)
+    try:
+        pipeline.run(settings, teacher=teacher)
+    except (EzxmcError, OSError) as error:  # what the command line tells without a traceback
+        Path(told).write_text(f"{type(error).__name__}: {error}")
+        raise SystemExit(3) from None
+    except BaseException:
+        Path(told).write_text(traceback.format_exc())
+        raise
+    Path(told).write_text(str(fault.touches))
+
+
+@pytest.mark.parametrize("faults", [8, pytest.param(50, marks=pytest.mark.long)])
+def test_a_disk_that_fails_at_any_write_costs_nothing_but_time(
+    tmp_path: Path, tiny_encoder: Path, faults: int
+) -> None:
+    rng, number = random.Random(faults), itertools.count()
+
+    def attempt(config: Path, kind: Kind, at: int) -> tuple[int, set[str], str]:
+        """One attempt's exit code, what it asked, and what it told."""
+        log, told = (tmp_path / f"{name}-{next(number)}" for name in ("asked", "told"))
+        process = forked(faulty_run, str(config), str(log), str(told), kind, at)
+        process.join()
+        asked = log.read_text().split() if log.exists() else []
+        assert len(asked) == len(set(asked))
+        return process.exitcode, set(asked), told.read_text() if told.exists() else ""
+
+    def place(config: Path) -> Path:
+        return Path(RunConfig.load(config).run_dir)
+
+    config = write_catalog(tmp_path / "whole", tiny_encoder, **ENDS_EARLY)
+    code, wanted, told = attempt(config, "full", 0)
+    assert code == 0
+    touches, whole = int(told), (place(config) / "predictions.jsonl").read_text()
+    # Below a page of SQLite, not even an error can be told.
+    sizes = [size for file in place(config).rglob("*") if (size := file.stat().st_size) > 8192]
+    met, worlds = Counter[str](), itertools.count()
+    while met.total() < faults:
+        config = write_catalog(tmp_path / f"world-{next(worlds)}", tiny_encoder, **ENDS_EARLY)
+        done: set[str] = set()
+        left = touches
+        while True:
+            kind = KINDS[met.total() % len(KINDS)] if met.total() < faults else "full"
+            at = rng.choice(sizes) if kind == "small" else rng.randint(1, max(10, left))
+            code, asked, told = attempt(config, kind, at if met.total() < faults else 0)
+            assert code in (0, 3, KILLED), f"{kind} at {at}: {told}"
+            assert not asked & done, f"{kind} at {at}: a stored pair was asked again"
+            now = stored(place(config))
+            assert done <= now, f"{kind} at {at}: a stored judgment was lost"
+            done = now
+            if (place(config) / "bundle" / "manifest.json").exists():
+                load_bundle(place(config) / "bundle")
+            if code == 0:
+                break
+            met[kind] += 1
+            left -= 0 if kind == "small" else at
+        assert done == wanted
+        assert (place(config) / "predictions.jsonl").read_text() == whole
+        RunReport.model_validate_json((place(config) / "report.json").read_bytes())
+    assert len(met) == len(KINDS), met

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ezxmc.errors import BundleError
-from ezxmc.files import loads, whole_file
+from ezxmc.files import disk_errors, loads, whole_file
 from ezxmc.retrieval.index import LabelIndex
 
 CANDIDATES = 100
@@ -216,7 +216,7 @@ class SparseHead:
             "bias": self.bias,
             "layer": self.layer,
         }
-        with whole_file(path, "a head", made=loads(SparseHead.load)) as fresh:
+        with whole_file(path, "a head", made=loads(SparseHead.load)) as fresh, disk_errors():
             save_file(
                 {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
                 fresh,
