@@ -16,7 +16,7 @@ from fakes import FakeTeacher
 from spying import Messages
 from support.power import Disk, whole_bundle
 from test_bundle_changes import with_head
-from test_resume import Interrupted, Interrupting, killed_and_resumed
+from test_resume import Interrupted, Interrupting, done_on_failing_disks, killed_and_resumed
 from tinyworld import TOPIC_OF, document, label_rows, topical, write_catalog, write_rows
 from typer.testing import CliRunner
 
@@ -529,6 +529,14 @@ def test_a_power_cut_at_any_moment_leaves_the_former_or_the_new_bundle(
         updated(config)
         assert disk.kept() == disk.live()
     assert len(bundles) == 2
+
+
+@pytest.mark.filterwarnings("ignore:bundle .* not part of it")
+@pytest.mark.parametrize("faults", [pytest.param(50, marks=pytest.mark.long)])
+def test_a_disk_that_fails_at_any_write_of_an_update_costs_nothing_but_time(
+    grown: Callable[..., Path], tmp_path: Path, faults: int
+) -> None:
+    done_on_failing_disks(update, lambda name: grown(BEFORE + 10, name=name, late=False), tmp_path, faults)
 
 
 def test_texts_of_users_are_escaped_on_the_page(grown: Callable[..., Path]) -> None:
