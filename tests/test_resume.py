@@ -24,7 +24,7 @@ from tinyworld import topical, write_catalog
 import ezxmc.pipeline as pipeline
 from ezxmc.bundle import load_bundle
 from ezxmc.config import RunConfig
-from ezxmc.errors import ConfigError, EzxmcError, TeacherError
+from ezxmc.errors import ConfigError, DataError, EzxmcError, TeacherError
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.report import RunReport, drift_figures, page
 
@@ -235,8 +235,21 @@ def test_a_power_cut_at_any_moment_leaves_no_stage_done_without_its_work(
     assert len(made) == 7, "of two runs, of which the first shortlist is the same"
 
 
+def test_a_stage_whose_work_was_cut_off_tells_what_to_delete(tmp_path: Path, tiny_encoder: Path) -> None:
+    config = write_catalog(tmp_path, tiny_encoder, cycles=1)
+    whole = spied(config)
+    listed = whole.place / "cycles" / "1" / "shortlist.jsonl"
+    for data in (b"", listed.read_bytes()[:-100], b"[]\n" * 60):
+        listed.write_bytes(data)
+        with pytest.raises(DataError, match=r"shortlist\.jsonl is damaged(.|\n)*cure: delete this file"):
+            spied(config)
+    listed.unlink()
+    again = spied(config)
+    assert again.teacher.asked == [] and again.trained == [] and again.predictions() == whole.predictions()
+
+
 def faulty(target: Callable[..., object], config: str, log: str, told: str, kind: Kind, at: int) -> None:
-    """In a process of its own: work on a disk that fails; `told` gets the error, or how often it was touched."""
+    """In a process of its own: work on a disk that fails; `told` gets the error, or the number of touches."""
     torch.set_num_threads(1)
     page._figures = lambda data: defaultdict(str)  # drawing would be most of it
     drift_figures.svg = lambda *parts: "<svg></svg>"

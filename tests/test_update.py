@@ -489,6 +489,12 @@ def test_what_people_do_to_the_bundle_meanwhile_is_not_undone(
         assert teacher.asked == [] and json.loads((first / "ready.json").read_text())
         ready = (first / "ready.json").read_text()
         (first / "ready.json").write_text(text)
+    pairs = (first / "pairs.jsonl").read_bytes()
+    for data in (b"{", b"".join(pairs.splitlines(keepends=True)[:-1])):
+        (first / "pairs.jsonl").write_bytes(data)
+        with pytest.raises(DataError, match=r"pairs\.jsonl is damaged(.|\n)*cure: delete this file"):
+            updated(config)
+    (first / "pairs.jsonl").write_bytes(pairs)
     # It waits to be moved, and the bundle is another by then.
     (first / "ready.json").write_text(ready)
     add_decision(bundle, Decision.top_k(1))

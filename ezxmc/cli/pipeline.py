@@ -33,7 +33,12 @@ Documents = Annotated[str, typer.Argument(help="Documents: JSONL, CSV, Parquet, 
 Labels = Annotated[str, typer.Argument(help="Labels: the same formats, or a .txt with a title per line.")]
 Strict = Annotated[bool, typer.Option(help="Stop at the first bad row.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of splits, exploration and training.")]
-MaxPairs = Annotated[int | None, typer.Option(min=1, help="Judgments in the store at most.")]
+MaxPairs = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Judgments in the store at most; other commands at work may add theirs in hand."
+    ),
+]
 MaxHours = Annotated[float | None, typer.Option(help="Hours of judging at most, all sessions together.")]
 HeldOut = Annotated[float, typer.Option(help="Share of documents kept from training.")]
 
