@@ -20,6 +20,7 @@ from ezxmc.feedback.store import FeedbackStore
 from ezxmc.files import exchange
 from ezxmc.growth.history import History
 from ezxmc.growth.pool import known_judgments
+from ezxmc.manifest import Manifest, read_manifest
 from ezxmc.records import Document, Label, Pair
 from ezxmc.rundir import RunDir
 
@@ -156,14 +157,19 @@ def test_killed_while_it_is_put_in_place_the_next_one_finishes(
     tmp_path: Path, killed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDir(tmp_path)
-    folder(tmp_path / "bundle", "former")
+    manifest = Manifest(
+        format=2, created="former", versions={}, labels=1, dimension=1, max_length=1, k=1, origin={}, files={}
+    )
+    folder(tmp_path / "bundle", manifest.model_dump_json())
     (tmp_path / "predictions.jsonl").write_text("former")
     history = History(run)
     update = history.open()
     assert update.path.name == "0001"
-    folder(update.path / "bundle", "new")
+    folder(update.path / "bundle", manifest.model_copy(update={"created": "new"}).model_dump_json())
     (update.path / "predictions.jsonl").write_text("new")
     (update.path / "report.json").write_text("{}")
+
+    said: list[str] = []
 
     class KilledError(Exception):
         pass
@@ -179,14 +185,14 @@ def test_killed_while_it_is_put_in_place_the_next_one_finishes(
         }
         patch.setattr(*targets.get(killed, (Path, killed)), kill)
         with pytest.raises(KilledError):
-            history.complete(update)
-    assert (tmp_path / "bundle" / "manifest.json").read_text() in ("former", "new")
+            history.complete(update, manifest)
+    assert read_manifest(tmp_path / "bundle").created in ("former", "new")
     assert history.reports == []
-    history.settle()
-    assert (tmp_path / "bundle" / "manifest.json").read_text() == "new"
+    history.settle(said.append)
+    assert read_manifest(tmp_path / "bundle").created == "new"
     assert (tmp_path / "predictions.jsonl").read_text() == "new"
-    assert (update.path / "former" / "manifest.json").read_text() == "former"
+    assert read_manifest(update.path / "former").created == "former"
     assert history.reports == [update.path / "report.json"]
-    history.settle()
-    assert (tmp_path / "bundle" / "manifest.json").read_text() == "new"
-    assert history.open().path.name == "0002"
+    history.settle(said.append)
+    assert read_manifest(tmp_path / "bundle").created == "new"
+    assert history.open().path.name == "0002" and said == []
