@@ -31,6 +31,7 @@ from ezxmc.config import Backend, Precision
 from ezxmc.data.documents import refuse_same_labels
 from ezxmc.errors import BundleError, DataError
 from ezxmc.files import Inputs, make_folder, whole_folder
+from ezxmc.hashing import file_hash
 from ezxmc.manifest import (
     CALIBRATOR,
     CHANGES,
@@ -225,20 +226,26 @@ def _open(path: Path, manifest: Manifest, contents: bool, backend: Backend, prec
             "make it again with `ezxmc index`",
         )
     calibrator = Calibrator.load(files[CALIBRATOR]) if CALIBRATOR in files else None
-    decision = Decision.load(files[DECISION]) if DECISION in files else None
+    decision = Decision.load(files[DECISION]).among(index.size) if DECISION in files else None
     head = open_head(files[HEAD], index, encoder) if HEAD in files else None
     return Bundle(path, manifest, encoder, index, labels, calibrator, decision, head, tuple(strays))
 
 
-def add_calibrator(path: Path, calibrator: Calibrator) -> None:
+def add_calibrator(path: Path, calibrator: Calibrator, *, by_run: bool = False) -> None:
     """Put a calibrator into a bundle, or replace the one it has.
 
     A decision in it goes: it was made on the former probabilities.
 
+    Args:
+        path: The bundle.
+        calibrator: Fitted to its scores.
+        by_run: Whether a run fits it as a matter of course, and may do so again; what a person
+            had fitted, it leaves alone.
+
     Raises:
         BundleError: `path` holds no readable bundle, or cannot be written.
     """
-    _put(path, CALIBRATOR, calibrator.save, voided=DECISION)
+    _put(path, CALIBRATOR, calibrator.save, voided=DECISION, by_run=by_run)
 
 
 def add_decision(path: Path, decision: Decision) -> None:
@@ -246,10 +253,21 @@ def add_decision(path: Path, decision: Decision) -> None:
     _put(path, DECISION, decision.save)
 
 
-def _put(path: Path, part: str, save: Callable[[Path], None], *, voided: str | None = None) -> None:
+def _put(
+    path: Path,
+    part: str,
+    save: Callable[[Path], None],
+    *,
+    voided: str | None = None,
+    by_run: bool | None = None,
+) -> None:
     with writing(path) as manifest:
         name = manifest.new_name(part) if manifest.file(part) else part
         save(path / name)
+        if by_run is not None:
+            # Its hash: what a release that knows nothing of this puts in is not taken for it.
+            maker = {part: file_hash(path / name) if by_run else "people"}
+            manifest = manifest.model_copy(update={"origin": {**manifest.origin, **maker}})
         commit(path, manifest, [name], manifest.holding([part, voided] if voided else [part]))
 
 
@@ -314,7 +332,7 @@ def add_labels(
             titles = [label.title for label in fresh]
             bundle.index.remove(replaced)
             bundle.index.add(bundle.encoder.encode_labels(titles, progress=progress))
-        _commit_labels(path, manifest, bundle.index, [*known, *fresh])
+        _commit_labels(path, manifest, bundle.index, [*known, *fresh], len(fresh))
     return Change(len(fresh) - len(replaced), len(labels) - len(fresh) + len(replaced))
 
 
@@ -336,7 +354,7 @@ def remove_labels(path: Path, uids: Iterable[str]) -> Change:
         if len(gone) == len(rows):
             raise BundleError(f"bundle {path} would have no label left", "delete the folder instead")
         bundle.index.remove([rows[uid] for uid in gone])
-        _commit_labels(path, manifest, bundle.index, bundle.labels)
+        _commit_labels(path, manifest, bundle.index, bundle.labels, len(gone))
     return Change(removed=len(gone))
 
 
@@ -357,9 +375,16 @@ def rebuild_index(path: Path) -> LabelIndex:
     return index
 
 
-def _commit_labels(path: Path, manifest: Manifest, index: LabelIndex, labels: Sequence[Label]) -> None:
+def _commit_labels(
+    path: Path, manifest: Manifest, index: LabelIndex, labels: Sequence[Label], changed: int
+) -> None:
     written = [manifest.new_name(part) for part in (LABELS, CHANGES)]
     write_labels(path / written[0], labels)
     index.save_changes(path / written[1])
     former = manifest.holding([LABELS, CHANGES])
+    if changed and (decided := manifest.file(DECISION)):
+        # In the same step: at no moment do its promise and other labels lie side by side.
+        written.append(manifest.new_name(DECISION))
+        Decision.load(path / decided).after(changed).save(path / written[-1])
+        former.append(decided)
     commit(path, manifest.model_copy(update={"labels": index.size}), written, former)

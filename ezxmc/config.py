@@ -177,6 +177,9 @@ class TrainingConfig(_Part):
     """One distillation round of the student."""
 
     encoder: str = Field("all-MiniLM-L6-v2", description="sentence-transformers checkpoint to start from")
+    revision: str | None = Field(
+        None, description="its hub revision; a pinned one keeps stages of the run valid"
+    )
     epochs: int | None = Field(
         None, ge=1, description="passes over the documents, the best of them is kept; null: by data size"
     )

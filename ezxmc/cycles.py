@@ -25,10 +25,13 @@ from ezxmc.models import model_identity
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder, candidate_row, shortlist
 from ezxmc.retrieval.ray_encoder import open_encoder
-from ezxmc.rundir import RunDir, damaged
+from ezxmc.rundir import ENCODING, RunDir, damaged
 from ezxmc.runreport import CycleFindings
 from ezxmc.training import cosines_of, held_out_agreement, refined_label_vectors, train_bi_encoder
 from ezxmc.watch import Watch
+
+UNKEYED = {"processes", "revision"}
+"""Settings of training that no stage depends on as such: the revision is part of the encoder's identity."""
 
 
 class Cycles:
@@ -61,7 +64,7 @@ class Cycles:
         self.config, self.place, self.inquiry, self.watch = config, place, inquiry, watch
         self.catalog, self.budget = inquiry.catalog, inquiry.budget
         self.untrained = untrained
-        self.training = config.training.model_dump(exclude={"processes"})
+        self.training = config.training.model_dump(exclude=UNKEYED)
         apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
         self._verdicts = decided.verdicts_outside(apart)
         self.catalog_hash = self.catalog.hash
@@ -100,7 +103,9 @@ class Cycles:
 
     def identity(self, student: Path | None) -> str:
         """Tells a student's weights from any others; `None`: the untrained encoder's."""
-        return model_identity(str(student) if student else self.config.training.encoder)
+        if student:
+            return model_identity(str(student))
+        return model_identity(self.config.training.encoder, self.config.training.revision)
 
     def encoder(self, student: Path | None) -> BiEncoder:
         """A student, or the untrained encoder."""
@@ -147,7 +152,8 @@ class Cycles:
                 self._content(judgments, priors),
             ],
             [student],
-            lambda: self._train(
+            libraries=ENCODING,
+            make=lambda: self._train(
                 student,
                 base,
                 former,
@@ -206,6 +212,7 @@ class Cycles:
             ],
             [file],
             propose,
+            libraries=ENCODING,
         )
         self.forget_vectors()
         row_of = {label.uid: row for row, label in enumerate(labels)}
@@ -321,6 +328,7 @@ class Cycles:
             ],
             [],
             compare,
+            libraries=ENCODING,
         )["agreement"]
         for cycle, agreement in zip(self.findings, compared, strict=True):
             cycle.agreement = agreement

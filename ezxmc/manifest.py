@@ -53,7 +53,8 @@ class Manifest(BaseModel):
     max_length: int
     k: int
     origin: dict[str, str]
-    """Where it comes from, in words: teacher, initial encoder."""
+    """Where it comes from, in words: teacher, initial encoder; `calibrator.json`: the SHA-256 of the
+    one a run fitted as a matter of course, or `people`."""
     files: dict[str, str]
     """SHA-256 by file name, relative to the bundle, parts separated by `/`."""
     index: str | None = None

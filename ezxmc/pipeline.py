@@ -4,7 +4,8 @@
     run_dir/feedback.sqlite     every judgment
     run_dir/cycles/N/           shortlist.jsonl, student/
     run_dir/stages/             what is done, and with which inputs
-    run_dir/bundle/             the deliverable
+    run_dir/bundle/             the deliverable; what people change in it stays
+    run_dir/former/             calibrators and decisions of people that a new student outdated
     run_dir/predictions.jsonl   every document's tags
     run_dir/catalog.jsonl       which texts these were, for `--update`
     run_dir/report.html         what happened (report.json: the same as data)
@@ -19,17 +20,19 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ezxmc.bundle import Refine, add_calibrator, save_bundle
+from ezxmc.bundle import Refine, add_calibrator, add_labels, save_bundle
 from ezxmc.calibration import Calibrator, Verdict, fit_calibrator, fit_few_shot
+from ezxmc.calibration.decisions import Decision
 from ezxmc.config import RunConfig
 from ezxmc.cycles import Cycles
 from ezxmc.data import Catalog
 from ezxmc.data.growth import CATALOG, Snapshot
 from ezxmc.data.predictions import is_tags
-from ezxmc.errors import ConfigError, TrainingError, instance_of
+from ezxmc.errors import ConfigError, DataError, TrainingError, instance_of
 from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.database import check_store
 from ezxmc.feedback.inquiry import Inquiry
@@ -39,17 +42,27 @@ from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.feedback.teachers import unused_judgments
-from ezxmc.files import check_file
+from ezxmc.files import check_file, exchange, remove_own
 from ezxmc.head_stage import HeadStage
 from ezxmc.launcher import rank_and_size
-from ezxmc.manifest import Manifest, check_bundle_place
+from ezxmc.manifest import (
+    CALIBRATOR,
+    DECISION,
+    MANIFEST,
+    Manifest,
+    check_bundle_place,
+    own_files,
+    read_manifest,
+    writing,
+)
 from ezxmc.models import resolve_model
-from ezxmc.predict import Predictor, prediction_row
-from ezxmc.records import Judgment, Prediction
+from ezxmc.people import FORMER, LabelEdits, answered, carry_exports, carry_over, outdated, peoples_calibrator
+from ezxmc.predict import Predictor, prediction_row, rank_among
+from ezxmc.records import Judgment, Label, Prediction
 from ezxmc.report import RunReport, write_report
 from ezxmc.report.page import is_page
 from ezxmc.retrieval import LabelIndex
-from ezxmc.rundir import RunDir, check_run_dir
+from ezxmc.rundir import CALIBRATING, FRESH, INDEXING, RunDir, check_run_dir
 from ezxmc.runreport import Findings, assemble
 from ezxmc.teacher import Teacher, load_teacher
 from ezxmc.watch import Unwatched, Watch, pulling
@@ -122,6 +135,8 @@ def calibrate(
 ) -> Calibrator | None:
     """Put a calibrator into a bundle, to the teacher, or to people where they have decided on enough.
 
+    What people had fitted, even while this was at work, stays.
+
     Args:
         bundle: Its folder.
         predictions: Of documents kept apart, best label first.
@@ -130,6 +145,8 @@ def calibrate(
         depth: Ranks used.
         watch: Told where there is too little to fit one.
     """
+    if peoples := _peoples(bundle):
+        return peoples
     reviewed = decided.complete(predictions, depth)
     try:
         if len(reviewed) >= FEWEST_REVIEWED:
@@ -139,8 +156,15 @@ def calibrate(
     except TrainingError as error:
         watch.say(f"the bundle gives scores, not probabilities: {error}")
         return None
-    add_calibrator(bundle, fitted)
+    if peoples := _peoples(bundle):
+        return peoples
+    add_calibrator(bundle, fitted, by_run=True)
     return fitted
+
+
+def _peoples(bundle: Path) -> Calibrator | None:
+    files = read_manifest(bundle).places(bundle)
+    return Calibrator.load(files[CALIBRATOR]) if peoples_calibrator(bundle) else None
 
 
 class _Run:
@@ -154,14 +178,30 @@ class _Run:
         self.teacher = teacher or load_teacher(
             config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say
         )
-        untrained = resolve_model(config.training.encoder, kind="encoder", progress=pulling(watch, "encoder"))
+        untrained = resolve_model(
+            config.training.encoder,
+            kind="encoder",
+            revision=config.training.revision,
+            progress=pulling(watch, "encoder"),
+        )
         budget = Budget.of(config, self.catalog)
         self.inquiry = Inquiry(self.catalog, self.teacher, store, budget, watch)
         self.decided = Decided.load(store.path, self.catalog.documents, self.catalog.labels)
         if self.decided.answers or self.decided.elsewhere:
             watch.say(self.decided.line)
         self.cycles = Cycles(config, place, self.inquiry, untrained, self.decided, watch)
+        self.former = self.seen_before()
+        self.bundle_inputs: list[Any] = []
         self.found = Findings(self.catalog, self.cycles.findings)
+
+    def seen_before(self) -> Snapshot | None:
+        """The catalog as the run, or an update of it, left it; `None` where it was never finished."""
+        file = self.place.path / CATALOG
+        try:
+            return Snapshot.load(file) if file.exists() else None
+        except DataError as error:
+            self.watch.say(f"what people changed in the bundle's labels cannot all be told: {error.message}")
+            return None
 
     def go(self) -> RunReport:
         started, judged_before = time.monotonic(), self.inquiry.seconds()
@@ -172,6 +212,9 @@ class _Run:
             self.calibrate()
         finally:
             self.teacher.close()
+        for line in self.place.lines():
+            self.watch.say(line)
+        self.tell_of_people()
         self.tag()
         self.cycles.forget_vectors()
         judging = self.inquiry.seconds() - judged_before
@@ -191,8 +234,8 @@ class _Run:
         return report
 
     def deliver(self, student: Path) -> None:
-        """Write the bundle; the calibrator comes into it later."""
-        bundle = self.place.path / "bundle"
+        """Write the bundle, with what people changed in the former one; the calibrator comes later."""
+        bundle, fresh = self.place.path / "bundle", self.place.path / FRESH
         origin = {
             "teacher": json.dumps(self.teacher.description, sort_keys=True),
             "encoder": self.cycles.identity(None),
@@ -205,7 +248,7 @@ class _Run:
 
         def save(student: Path = student) -> Manifest:
             return save_bundle(
-                bundle,
+                fresh,
                 self.cycles.encoder(student),
                 self.catalog.labels,
                 max_length=self.config.training.max_length,
@@ -215,11 +258,14 @@ class _Run:
                 progress=self.watch.stage("bundle: label index"),
             )
 
-        head = HeadStage(self.config, self.cycles, student, bundle) if self.config.head.enabled else None
+        head = HeadStage(self.config, self.cycles, student, fresh) if self.config.head.enabled else None
 
         def make() -> dict[str, Any]:
-            manifest = save().model_dump()
-            return {**manifest, "head": head.run(save, self.watch)} if head else manifest
+            made = save().model_dump()
+            if head:
+                made["head"] = head.run(save, self.watch)
+            self.replace_bundle(fresh, bundle)
+            return made
 
         # The split decides what the calibrator in it may be fitted on.
         inputs = [
@@ -232,23 +278,93 @@ class _Run:
             judged,
             *(head.inputs if head else ()),
         ]
-        made = self.place.stage("bundle", inputs, [bundle / "manifest.json"], make)
+        made = self.place.stage("bundle", inputs, [bundle / MANIFEST], make, libraries=INDEXING)
+        self.bundle_inputs = inputs
         self.found.head = made.get("head", {}).get("told", "")
         self.cycles.forget_vectors()
+        # What is only told of a label (its parent) is no reason to make all of it anew.
+        there, edits = self.labels_in(bundle)
+        rest = [label for label in self.catalog.labels if label.uid not in edits.others]
+        if told := [label for label in rest if label.uid in there and there[label.uid] != label]:
+            add_labels(bundle, told)
+
+    def replace_bundle(self, fresh: Path, bundle: Path) -> None:
+        """Put a new bundle in the place of the former; what people made for that goes on or is put aside."""
+        with ExitStack() as held:
+            check_bundle_place(bundle)
+            if (bundle / MANIFEST).exists():
+                # Whoever changes it waits, and then changes the new one.
+                held.enter_context(writing(bundle))
+                self.labels_in(bundle)[1].apply(fresh)
+                carry_over(bundle, fresh, self.place.path / FORMER)
+                if not carry_exports(bundle, fresh):
+                    lost = "the former student's exported forms are gone: `ezxmc export` makes them"
+                    self.found.people.append(lost)
+            # The record of the calibrator is of the former bundle.
+            self.place.forget("calibrate")
+            exchange(fresh, bundle)
+        remove_own(fresh, set(own_files(fresh) or ()).__contains__)
+
+    def labels_in(self, bundle: Path) -> tuple[dict[str, Label], LabelEdits]:
+        """The labels a bundle answers, by uid, and what of them is people's work."""
+        labels = answered(bundle)
+        edits = LabelEdits.between(labels, self.former, self.catalog.labels)
+        return {label.uid: label for label in labels}, edits
+
+    def tell_of_people(self) -> None:
+        """Say what in the bundle is people's, and what of theirs does not fit it any more."""
+        bundle = self.place.path / "bundle"
+        files = read_manifest(bundle).places(bundle)
+        self.found.calibrator = Calibrator.load(files[CALIBRATOR]) if CALIBRATOR in files else None
+        self.found.people += self.labels_in(bundle)[1].lines()
+        if why := peoples_calibrator(bundle):
+            self.found.people.append(
+                f"the bundle's calibrator stays, because {why}: `ezxmc calibrate {bundle}` fits another"
+            )
+        if DECISION in files:
+            self.found.decision = Decision.load(files[DECISION]).guarantee
+            self.found.people.append("the bundle's decision stays")
+            self.watch.say(f"decision: {self.found.decision}")
+        self.found.people += outdated(bundle, self.place.path / FORMER)
+        for line in self.found.people:
+            self.watch.say(line)
 
     def calibrate(self) -> None:
+        """Fit a calibrator, once for a bundle, the budget, and what people decided on the part kept apart."""
+        apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
+        said = sorted([*pair, answer] for pair, answer in self.decided.answers.items() if pair[0] in apart)
+        inputs = [self.bundle_inputs, self.config.budget.model_dump(), said]
+        made = self.place.stage(
+            "calibrate",
+            inputs,
+            [self.place.path / "bundle" / MANIFEST],
+            self._calibrate,
+            libraries=CALIBRATING,
+        )
+        if not made["whole"]:
+            self.place.forget("calibrate")
+
+    def _calibrate(self) -> dict[str, Any]:
         """Ask the teacher about what the student itself answers on the part kept apart, and fit.
 
         Where people have decided on enough of these documents, they correct it.
+
+        Returns:
+            `whole`: whether nothing was left that another session might ask.
         """
+        bundle = self.place.path / "bundle"
+        if peoples_calibrator(bundle):
+            return {"whole": True}
         depth = self.config.inference.calibration_depth
         part = self.catalog.to_calibrate
-        predictions = Predictor(self.place.path / "bundle").predict(self.inquiry.documents(part), k=depth)
         row = {label.uid: i for i, label in enumerate(self.catalog.labels)}
+        # Of labels that people added the teacher knows nothing.
+        predictions = rank_among(Predictor(bundle), self.inquiry.documents(part), row, depth)
         rows = [[row[uid] for uid in found.labels] for found in predictions]
         # Where a budget ends, the calibrator is fitted on a random part of its documents.
         order = in_hash_order([found.uid for found in predictions], range(len(part)))
         asked = order[: self.inquiry.budget.calibrating]
+        left = self.inquiry.unasked_pairs, len(self.inquiry.problem_docs)
         self.inquiry.ask([part[i] for i in asked], [rows[i] for i in asked], "calibration: teacher judges")
         for i in order[len(asked) :]:
             # Asked when more were wanted. Others, of which a cycle asked some labels, would mislead.
@@ -256,9 +372,8 @@ class _Run:
                 break
             asked.append(i)
         teacher = teacher_verdicts(self.inquiry.answers([part[i] for i in asked], [rows[i] for i in asked]))
-        self.found.calibrator = calibrate(
-            self.place.path / "bundle", predictions, teacher, self.decided, depth, self.watch
-        )
+        calibrate(bundle, predictions, teacher, self.decided, depth, self.watch)
+        return {"whole": left == (self.inquiry.unasked_pairs, len(self.inquiry.problem_docs))}
 
     def recall(self) -> list[Judgment]:
         """All that is known of the catalog's texts; what the store holds of others is told."""

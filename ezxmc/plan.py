@@ -120,7 +120,10 @@ class _Planner:
         catalog = self.catalog
         encoder = BiEncoder(
             resolve_model(
-                self.config.training.encoder, kind="encoder", progress=pulling(self.watch, "encoder")
+                self.config.training.encoder,
+                kind="encoder",
+                revision=self.config.training.revision,
+                progress=pulling(self.watch, "encoder"),
             ),
             max_length=self.config.training.max_length,
         )

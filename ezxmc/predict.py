@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -16,7 +16,7 @@ from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
 from ezxmc.data.in_memory import as_documents, iter_as_documents
 from ezxmc.errors import ConfigError, DataError, instance_of, number_between, whole_number
-from ezxmc.records import Prediction
+from ezxmc.records import Document, Prediction
 
 WINDOW = 512
 """Documents encoded together: the encoder puts those of like length into one batch."""
@@ -178,6 +178,36 @@ class Predictor:
                 )
             )
         return predictions
+
+
+def rank_among(
+    predictor: Predictor, documents: Sequence[Document], labels: Collection[str], depth: int
+) -> list[Prediction]:
+    """The best `depth` of some labels for each document, without probabilities.
+
+    Args:
+        predictor: A bundle that knows these labels and may know others.
+        documents: N documents.
+        labels: Uids that count; fewer than `depth` give shorter rankings.
+        depth: Labels wanted.
+    """
+    vectors, size, k = predictor.encode(documents), predictor.bundle.index.size, depth
+    while True:
+        # Others may stand before them: look deeper until enough are found.
+        found = [_only(p, labels, depth) for p in predictor.tag(documents, vectors, k=min(k, size))]
+        if k >= size or all(len(one.labels) == depth for one in found):
+            return found
+        k *= 2
+
+
+def _only(prediction: Prediction, labels: Collection[str], depth: int) -> Prediction:
+    kept = [i for i, uid in enumerate(prediction.labels) if uid in labels][:depth]
+    return Prediction(
+        prediction.uid,
+        tuple(prediction.labels[i] for i in kept),
+        tuple(prediction.titles[i] for i in kept),
+        tuple(prediction.scores[i] for i in kept),
+    )
 
 
 def prediction_row(prediction: Prediction, k: int | None = None) -> dict[str, Any]:

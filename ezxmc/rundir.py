@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,17 @@ from ezxmc.errors import ConfigError, DataError
 from ezxmc.files import Inputs, json_line, make_folder, place_of, present, refuse, replacing, sync, sync_tree
 from ezxmc.hashing import json_hash
 
+FRESH = "fresh"
+"""A bundle that is made; it takes the place of `bundle` in one step."""
 OUTPUTS = (
-    *("config.yaml", "stages", "cycles", "bundle", "head", "vectors", "updates"),
+    *("config.yaml", "stages", "cycles", "bundle", FRESH, "former", "head", "vectors", "updates"),
     *("predictions.jsonl", "catalog.jsonl", "report.json", "report.html"),
 )
 """What a run replaces in its directory; the feedback store is only added to."""
+ENCODING = ("torch", "transformers", "sentence-transformers")
+"""Libraries whose versions a student's weights and vectors depend on; below, an index and a calibrator."""
+INDEXING = (*ENCODING, "faiss-cpu")
+CALIBRATING = (*INDEXING, "scipy", "scikit-learn")
 
 
 def check_run_dir(path: str | Path, inputs: Inputs = ()) -> None:
@@ -53,11 +60,14 @@ def _is_run(place: Path) -> bool:
     """Whether a folder holds a run: a stage that is done, or the configuration as a run freezes it."""
     for stage in (place / "stages").glob("*.json"):
         with suppress(OSError, ValueError, RecursionError):
-            if set(json.loads(stage.read_text(encoding="utf-8"))) == {"inputs", "result"}:
+            if set(json.loads(stage.read_text(encoding="utf-8"))) - {"libraries"} == {"inputs", "result"}:
                 return True
     try:
         text = (place / "config.yaml").read_text(encoding="utf-8")
-        return RunConfig.model_validate(yaml.safe_load(text)).dump() == text
+        raw = yaml.safe_load(text)
+        # A part may lack what has become a setting since.
+        whole = set(raw) == set(RunConfig.model_validate(raw).model_dump())
+        return whole and yaml.safe_dump(raw, sort_keys=False, allow_unicode=True) == text
     except (OSError, ValueError, yaml.YAMLError):
         return False
 
@@ -80,6 +90,7 @@ class RunDir:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.spent = 0.0  # seconds of the stages done by this process
+        self._others: dict[str, list[str]] = {}  # stages made with other libraries, by which
         try:
             make_folder(self.path)
         except OSError as error:
@@ -124,8 +135,18 @@ class RunDir:
         with replacing(target) as fresh, fresh.open("wb") as handle:
             handle.writelines(map(json_line, rows))
 
+    def forget(self, name: str) -> None:
+        """Have a stage done again the next time."""
+        (self.path / "stages" / f"{name}.json").unlink(missing_ok=True)
+
     def stage(
-        self, name: str, inputs: Any, outputs: Sequence[Path], make: Callable[[], dict[str, Any]]
+        self,
+        name: str,
+        inputs: Any,
+        outputs: Sequence[Path],
+        make: Callable[[], dict[str, Any]],
+        *,
+        libraries: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Do a stage, or return what it gave when its inputs were the same.
 
@@ -134,19 +155,23 @@ class RunDir:
             inputs: JSON of everything the result depends on.
             outputs: Files or folders the stage makes; if one is gone it is done again.
             make: Does the work; its files must be complete when it returns.
+            libraries: Distributions whose numbers the result depends on, too. They are no reason
+                to do it again: another student has other shortlists, and who upgrades a library
+                did not ask for those to be paid for. But `lines` tells.
 
         Returns:
             What `make` returned, with the `wall_seconds` it took.
         """
-        wanted = json_hash(inputs)
+        wanted, present = json_hash(inputs), {name: _minor(name) for name in libraries}
         path = self.path / "stages" / f"{name}.json"
         # What is missing or cannot be read is not done.
-        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             recorded = json.loads(path.read_text(encoding="utf-8"))
             if recorded["inputs"] == wanted and all(output.exists() for output in outputs):
+                self._compare(name, recorded.get("libraries"), present)
                 return dict(recorded["result"])
         # From here on the outputs may be half new: nothing may call them done, not even after a power cut.
-        path.unlink(missing_ok=True)
+        self.forget(name)
         sync(path.parent)
         started = time.monotonic()
         result = make()
@@ -154,5 +179,28 @@ class RunDir:
             sync_tree(output)
         result["wall_seconds"] = time.monotonic() - started
         self.spent += result["wall_seconds"]
-        self.write(f"stages/{name}.json", json.dumps({"inputs": wanted, "result": result}, indent=1))
+        record = {"inputs": wanted, "libraries": present, "result": result}
+        self.write(f"stages/{name}.json", json.dumps(record, indent=1))
         return result
+
+    def _compare(self, stage: str, former: dict[str, str] | None, present: dict[str, str]) -> None:
+        if former is None:
+            why = "a release that did not note its libraries, as if they were the present ones"
+        else:
+            others = [name for name, now in present.items() if former.get(name, now) != now]
+            why = ", ".join(f"{name} {former[name]} (now {present[name]})" for name in others)
+        if present and why:
+            self._others.setdefault(why, []).append(stage)
+
+    def lines(self) -> Iterator[str]:
+        """Which stages were not done again, though they were made with other libraries."""
+        for why, stages in self._others.items():
+            yield (
+                f"kept from {why}: {', '.join(stages)}. To have a stage done again, and what follows from "
+                f"it, delete its file in {self.path / 'stages'}"
+            )
+
+
+def _minor(distribution: str) -> str:
+    """Major and minor version of a library."""
+    return ".".join(version(distribution).split(".")[:2])

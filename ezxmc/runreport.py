@@ -79,7 +79,9 @@ class Findings:
         unasked_pairs: Candidates the budget left unasked.
         judgments: All that the teacher said about the catalog's texts.
         head: What became of the sparse head, in words; empty if none was wanted.
-        calibrator: If there was enough to fit one.
+        calibrator: The bundle's, if it has one.
+        decision: What the bundle's decision promises, in words; empty if it has none.
+        people: What of people's work in the bundle stays, and what does not fit it any more, in words.
         predictions: One per document, in order.
         untrained: The same by the untrained encoder, where there is gold.
     """
@@ -92,6 +94,8 @@ class Findings:
     judgments: list[Judgment] = field(default_factory=list)
     head: str = ""
     calibrator: Calibrator | None = None
+    decision: str = ""
+    people: list[str] = field(default_factory=list)
     predictions: list[Prediction] = field(default_factory=list)
     untrained: list[Prediction] = field(default_factory=list)
 
@@ -135,6 +139,8 @@ def assemble(
         cycles=[_cycle(number, cycle) for number, cycle in enumerate(found.cycles, start=1)],
         skipped_cycles=config.cycles - len(found.cycles),
         head=found.head,
+        decision=found.decision,
+        people=found.people,
         calibration=_calibration(found.calibrator),
         evaluation=_evaluation(found, {d.uid for d in catalog.documents}),
         held_out=_evaluation(found, apart),

@@ -29,7 +29,7 @@ from ezxmc.bundle import (
 )
 from ezxmc.bundle_head import add_head
 from ezxmc.calibration import Calibrator, Isotonic
-from ezxmc.calibration.decisions import Decision
+from ezxmc.calibration.decisions import Decision, Promise
 from ezxmc.errors import BundleError, DataError
 from ezxmc.predict import Predictor
 from ezxmc.records import Document, Label
@@ -41,6 +41,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = [Label(row["uid"], row["title"]) for row in label_rows()]
 NEW = [Label("l-fjord", "fjord 7"), Label("l-yeast", "yeast 9", "for bread", ("ferment",), "l-oven")]
 CURVES = [Calibrator("teacher", 5, 100, Isotonic((0.0, 1.0), (0.1, top))) for top in (0.9, 0.8)]
+
+PROMISED = Decision("missed_rate", 25, threshold=0.3, promise=Promise(0.2, 60))
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +185,7 @@ def test_calibrator_and_decision_come_and_are_replaced(bundle: Path) -> None:
             assert load_bundle(bundle).decision == decision
     add_labels(bundle, NEW)
     opened = load_bundle(bundle)
-    assert opened.calibrator == CURVES[1] and opened.decision == Decision.top_k(3)
+    assert opened.calibrator == CURVES[1] and opened.decision == Decision.top_k(3).after(2)
     with pytest.raises(BundleError, match="no bundle"):
         add_calibrator(bundle / "student", CURVES[0])
     assert not (bundle / "student" / ".lock").exists()
@@ -211,6 +213,43 @@ class Killed(BaseException):
     """Stands for a signal that nothing survives."""
 
 
+def test_a_promise_ends_with_the_labels_it_was_made_for_and_its_rule_goes_on(bundle: Path) -> None:
+    add_calibrator(bundle, CURVES[0])
+    add_decision(bundle, PROMISED)
+
+    def decision() -> Decision:
+        found = load_bundle(bundle).decision
+        assert found is not None
+        Predictor(bundle).predict(["rose"], decision=found)
+        return found
+
+    rebuild_index(bundle)
+    add_labels(bundle, [Label("l-rose", "rose", "a flower")])
+    assert decision() == PROMISED and "at most 20 %" in decision().guarantee
+    add_labels(bundle, [*NEW, Label("l-boat", "ship")])
+    assert decision() == PROMISED.after(3)
+    assert (
+        decision().guarantee.startswith("no rate is guaranteed any more")
+        and decision().to_dict()["changed"] == 3
+    )
+    # Fewer labels are left than the rule looked at.
+    remove_labels(bundle, [label.uid for label in [*LABELS[:5], *NEW]])
+    assert decision() == replace(PROMISED, depth=20, changed=10)
+    assert "(10 added, removed or renamed)" in decision().guarantee
+    add_decision(bundle, replace(PROMISED, depth=20))
+    assert decision().changed == 0
+
+
+def test_a_rule_of_an_earlier_release_that_looks_too_deep_looks_at_all_there_are(bundle: Path) -> None:
+    """Those did not mark it when labels went."""
+    add_calibrator(bundle, CURVES[0])
+    for deep in (replace(PROMISED, depth=30), Decision.top_k(30)):
+        add_decision(bundle, deep)
+        found = load_bundle(bundle).decision
+        assert found is not None and found.depth == 25 and found.changed == 5
+        assert len(Predictor(bundle).predict(["rose"], decision=found)[0].labels) <= 25
+
+
 def killing(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     """Die at the step numbered `after` that touches the disk; a writer dies with half a file."""
     left: Iterator[int] = iter(range(after))
@@ -235,6 +274,7 @@ def killing(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
     dying(LabelIndex, "save", half=lambda index, file: file)
     dying(LabelIndex, "save_changes", half=lambda index, file: file)
     dying(Calibrator, "save", half=lambda curve, file: file)
+    dying(Decision, "save", half=lambda decision, file: file)
     dying(ezxmc.manifest, "hashes")
     dying(Path, "replace")
     dying(Path, "unlink")
@@ -264,7 +304,7 @@ def test_a_killed_change_leaves_the_former_bundle_or_the_new_one(
         add_labels(bundle, [Label("l-extra", "extra 1")])
         remove_labels(bundle, ["l-boat"])
         add_calibrator(bundle, CURVES[0])
-        add_decision(bundle, Decision.top_k(2))
+        add_decision(bundle, PROMISED)
     done = tmp_path / "done"
     shutil.copytree(bundle, done)
     CHANGES[change](done)

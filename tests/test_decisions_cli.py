@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from ezxmc.bundle import add_calibrator, load_bundle, save_bundle
 from ezxmc.calibration import Calibrator, Isotonic
 from ezxmc.calibration.risk_measures import Reviewed, missed
-from ezxmc.cli import decide
+from ezxmc.cli import decide, inference, labels
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.predict import Predictor
 from ezxmc.records import Document, Label, Pair
@@ -89,6 +90,32 @@ def test_what_was_promised_is_kept_on_these_documents(made: Path) -> None:
         assert point["missed"] == pytest.approx(expected)
     thresholds = [point["threshold"] for point in told["curve"]]
     assert thresholds == sorted(thresholds) and len(thresholds) == 49
+
+
+def test_labels_that_come_and_go_end_the_promise_wherever_it_is_shown(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made, tmp_path / "made")
+    bundle = tmp_path / "made" / "bundle"
+    answer(tmp_path / "made", "--missed-rate", "0.5", "--depth", "25")
+    app = typer.Typer()
+    labels.register(app)
+    inference.register(app)
+
+    def call(*arguments: object) -> Result:
+        done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done
+
+    assert "at most 50 %" in call("labels", "list", bundle).stderr
+    new = write_rows(tmp_path / "new.jsonl", [{"uid": "l-new", "title": "boat wind"}])
+    void = "no rate is guaranteed any more"
+    assert json.loads(call("labels", "add", bundle, new, "--json").stdout)["decision"].startswith(void)
+    assert void in call("labels", "remove", bundle, "l-new", "l-boat").stdout
+    assert void in call("labels", "list", bundle).stderr
+    assert json.loads(call("labels", "list", bundle, "--json").stdout)["decision"].startswith(void)
+    tagged = call("predict", bundle, made / "documents.jsonl", "--decide")
+    assert len(tagged.stdout.splitlines()) == 80 and tagged.stderr.count(void) == 1
+    assert run(tmp_path / "made", "--missed-rate", "0.5").exit_code == 3, "the gold names a label that went"
+    assert void not in call("predict", bundle, made / "documents.jsonl", "--decide").stderr
 
 
 def test_it_tells_people_too(made: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,26 @@ def test_hub_id_and_unknown_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("bert-base-uncased", "./nowhere/model", "/nowhere/model", "a/b/c", ""):
         with pytest.raises(ModelError):
             resolve_model(name, kind="encoder")
+
+
+def test_an_encoder_of_a_revision_is_a_folder_of_just_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What opens it later knows its folder alone; the hub is out of reach here."""
+    asked = []
+
+    def fetch(hub_id: str, **options: Any) -> str:
+        asked.append((hub_id, options["revision"]))
+        if options["revision"] == "none":
+            raise OSError("no such revision")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert resolve_model("org/name", kind="encoder", revision="v2") == tmp_path
+    assert resolve_model("org/name", kind="encoder") == "org/name"
+    with pytest.raises(ModelError, match="revision none of org/name cannot be fetched: no such revision"):
+        resolve_model("org/name", kind="encoder", revision="none")
+    assert asked == [("org/name", "v2"), ("org/name", "none")]
 
 
 def test_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from tinyworld import document, label_rows, topical, write_catalog, write_rows
 from ezxmc.bundle import load_bundle
 from ezxmc.cluster import RayConfig
 from ezxmc.config import RunConfig, ShortlistConfig
-from ezxmc.cycles import idle_cycles
+from ezxmc.cycles import UNKEYED, Cycles, idle_cycles
 from ezxmc.data import Catalog
 from ezxmc.errors import DataError, TeacherError, TrainingError
 from ezxmc.feedback.store import FeedbackStore
+from ezxmc.manifest import read_manifest, write_manifest
 from ezxmc.pipeline import run
 from ezxmc.records import Pair
 from ezxmc.report import RunReport
@@ -131,10 +132,44 @@ def test_the_same_run_again_asks_and_trains_nothing(copy: Callable[..., Path], f
     again = spied(config)
     assert again.teacher.asked == [] and again.trained == []
     # copytree keeps times: a stage done again would have a new one.
-    assert stages(again.place) == before and len(before) == 6
+    assert stages(again.place) == before and len(before) == 7
     assert again.predictions() == first.predictions()
     assert again.report.evaluation == first.report.evaluation
     assert [cycle.pairs_known for cycle in again.report.cycles] == [240, 240]
+
+
+def test_a_run_of_a_release_that_kept_less_in_its_records_is_taken_as_it_is(
+    copy: Callable[..., Path], first: Spy
+) -> None:
+    config = copy()
+    place = config.parent / "run"
+    for file in (place / "stages").iterdir():
+        record = json.loads(file.read_text())
+        assert set(record.pop("libraries")) >= {"torch", "transformers", "sentence-transformers"}
+        file.write_text(json.dumps(record))
+    (place / "stages" / "calibrate.json").unlink()
+    manifest = read_manifest(place / "bundle")
+    origin = {name: manifest.origin[name] for name in ("teacher", "encoder")}
+    write_manifest(place / "bundle", manifest.model_copy(update={"origin": origin}))
+    watch = Messages()
+    again = spied(config, watch=watch)
+    assert again.teacher.asked == [] and again.trained == [] and again.report.people == []
+    assert again.predictions() == first.predictions()
+    (line,) = (line for line in watch.said if "did not note its libraries" in line)
+    assert "cycle-1-train" in line and "bundle" in line
+
+
+def test_the_revision_of_the_encoder_is_part_of_what_stages_depend_on() -> None:
+    def key(revision: str | None) -> tuple[str, dict[str, Any]]:
+        training = {"encoder": "org/name", "revision": revision}
+        config = RunConfig.model_validate({"data": {"documents": "d", "labels": "l"}, "training": training})
+        cycles = object.__new__(Cycles)
+        cycles.config = config
+        return cycles.identity(None), config.training.model_dump(exclude=UNKEYED)
+
+    # Where none is set, stages are called what they were called before there was such a setting.
+    assert key("v1")[0] == "org/name@v1" and key(None)[0] == "org/name@main"
+    assert key("v1")[1] == key(None)[1] and "revision" not in key(None)[1]
 
 
 def test_cycles_without_gain_end_the_run_and_go_on_when_asked(copy: Callable[..., Path], first: Spy) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from ezxmc.config import DataConfig, RunConfig
 from ezxmc.errors import ConfigError
-from ezxmc.rundir import RunDir
+from ezxmc.rundir import RunDir, check_run_dir
 
 
 class Work:
@@ -25,8 +28,8 @@ class Work:
         self.output.write_text(str(self.done))
         return {"done": self.done}
 
-    def __call__(self, inputs: Any) -> dict[str, Any]:
-        return self.place.stage("work", inputs, [self.output], self.make)
+    def __call__(self, inputs: Any, libraries: Sequence[str] = ()) -> dict[str, Any]:
+        return self.place.stage("work", inputs, [self.output], self.make, libraries=libraries)
 
 
 @pytest.fixture
@@ -43,6 +46,50 @@ def test_a_stage_is_done_once_per_inputs(work: Work) -> None:
     assert again.place.spent == 0
     assert again(["b"])["done"] == 1 and again.done == 1
     assert Work(RunDir(work.place.path))(["a", {"x": 1, "y": 2}]) != first
+
+
+def test_a_stage_of_other_libraries_is_kept_and_told(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Doing it again would have other pairs asked, and paid for, because somebody upgraded a library."""
+    versions = {"torch": "2.11.0+cpu", "scipy": "1.17.1"}
+    monkeypatch.setattr("ezxmc.rundir.version", versions.__getitem__)
+    work("in", ["torch", "scipy"])
+
+    def again() -> list[str]:
+        later = Work(RunDir(work.place.path))
+        later("in", ["torch", "scipy"])
+        assert later.done == 0
+        return list(later.place.lines())
+
+    assert again() == []
+    versions["torch"] = "2.11.9"
+    assert again() == [], "a patch changes no numbers"
+    versions["torch"] = "2.12.0"
+    (line,) = again()
+    assert "torch 2.11 (now 2.12): work." in line and "scipy" not in line
+    assert f"delete its file in {work.place.path / 'stages'}" in line
+    # An earlier release noted nothing: its stages count as done.
+    file = work.place.path / "stages" / "work.json"
+    record = json.loads(file.read_text())
+    del record["libraries"]
+    file.write_text(json.dumps(record))
+    (line,) = again()
+    assert "a release that did not note its libraries" in line and "work" in line
+
+
+def test_a_run_of_an_earlier_release_is_known_by_its_configuration(tmp_path: Path) -> None:
+    """Which lacks what has become a setting since."""
+    raw = RunConfig(data=DataConfig(documents="d", labels="l")).model_dump()
+    del raw["training"]["revision"]
+    frozen = tmp_path / "config.yaml"
+    frozen.write_text(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
+    check_run_dir(tmp_path)
+    for mine in ({"data": raw["data"]}, {**raw, "cycles": "many"}):
+        frozen.write_text(yaml.safe_dump(mine, sort_keys=False))
+        with pytest.raises(ConfigError, match="no run of ezxmc"):
+            check_run_dir(tmp_path)
+    frozen.write_text("# mine\n" + yaml.safe_dump(raw, sort_keys=False))
+    with pytest.raises(ConfigError, match="no run of ezxmc"):
+        check_run_dir(tmp_path)
 
 
 def test_a_stage_is_done_again_when_its_output_is_gone(work: Work) -> None:

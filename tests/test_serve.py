@@ -24,7 +24,7 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 from prometheus_client.parser import text_string_to_metric_families
 
 from ezxmc.bundle import add_decision, add_labels, remove_labels, save_bundle
-from ezxmc.calibration.decisions import Decision
+from ezxmc.calibration.decisions import Decision, Promise
 from ezxmc.errors import BundleError
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Label
@@ -305,6 +305,7 @@ def test_labels_come_change_and_go_while_documents_are_tagged(changing: httpx.Cl
         "removed": 0,
         "total": 27,
         "bundle": "",
+        "decision": None,
     }
     assert added.json()["bundle"] != before
     found = changing.post("/predict", json={"documents": ["zzz"], "k": 27}).json()
@@ -401,6 +402,17 @@ def test_the_decision_of_the_bundle_is_applied(changing: httpx.Client, bundle: P
             tag["label"] for tag in whole["tags"] if tag["probability"] > 0.69999
         ]
     assert len({len(one["tags"]) for one in found}) > 1
+
+
+def test_a_promise_is_not_shown_for_labels_it_was_not_made_for(changing: httpx.Client, bundle: Path) -> None:
+    promised = Decision("missed_rate", 26, threshold=0.7, promise=Promise(0.2, 60))
+    add_decision(bundle, promised)
+    assert "at most 20 %" in changing.post("/reload").json()["decision"]
+    gone = changing.delete("/labels", params={"uid": ["l-soup", "l-oven"]}).json()
+    assert gone["decision"].startswith("no rate is guaranteed any more")
+    assert changing.get("/healthz").json()["bundle"]["decision"] == gone["decision"]
+    # Two labels fewer than the rule looked at: it goes on.
+    assert changing.post("/predict", json=BODY | {"decision": True}).status_code == 200
 
 
 def test_requests_during_reloads_are_all_answered(changing: httpx.Client, bundle: Path) -> None:

@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 
 import ezxmc.growth.work as work
 from ezxmc import pipeline
-from ezxmc.bundle import add_decision, load_bundle
+from ezxmc.bundle import add_calibrator, add_decision, load_bundle
+from ezxmc.calibration import Calibrator, Isotonic
 from ezxmc.calibration.decisions import Decision
 from ezxmc.cli import pipeline as pipeline_cli
 from ezxmc.config import RunConfig
@@ -340,6 +341,9 @@ def test_a_student_that_lost_old_labels_is_not_taken(
     monkeypatch.setattr(work, "train_bi_encoder", forgets)
     config = grown(training__label_vectors="titles")
     student = (config.parent / "run" / "bundle" / "student" / "model.safetensors").read_bytes()
+    # To the student that stays, what people fitted goes on fitting.
+    peoples = Calibrator("human", 6, 60, Isotonic((0.0, 1.0), (0.1, 0.9)))
+    add_calibrator(config.parent / "run" / "bundle", peoples)
     former = Predictor(config.parent / "run" / "bundle")
     catalog = catalog_of(config)
     report, teacher = updated(config)
@@ -351,7 +355,8 @@ def test_a_student_that_lost_old_labels_is_not_taken(
     # Old labels stand to each other as before.
     for one, other in zip(*(p.predict(catalog.documents[:20], k=25) for p in (former, now)), strict=True):
         assert one.labels == tuple(label for label in other.labels if label in one.labels)
-    assert now.bundle.calibrator is not None and len(teacher.asked) == len(set(teacher.asked))
+    assert now.bundle.calibrator == peoples and len(teacher.asked) == len(set(teacher.asked))
+    assert any("calibrator stays, because people fitted it" in note for note in report.notes)
 
     told = grown(name="told", training__label_vectors="titles", update={"probe": 300, "accept_loss": True})
     report, _ = updated(told)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import os
+import signal
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
+from support.commands import forked
 
 from ezxmc.config import DataConfig
 from ezxmc.data import Catalog, RowReport, XmcRepo, convert, read_documents, read_gold, read_labels
@@ -451,6 +455,42 @@ def test_a_large_file_is_not_held_in_memory(tmp_path: Path) -> None:
     # 20 MB of text; what stays is a digest a document.
     assert peak < 4e6
     assert sum(1 for _ in (tmp_path / "out" / "train.jsonl").open()) == 10_000
+
+
+def killed_in_the_test_split(folder: str, out: str) -> None:
+    """Convert a benchmark; the process dies when the first split is written."""
+    from ezxmc.data import xmc_repo
+
+    plain = xmc_repo._convert_split
+
+    def dying(repo: XmcRepo, split: str, fresh: Any) -> Any:
+        if split == "test":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(repo, split, fresh)
+
+    xmc_repo._convert_split = dying
+    convert(repo(Path(folder)), out)
+
+
+def test_a_conversion_that_is_killed_leaves_the_former_files_or_none(tmp_path: Path) -> None:
+    pyxclib(tmp_path / "from")
+    out = tmp_path / "to"
+
+    def files() -> dict[str, bytes]:
+        # What a killed writer leaves has a name that nobody reads.
+        return {path.name: path.read_bytes() for path in out.glob("*") if not path.name.startswith(".")}
+
+    for former in (False, True):
+        if former:
+            convert(repo(tmp_path / "from"), out)
+        before = files()
+        assert bool(before) == former
+        put(tmp_path / "from" / "lbl.raw.txt", lines([*LABELS[:3], f"planets {former}"]))
+        process = forked(killed_in_the_test_split, str(tmp_path / "from"), str(out))
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert files() == before
+    assert set(convert(repo(tmp_path / "from"), out)) == {"train", "test"} and files() != before
 
 
 def test_a_uid_that_fits_no_table_is_left_out(tmp_path: Path) -> None:

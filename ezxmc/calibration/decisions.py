@@ -13,7 +13,7 @@ needs the probabilities to be right; the better they are, the more is kept.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +59,9 @@ class Decision:
         threshold: Keep only candidates at least as probable as this.
         abstain_below: Keep nothing of a document whose best candidate is less
             probable than this.
-        promise: What is guaranteed, where something is.
+        promise: What is guaranteed, where something is; as long as no label has `changed`.
+        changed: Labels that were added, removed or renamed since: what was promised was promised
+            for the labels there were.
         version: Of the file format.
 
     Raises:
@@ -72,6 +74,7 @@ class Decision:
     threshold: float | None = None
     abstain_below: float | None = None
     promise: Promise | None = None
+    changed: int = 0
     version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
@@ -80,6 +83,8 @@ class Decision:
             shares += [self.promise.target, self.promise.confidence]
         if not all(share is None or 0 <= share <= 1 for share in shares):
             raise ValueError("thresholds, targets and confidence must be in [0, 1]")
+        if self.changed < 0:
+            raise ValueError("labels changed since cannot be fewer than none")
         if self.depth < 1 or (self.k is not None and not 1 <= self.k <= self.depth):
             raise ValueError(f"depth must be at least 1 and k in 1..{self.depth}")
         if missing := [name for name in _NEEDS[self.kind] if getattr(self, name) is None]:
@@ -127,6 +132,18 @@ class Decision:
             kept &= p[:, :1] >= self.abstain_below
         return kept
 
+    def after(self, labels: int) -> Decision:
+        """The same rule once so many more labels were added, removed or renamed."""
+        return replace(self, changed=self.changed + labels)
+
+    def among(self, labels: int) -> Decision:
+        """The same rule where there are so many labels: fewer than its depth, and it looks at them all."""
+        lost = self.depth - labels
+        if lost <= 0:
+            return self
+        k = None if self.k is None else min(self.k, labels)
+        return replace(self, depth=labels, k=k, changed=max(self.changed, lost))
+
     def abstains(self, probabilities: ArrayLike) -> NDArray[np.bool_]:
         """(N,) bool: which documents get no tag at all."""
         return np.asarray(~self.keep(probabilities).any(axis=1))
@@ -143,6 +160,11 @@ class Decision:
             if p.confidence is None
             else f"with confidence {_percent(p.confidence)} over which documents were reviewed"
         )
+        if self.changed:
+            return (
+                f"no rate is guaranteed any more: labels have changed since ({self.changed:,} added, removed "
+                f"or renamed). The promise was, for the former ones: {rate}, {how}; `ezxmc decide` renews it"
+            )
         return (
             f"{rate}, {how} ({p.documents:,} of them), provided that new documents "
             "come from the same stream as those (exchangeable) and that labels, student and calibrator stay"

@@ -87,6 +87,8 @@ def predict(
         file = stack.enter_context(RowFile(out, resume=resume, inputs=inputs)) if out else None
         watch = stack.enter_context(watching())
         rows.say = watch.say
+        if tagger.decision and tagger.decision.changed:
+            watch.say(f"decision: {tagger.decision.guarantee}")
         if file and file.skip:
             watch.say(f"{out}: going on after row {file.skip:,}")
         skip = file.skip if file else 0

@@ -46,6 +46,7 @@ def show(bundle: Folder, json: Json = False) -> None:
             emit(
                 {
                     "labels": [{"uid": label.uid, "title": label.title} for label in labels],
+                    "decision": opened.decision.guarantee if opened.decision else None,
                     "index": {
                         "kind": index.kind,
                         "reason": index.reason,
@@ -58,6 +59,8 @@ def show(bundle: Folder, json: Json = False) -> None:
             return
         standard_output().writelines(f"{label.uid}\t{label.title}\n" for label in labels)
         watch.say(f"{index.size:,} labels; index {index.summary}")
+        if opened.decision:
+            watch.say(f"decision: {opened.decision.guarantee}")
         if index.advice:
             watch.say(f"{index.advice}; `ezxmc labels rebuild {bundle}` makes the search fast again")
 
@@ -90,7 +93,7 @@ def add(
     with watching() as watch:
         change = add_labels(bundle, tags, progress=watch.stage("encoding titles"))
     facts = {"added": change.added, "changed": change.changed, "bundle": str(bundle)}
-    answer(json, facts, {"labels": rows})
+    answer(json, facts | _decision(bundle), {"labels": rows})
     bad_rows(labels=rows)
 
 
@@ -106,7 +109,16 @@ def remove(
     from ezxmc.bundle import remove_labels
 
     change = remove_labels(bundle, uids)
-    answer(json, {"removed": change.removed, "bundle": str(bundle)})
+    answer(json, {"removed": change.removed, "bundle": str(bundle)} | _decision(bundle))
+
+
+def _decision(bundle: Path) -> dict[str, str]:
+    """What a bundle's decision, if it has one, promises of the labels there are now."""
+    from ezxmc.calibration.decisions import Decision
+    from ezxmc.manifest import DECISION, read_manifest
+
+    name = read_manifest(bundle).file(DECISION)
+    return {"decision": Decision.load(bundle / name).guarantee} if name else {}
 
 
 def rebuild(bundle: Folder, json: Json = False) -> None:

@@ -76,6 +76,7 @@ def finished(run_dir: Path) -> RunReport:
     except ValidationError as error:
         raise DataError(f"{run_dir / 'report.json'} is damaged: {error}", "run `ezxmc run` again") from None
     bundle = run_dir / "bundle"
-    if (bundle / MANIFEST).exists() and (decided := read_manifest(bundle).file(DECISION)):
-        data.decision = Decision.load(bundle / decided).guarantee
+    if (bundle / MANIFEST).exists():
+        decided = read_manifest(bundle).file(DECISION)
+        data.decision = Decision.load(bundle / decided).guarantee if decided else ""
     return data

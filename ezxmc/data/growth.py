@@ -47,7 +47,7 @@ class Snapshot:
     def of(cls, catalog: Catalog, seed: int, held_out: float, former: Snapshot | None = None) -> Snapshot:
         """Of a catalog as it is now, with what a former snapshot knows of renamed uids."""
         documents = {document.uid: content(document) for document in catalog.documents}
-        labels = {label.uid: (label.title, _rest(label)) for label in catalog.labels}
+        labels = {label.uid: label_content(label) for label in catalog.labels}
         found = cls(seed, held_out, documents, labels)
         if former:
             titles = {uid: title for uid, (title, _) in labels.items()}
@@ -156,7 +156,7 @@ class Changes:
                 (moved_labels if label.title in titles else new_labels).append(row)
             elif known[0] != label.title:
                 renamed.append(row)
-            elif known[1] != _rest(label):
+            elif known != label_content(label):
                 described.append(row)
         return cls(
             new,
@@ -210,8 +210,9 @@ def content(document: Document) -> str:
     return text_hash(document.shown)
 
 
-def _rest(label: Label) -> str:
-    return text_hash(label.text, label.parent or "", *label.aliases)
+def label_content(label: Label) -> tuple[str, str]:
+    """Title, and hash of what else is told of a label."""
+    return label.title, text_hash(label.text, label.parent or "", *label.aliases)
 
 
 def _gone(former: dict[str, str], uids: Iterable[str], contents: Iterable[str]) -> list[str]:

@@ -12,8 +12,7 @@ from ezxmc.calibration.crossfit import cross_fitted
 from ezxmc.errors import TrainingError
 from ezxmc.evaluation import compare, evaluate
 from ezxmc.metrics import Difference, Terms, differences, ece_at_k
-from ezxmc.predict import Predictor
-from ezxmc.records import Document, Prediction
+from ezxmc.records import Prediction
 
 FEWEST_COMPARED = 20
 """Documents; fewer give no interval to decide by."""
@@ -43,26 +42,6 @@ class Comparison:
         """Whether the new one is significantly worse."""
         change = self.changes.get(self.primary)
         return change is not None and change.value < 0 and change.p < _SURE
-
-
-def old_rankings(
-    predictor: Predictor, documents: Sequence[Document], labels: Collection[str], depth: int
-) -> list[Prediction]:
-    """The best `depth` of some labels for each document, without probabilities.
-
-    Args:
-        predictor: A bundle that knows these labels and may know others.
-        documents: N documents.
-        labels: Uids that count; fewer than `depth` give shorter rankings.
-        depth: Labels wanted.
-    """
-    vectors, size, k = predictor.encode(documents), predictor.bundle.index.size, depth
-    while True:
-        # Others may stand before them: look deeper until enough are found.
-        found = [_only(p, labels, depth) for p in predictor.tag(documents, vectors, k=min(k, size))]
-        if k >= size or all(len(one.labels) == depth for one in found):
-            return found
-        k *= 2
 
 
 def compare_rankings(
@@ -139,13 +118,3 @@ def _squares(name: str, rows: JudgedRows, stated: np.ndarray[tuple[int, ...], np
     squares = np.zeros_like(rows.scores)
     squares[rows.known] = (stated - rows.verdicts) ** 2
     return Terms((name,), squares.sum(axis=1)[:, None], rows.known.sum(axis=1).astype(np.float64)[:, None])
-
-
-def _only(prediction: Prediction, labels: Collection[str], depth: int) -> Prediction:
-    kept = [i for i, uid in enumerate(prediction.labels) if uid in labels][:depth]
-    return Prediction(
-        prediction.uid,
-        tuple(prediction.labels[i] for i in kept),
-        tuple(prediction.titles[i] for i in kept),
-        tuple(prediction.scores[i] for i in kept),
-    )

@@ -118,8 +118,9 @@ class History:
         for name in _MOVED:
             if (folder / name).exists():
                 (folder / name).replace(self.run.path / name)
-        # The run's own record of its bundle is of another one now.
-        (self.run.path / "stages" / "bundle.json").unlink(missing_ok=True)
+        # The run's own records of its bundle are of another one now.
+        for stage in ("bundle", "calibrate"):
+            self.run.forget(stage)
         for place in (folder / "student", *(one / FORMER for one in self.folders if one != folder)):
             known = set(own_files(place) or student_files(place) or ())
             remove_own(place, known.__contains__)

@@ -8,10 +8,10 @@ from pathlib import Path
 from ezxmc.calibration import Calibrator
 from ezxmc.feedback.budget import in_hash_order
 from ezxmc.feedback.targets import teacher_verdicts
-from ezxmc.growth.forgetting import Comparison, compare_rankings, old_rankings, with_calibration
+from ezxmc.growth.forgetting import Comparison, compare_rankings, with_calibration
 from ezxmc.growth.work import Work
 from ezxmc.pipeline import calibrate
-from ezxmc.predict import Predictor
+from ezxmc.predict import Predictor, rank_among
 from ezxmc.records import Prediction
 
 
@@ -29,11 +29,12 @@ def settle(work: Work, bundle: Path, *, compared: bool) -> tuple[Comparison | No
     uids = [document.uid for document in work.catalog.documents]
     documents = in_hash_order(uids, [*work.checked, *work.new_apart])
     texts = work.inquiry.documents(documents)
-    answers = fresh.predict(texts, k=depth)
+    # Of labels that people added the teacher knows nothing.
+    answers = rank_among(fresh, texts, work.row_of, depth)
     rankings: list[list[Prediction]] = []
     if compared:
         old = work.inquiry.documents(work.checked)
-        rankings = [old_rankings(one, old, work.seen, k) for one in (work.student, fresh)]
+        rankings = [rank_among(one, old, work.seen, k) for one in (work.student, fresh)]
     wanted = {p.uid: list(p.labels) for p in answers}
     for ranking in rankings:
         for one in ranking:

@@ -21,6 +21,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from ezxmc.calibration.decisions import Decision
 from ezxmc.config import BudgetConfig, RunConfig
 from ezxmc.data import Catalog
 from ezxmc.data.growth import CATALOG, Changes, Snapshot
@@ -39,6 +40,7 @@ from ezxmc.growth.settling import settle
 from ezxmc.growth.work import Grown, Work
 from ezxmc.manifest import DECISION, HEAD, STUDENT, read_manifest
 from ezxmc.metrics import Drift, Shift
+from ezxmc.people import peoples_calibrator
 from ezxmc.pipeline import check_places, refuse_torchrun
 from ezxmc.predict import Predictor
 from ezxmc.report.update import (
@@ -198,24 +200,30 @@ class _Update:
                 _, calibrator = settle(work, bundle, compared=False)
             else:
                 report.student = "trained"
+                work.take_over(bundle)
             report.ece = calibrator.ece_cross_fitted if calibrator else None
             self._gone(work, bundle)
         else:
             bundle = work.keep(place)
+        self._kept(work, bundle)
         work.tag(bundle, place)
+        work.notes += place.lines()
         report.unasked, report.notes = work.inquiry.unasked_pairs, work.notes
 
     def _gone(self, work: Work, bundle: Path) -> None:
         """Tell what was made for the former student or its probabilities."""
         lost = set(work.student.bundle.manifest.files) - set(read_manifest(bundle).files)
-        if work.student.bundle.manifest.file(DECISION):
-            work.notes.append(
-                "The former bundle's decision does not hold any more: `ezxmc decide` makes one."
-            )
         if work.student.bundle.head is not None and not read_manifest(bundle).file(HEAD):
             work.notes.append("The former bundle's sparse head is gone: a run without --update trains one.")
         if any(name.startswith(f"{STUDENT}/onnx/") for name in lost):
             work.notes.append("The former student's exported forms are gone: `ezxmc export` makes them.")
+
+    def _kept(self, work: Work, bundle: Path) -> None:
+        """Tell what people made for the former bundle and is in the new one."""
+        if why := peoples_calibrator(bundle):
+            work.notes.append(f"the bundle's calibrator stays, because {why}: `ezxmc calibrate` fits another")
+        if name := read_manifest(bundle).file(DECISION):
+            work.notes.append(f"the bundle's decision stays: {Decision.load(bundle / name).guarantee}")
 
     def _windows(self) -> list[Window]:
         for path in reversed(self.history.reports):

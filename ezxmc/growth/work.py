@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ezxmc.bundle import add_labels, remove_labels, save_bundle
 from ezxmc.config import RunConfig
+from ezxmc.cycles import UNKEYED
 from ezxmc.data.growth import Changes, Snapshot
 from ezxmc.feedback.budget import in_hash_order
 from ezxmc.feedback.inquiry import Inquiry
@@ -28,10 +29,11 @@ from ezxmc.growth.pool import known_judgments
 from ezxmc.growth.selection import Rows, Selection, pair_rows, read_pairs, select
 from ezxmc.hashing import file_hash
 from ezxmc.manifest import MANIFEST, holding
+from ezxmc.people import FORMER, LabelEdits, answered, carry_over, outdated
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder
-from ezxmc.rundir import RunDir, damaged
+from ezxmc.rundir import ENCODING, INDEXING, RunDir, damaged
 from ezxmc.training import cosines_of, refined_label_vectors, train_bi_encoder
 from ezxmc.watch import Watch
 
@@ -149,7 +151,8 @@ class Work:
 
         config = self.config
         parts = [part.model_dump() for part in (config.shortlist, config.inference, config.update)]
-        done = place.stage("select", [*self._state, *parts, sorted(drifting)], [file], make)
+        inputs = [*self._state, *parts, sorted(drifting)]
+        done = place.stage("select", inputs, [file], make, libraries=ENCODING)
         try:
             with file.open(encoding="utf-8") as lines:
                 selected: dict[str, Rows] = read_pairs(self.catalog, map(json.loads, lines))
@@ -185,12 +188,13 @@ class Work:
             return self.targets(judgments, fused, verdicts)
 
         bar = self.watch.stage("training")
-        inputs = [*self._state, config.model_dump(exclude={"processes"}), content]
+        inputs = [*self._state, config.model_dump(exclude=UNKEYED), content]
         trained = place.stage(
             "train",
             inputs,
             [student],
-            lambda: train_bi_encoder(
+            libraries=ENCODING,
+            make=lambda: train_bi_encoder(
                 documents,
                 self.catalog.labels,
                 targets(),
@@ -214,7 +218,8 @@ class Work:
             "bundle",
             [*inputs, self.config.inference.model_dump()],
             [bundle / MANIFEST],
-            lambda: save_bundle(
+            libraries=INDEXING,
+            make=lambda: save_bundle(
                 bundle,
                 student,
                 self.catalog.labels,
@@ -246,16 +251,40 @@ class Work:
         apart = {self.catalog.documents[i].uid for i in set(self.catalog.to_calibrate) - set(also)}
         return [judgment for judgment in judgments if judgment.doc_uid not in apart]
 
+    def edits(self, bundle: Path) -> LabelEdits:
+        """What people changed in the labels of the run's bundle, or of a copy of it."""
+        return LabelEdits.between(answered(bundle), self.grown.former, self.catalog.labels)
+
     def keep(self, place: RunDir) -> Path:
         """The former bundle with the labels there are now, new ones by their titles."""
-        bundle = place.path / "kept"
+        bundle, former = place.path / "kept", self.student.bundle.path
         shutil.rmtree(bundle, ignore_errors=True)
-        with holding(self.student.bundle.path):
-            shutil.copytree(self.student.bundle.path, bundle, ignore=shutil.ignore_patterns(".lock"))
-        add_labels(bundle, self.catalog.labels, progress=self.watch.stage("bundle: new labels"))
-        if gone := self.student.bundle.rows().keys() - self.row_of.keys():
+        with holding(former):
+            shutil.copytree(former, bundle, ignore=shutil.ignore_patterns(".lock"))
+        edits, there = self.edits(bundle), {label.uid for label in answered(bundle)}
+        gone = there - self.row_of.keys() - {label.uid for label in edits.added}
+        late = gone == there  # a bundle is never without a label
+        if gone and not late:
             remove_labels(bundle, sorted(gone))
+        labels = [label for label in self.catalog.labels if label.uid not in edits.others]
+        add_labels(bundle, labels, progress=self.watch.stage("bundle: new labels"))
+        if late:
+            remove_labels(bundle, sorted(gone))
+        self.tell_of_people(edits)
         return bundle
+
+    def take_over(self, bundle: Path) -> None:
+        """Give a new student's bundle what people changed in the former one; what does not fit is told."""
+        former = self.student.bundle.path
+        edits = self.edits(former)
+        edits.apply(bundle)
+        carry_over(former, bundle, former.with_name(FORMER))
+        self.notes += outdated(bundle, former.with_name(FORMER), named=former)
+        self.tell_of_people(edits)
+
+    def tell_of_people(self, edits: LabelEdits) -> None:
+        """Note what stays of people's labels, once."""
+        self.notes += [line for line in edits.lines() if line not in self.notes]
 
     def tag(self, bundle: Path, place: RunDir) -> None:
         """Tag every document."""

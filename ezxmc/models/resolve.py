@@ -98,7 +98,8 @@ def resolve_model(
 
     A catalog name always means the pinned weights (a folder of that name is
     reached as `./NAME`) and is pulled if need be; an existing folder is itself;
-    anything of the form `org/name` is a hub id and comes back unchanged.
+    anything of the form `org/name` is a hub id and comes back unchanged, but for an encoder
+    of a revision: that is fetched, since whoever opens it later knows its folder alone.
 
     Args:
         name: Catalog name, local folder or hub id.
@@ -114,6 +115,8 @@ def resolve_model(
             the kind does not fit, or pulling failed.
     """
     found = _classify(name, revision)
+    if isinstance(found, str) and kind == "encoder" and revision:
+        return _snapshot(found, revision)
     if not isinstance(found, ModelEntry):
         return found
     if found.kind != kind:
@@ -149,6 +152,23 @@ def model_identity(name: str, revision: str | None = None) -> str:
         files = tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in sorted(stats.items()))
         return f"folder@{_folder_hash(found, files)[:12]}"
     return f"{found}@{revision or 'main'}"
+
+
+def _snapshot(hub_id: str, revision: str) -> Path:
+    """The folder of one revision in the hub's own cache, fetched if it is not there."""
+    from huggingface_hub import snapshot_download
+
+    wanted = [f"*{suffix}" for suffix in _MODEL_FILES - {".bin"}]
+    try:
+        folder = snapshot_download(
+            hub_id, revision=revision, allow_patterns=wanted, ignore_patterns=["onnx/*", "openvino/*"]
+        )
+    except Exception as error:  # the hub raises anything from OSError to ValueError
+        raise ModelError(
+            f"revision {revision} of {hub_id} cannot be fetched: {error}",
+            "is the hub in reach, and is there such a revision?",
+        ) from error
+    return Path(folder)
 
 
 @lru_cache(maxsize=16)

@@ -341,6 +341,9 @@ class RunReport(_Part):
     cycles: list[CycleSummary] = Field(default_factory=list)
     skipped_cycles: int = Field(0, description="cycles not done, because those before brought no gain")
     head: str = Field("", description="what became of the sparse head")
+    people: list[str] = Field(
+        default_factory=list, description="people's work in the bundle: what stays, what no longer fits"
+    )
     calibration: CalibrationSummary | None = None
     evaluation: EvaluationSummary | None = None
     held_out: EvaluationSummary | None = Field(

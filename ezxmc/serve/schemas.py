@@ -167,6 +167,7 @@ class ChangeOut(BaseModel):
     removed: int
     total: int = Field(description="Labels there are now.")
     bundle: str = Field(description="Version of the bundle that is served now.")
+    decision: str | None = Field(description="What its decision guarantees of these labels, in words.")
 
 
 class BundleOut(BaseModel):

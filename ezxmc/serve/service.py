@@ -113,12 +113,14 @@ class Service:
     async def change(self, act: Callable[[Path], Change]) -> ChangeOut:
         """Change the bundle's folder and serve it; raises as `BundleHolder.change`."""
         change, served = await run_sync(self.bundle.change, act)
+        bundle = served.predictor.bundle
         return ChangeOut(
             added=change.added,
             changed=change.changed,
             removed=change.removed,
-            total=served.predictor.bundle.index.size,
+            total=bundle.index.size,
             bundle=served.version,
+            decision=bundle.decision.guarantee if bundle.decision else None,
         )
 
 

@@ -33,11 +33,10 @@ from ezxmc.data import Catalog, read_gold
 from ezxmc.evaluation import Evaluation, compare, evaluate
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.growth import update
-from ezxmc.growth.forgetting import old_rankings
 from ezxmc.growth.work import Work
 from ezxmc.hashing import judgment_key, text_hash
 from ezxmc.pipeline import run
-from ezxmc.predict import Predictor
+from ezxmc.predict import Predictor, rank_among
 from ezxmc.records import Judgment, Pair, Status
 
 DAYS = ((0.70, 0.85), (0.85, 0.925), (1.0, 1.0))
@@ -131,7 +130,7 @@ def measured(world: World, run_dir: str, day: int) -> list[str]:
         return {uid: found for uid in documents if (found := world.gold.get(uid, set()) & set(labels))}
 
     early = [document for document in apart if document.uid in first]
-    ranked = old_rankings(predictor, early, old, 10)
+    ranked = rank_among(predictor, early, old, 10)
     kept = evaluate(ranked, gold_of([d.uid for d in early], old), recall_ks=(5, 10))
     shown = [f"{100 * kept.values[name]:.1f}" for name in SHOWN]
     new = set(world.labels[day]) - old
