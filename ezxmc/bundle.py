@@ -29,6 +29,7 @@ from ezxmc.calibration import Calibrator
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
 from ezxmc.data.documents import refuse_same_labels
+from ezxmc.disk import make_folder
 from ezxmc.errors import BundleError, DataError
 from ezxmc.files import Inputs, whole_folder
 from ezxmc.hashing import file_hash
@@ -48,6 +49,7 @@ from ezxmc.manifest import (
     check_names,
     commit,
     hashes,
+    holding,
     own_files,
     read_labels,
     read_manifest,
@@ -150,7 +152,7 @@ def save_bundle(
     encoder = student if isinstance(student, BiEncoder) else BiEncoder(student, max_length=max_length)
     vectors = encoder.faster().encode_labels([label.title for label in labels], progress=progress)
     index = LabelIndex.build(refine(encoder, vectors) if refine else vectors)
-    with whole_folder(path, "bundle", own_files, inputs=inputs) as fresh:
+    with holding(path), whole_folder(path, "bundle", own_files, inputs=inputs) as fresh:
         encoder.write(fresh / STUDENT)
         index.save(fresh / INDEX)
         write_labels(fresh / LABELS, labels)
@@ -196,11 +198,17 @@ def load_bundle(
     while True:
         manifest = read_manifest(path)
         try:
-            return _open(path, manifest, verify, backend, precision)
-        except BundleError:
+            bundle = _open(path, manifest, verify, backend, precision)
+        except (BundleError, OSError) as error:
             # Its files may have been replaced by another process while they were read.
-            if read_manifest(path) == manifest:
-                raise
+            if read_manifest(path) != manifest:
+                continue
+            if isinstance(error, OSError):
+                raise BundleError(f"bundle {path} cannot be read: {error}", "copy it again, whole") from None
+            raise
+        # Else it may hold files of two bundles.
+        if read_manifest(path) == manifest:
+            return bundle
 
 
 def _open(path: Path, manifest: Manifest, contents: bool, backend: Backend, precision: Precision) -> Bundle:
@@ -296,7 +304,7 @@ def add_student_files(path: Path, files: Mapping[str, Path]) -> None:
         if replaced := [name for name in placed if name in manifest.files]:
             manifest = commit(path, manifest, [], replaced)
         for name, file in placed.items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            make_folder((path / name).parent)
             file.replace(path / name)
         commit(path, manifest, placed)
 

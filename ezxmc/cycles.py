@@ -20,12 +20,12 @@ from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.priors import context_documents, context_of
 from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.targets import Targets, build_targets, doubt
-from ezxmc.files import is_shard, remove_own
+from ezxmc.files import remove_shards
 from ezxmc.models import model_identity
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder, candidate_row, shortlist
 from ezxmc.retrieval.ray_encoder import open_encoder
-from ezxmc.rundir import ENCODING, RunDir
+from ezxmc.rundir import ENCODING, RunDir, damaged
 from ezxmc.runreport import CycleFindings
 from ezxmc.training import cosines_of, held_out_agreement, refined_label_vectors, train_bi_encoder
 from ezxmc.watch import Watch
@@ -119,7 +119,7 @@ class Cycles:
 
     def forget_vectors(self) -> None:
         """Delete what workers encoded, once what it was for is kept."""
-        remove_own(self._vectors, is_shard)
+        remove_shards(self._vectors)
 
     def _cycle(self, number: int, former: Path | None) -> Path:
         folder, name = self.place.cycle(number), f"cycle {number}/{self.config.cycles}"
@@ -217,9 +217,12 @@ class Cycles:
         self.forget_vectors()
         row_of = {label.uid: row for row, label in enumerate(labels)}
         rows: list[list[int]] = [[] for _ in self.catalog.documents]
-        with file.open(encoding="utf-8") as lines:
-            for i, line in zip(chosen, lines, strict=True):
-                rows[i] = [row_of[uid] for uid in json.loads(line)["labels"]]
+        try:
+            with file.open(encoding="utf-8") as lines:
+                for i, line in zip(chosen, lines, strict=True):
+                    rows[i] = [row_of[uid] for uid in json.loads(line)["labels"]]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise damaged(file, error) from None
         return proposed, rows
 
     def _judgments(self) -> list[Judgment]:

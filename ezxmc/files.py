@@ -6,14 +6,12 @@ Whoever writes checks the place first, before any work:
 - an existing folder is replaced only if its own manifest is in it and lists every file (`own`);
 - an input is never replaced, whatever it is called: a link, another spelling, a folder around it.
 
-Then all is written beside the place, under a name nobody else can have, and
-moved there in one step: a failing command leaves what was there before.
+Then all is written beside the place, under a name nobody else can have, synced to the
+disk, and moved there in one step: a failing command, or a power cut, leaves what was there before.
 """
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
 import json
 import os
 import re
@@ -26,6 +24,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
+
+from ezxmc.disk import exchange, is_temporary, make_folder, sync, sync_tree, temporary
 from ezxmc.errors import ConfigError, DataError, EzxmcError
 from ezxmc.hashing import file_hash, text_hash
 
@@ -38,8 +39,6 @@ Inputs = Iterable[str | Path | None]
 MANIFEST = "ezxmc.json"
 """In a folder that ezxmc made and that has no manifest of another form: of what kind, and its files."""
 _UNFINISHED = "unfinished"
-_TEMPORARY = re.compile(r"\.ezxmc-[0-9a-f]{32}")
-_HERE, _EXCHANGE = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
 _OTHER = "choose another name, or remove it yourself"
 
 
@@ -114,7 +113,7 @@ def check_folder(out: str | Path, what: str, own: Own, *, inputs: Inputs = ()) -
 
 
 @contextmanager
-def replacing(out: str | Path, *, sync: bool = False) -> Iterator[Path]:
+def replacing(out: str | Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `out` in one step at the end; nothing is asked.
 
     For files of a folder that is ezxmc's own; everywhere else, use `whole_file`.
@@ -122,7 +121,6 @@ def replacing(out: str | Path, *, sync: bool = False) -> Iterator[Path]:
 
     Args:
         out: The file; its folder is made if absent.
-        sync: Be safe from a power cut, too, before the file takes its place.
 
     Raises:
         DataError: The file cannot be written.
@@ -130,14 +128,13 @@ def replacing(out: str | Path, *, sync: bool = False) -> Iterator[Path]:
     place = place_of(out)
     fresh = place.with_name(temporary())
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(place.parent)
         yield fresh
-        if sync:
-            with fresh.open("rb") as handle:
-                os.fsync(handle.fileno())
         with suppress(OSError):
             shutil.copymode(place, fresh)
+        sync(fresh)
         fresh.replace(place)
+        sync(place.parent)
     except BaseException as error:
         fresh.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -180,32 +177,19 @@ def sole_writer(out: str | Path) -> Iterator[None]:
         yield
         return
     path = place.with_name(f".ezxmc-{text_hash(place.name)[:32]}")
-    file = _locked(path, out)
+    lock = FileLock(path, blocking=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        refuse(f"another process is writing {out}", "wait for it, or choose another name")
+    except OSError as error:
+        refuse(f"{out} cannot be written: {error}", "choose another place")
     try:
         yield
     finally:
         path.unlink(missing_ok=True)  # before it is given back: nobody may lock it again
-        os.close(file)
-
-
-def _locked(path: Path, out: str | Path) -> int:
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            refuse(f"{out} cannot be written: {error}", "choose another place")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(file)
-            refuse(f"another process is writing {out}", "wait for it, or choose another name")
-        except OSError:
-            return file  # some network file systems have no locks; a single writer needs none
-        with suppress(OSError):
-            if os.path.samestat(os.fstat(file), path.stat()):
-                return file
-        os.close(file)  # its owner was just done with it
+        lock.release()
 
 
 def loads(load: Callable[[Path], object]) -> Made:
@@ -237,7 +221,7 @@ def whole_folder(out: str | Path, what: str, own: Own, *, inputs: Inputs = ()) -
     """
     check_folder(out, what, own, inputs=inputs)
     place = place_of(out)
-    place.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(place.parent)
     _sweep(place.parent)
     work = place.with_name(temporary())
     work.mkdir()
@@ -255,6 +239,7 @@ def whole_folder(out: str | Path, what: str, own: Own, *, inputs: Inputs = ()) -
             raise ConfigError(f"{error.message}; the new {what} is in {saved}", error.cure) from None
         if place.is_dir() and not any(place.iterdir()):
             place.rmdir()
+        sync_tree(fresh)
         exchange(fresh, place)
     finally:
         # What is there now is the former folder, or what could not be finished.
@@ -307,42 +292,9 @@ def remove_own(folder: Path, own: Callable[[str], bool]) -> None:
             path.rmdir()
 
 
-def is_temporary(name: str) -> bool:
-    """Whether a file's name is one of `temporary`: a killed writer left it, or another is at work."""
-    return _TEMPORARY.match(name) is not None
-
-
-def is_shard(name: str) -> bool:
-    """Whether a file is one that workers left for their driver: named by its content's hash."""
-    return re.fullmatch(r"[0-9a-f]{64}\.(json|npy)", name) is not None
-
-
-def exchange(one: Path, other: Path) -> None:
-    """Let two folders of one file system change places.
-
-    On Linux in one step: neither name is ever missing. Elsewhere, or on a file
-    system that cannot, `other` is missing for a moment.
-
-    Args:
-        one: A folder.
-        other: A folder, or nothing: then `one` moves there.
-
-    Raises:
-        OSError: They cannot be moved.
-    """
-    if not other.exists():
-        one.rename(other)
-        return
-    try:
-        rename = ctypes.CDLL(None).renameat2
-        if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0:
-            return
-    except (AttributeError, OSError, TypeError):
-        pass  # no such call here
-    beside = one.with_name(temporary())
-    other.rename(beside)
-    one.rename(other)
-    beside.rename(one)
+def remove_shards(folder: Path) -> None:
+    """Remove what workers left for their driver, named by its content's hash."""
+    remove_own(folder, lambda name: re.fullmatch(r"[0-9a-f]{64}\.(json|npy)", name) is not None)
 
 
 def json_line(row: dict[str, Any]) -> bytes:
@@ -353,11 +305,6 @@ def json_line(row: dict[str, Any]) -> bytes:
 def refuse(message: str, cure: str) -> NoReturn:
     """Raise ConfigError: nothing may be written there."""
     raise ConfigError(message, cure)
-
-
-def temporary() -> str:
-    """A file name that nobody has."""
-    return f".ezxmc-{uuid4().hex}"
 
 
 def place_of(out: str | Path) -> Path:

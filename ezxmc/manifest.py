@@ -17,8 +17,9 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ezxmc.disk import is_temporary, sync_tree
 from ezxmc.errors import BundleError, ModelError
-from ezxmc.files import Inputs, check_folder, is_temporary, replacing
+from ezxmc.files import Inputs, check_folder, replacing
 from ezxmc.hashing import file_hash
 from ezxmc.models.trust import check_encoder, read_json
 from ezxmc.records import Label
@@ -193,15 +194,41 @@ def writing(path: Path) -> Iterator[Manifest]:
     """
     read_manifest(path)
     try:
-        with FileLock(path / ".lock", timeout=_PATIENCE):
+        with holding(path):
             manifest = read_manifest(path)
             for file in _leftovers(path, manifest):
                 file.unlink()
             yield manifest
-    except Timeout:
-        raise BundleError(f"another process is changing bundle {path}", "wait for it") from None
     except OSError as error:
         raise BundleError(f"bundle {path} cannot be changed: {error}", _CHANGE_A_COPY) from None
+
+
+@contextmanager
+def holding(path: Path) -> Iterator[None]:
+    """Keep other processes from changing or replacing a bundle; where there is none, nothing is held.
+
+    Raises:
+        BundleError: Another process holds it.
+        OSError: It cannot be written.
+    """
+    lock = FileLock(path / ".lock", timeout=_PATIENCE)
+    try:
+        while (path / MANIFEST).is_file():
+            folder = os.open(path, os.O_RDONLY)
+            try:
+                lock.acquire()
+                # Who waited while the folder was replaced by another has the lock of the former one.
+                if os.path.samestat(os.fstat(folder), path.stat()):
+                    break
+                lock.release()
+            finally:
+                os.close(folder)
+    except Timeout:
+        raise BundleError(f"another process is changing bundle {path}", "wait for it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def commit(path: Path, manifest: Manifest, written: Iterable[str], former: Collection[str] = ()) -> Manifest:
@@ -220,6 +247,9 @@ def commit(path: Path, manifest: Manifest, written: Iterable[str], former: Colle
         BundleError: A written file may not be in a bundle.
     """
     kept = {name: hashed for name, hashed in manifest.files.items() if name not in former}
+    written = list(written)
+    for name in written:
+        sync_tree(path / name)
     files = {**kept, **hashes(path, written)}
     manifest = manifest.model_copy(update={"files": files})
     manifest = manifest.model_copy(update={"format": HEAD_FORMAT if manifest.file(HEAD) else FORMAT})

@@ -30,7 +30,8 @@ from ezxmc.calibration import Calibrator
 from ezxmc.calibration.decisions import Decision
 from ezxmc.data.documents import SameLabels
 from ezxmc.data.growth import Snapshot, label_content
-from ezxmc.files import replacing, temporary
+from ezxmc.disk import temporary
+from ezxmc.files import replacing
 from ezxmc.manifest import (
     CALIBRATOR,
     DECISION,

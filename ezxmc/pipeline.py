@@ -32,6 +32,7 @@ from ezxmc.cycles import Cycles
 from ezxmc.data import Catalog
 from ezxmc.data.growth import CATALOG, Snapshot
 from ezxmc.data.predictions import is_tags
+from ezxmc.disk import exchange
 from ezxmc.errors import ConfigError, DataError, TrainingError, instance_of
 from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.database import check_store
@@ -42,7 +43,7 @@ from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.feedback.teachers import unused_judgments
-from ezxmc.files import check_file, exchange, remove_own
+from ezxmc.files import check_file, remove_own
 from ezxmc.head_stage import HeadStage
 from ezxmc.launcher import rank_and_size
 from ezxmc.manifest import (

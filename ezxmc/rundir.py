@@ -14,6 +14,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from ezxmc.config import RunConfig
+from ezxmc.disk import make_folder, sync, sync_tree
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.files import Inputs, json_line, place_of, present, refuse, replacing
 from ezxmc.hashing import json_hash
@@ -72,6 +73,11 @@ def _is_run(place: Path) -> bool:
         return False
 
 
+def damaged(file: Path, error: Exception) -> DataError:
+    """What to raise where a stage's output cannot be read."""
+    return DataError(f"{file} is damaged: {error}", "delete this file: its stage is then done again")
+
+
 class RunDir:
     """The folder a run keeps everything in.
 
@@ -87,7 +93,7 @@ class RunDir:
         self.spent = 0.0  # seconds of the stages done by this process
         self._others: dict[str, list[str]] = {}  # stages made with other libraries, by which
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
         except OSError as error:
             raise ConfigError(f"run_dir {path} cannot be made: {error}", "choose a writable folder") from None
 
@@ -117,7 +123,7 @@ class RunDir:
     def cycle(self, number: int) -> Path:
         """The folder of one cycle, counted from 1."""
         folder = self.path / "cycles" / str(number)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return folder
 
     def write(self, name: str, text: str) -> None:
@@ -159,20 +165,19 @@ class RunDir:
         """
         wanted, present = json_hash(inputs), {name: _minor(name) for name in libraries}
         path = self.path / "stages" / f"{name}.json"
-        if path.exists():
-            try:
-                recorded = json.loads(path.read_text(encoding="utf-8"))
-                if recorded["inputs"] == wanted and all(output.exists() for output in outputs):
-                    self._compare(name, recorded.get("libraries"), present)
-                    return dict(recorded["result"])
-            except (ValueError, KeyError, TypeError, AttributeError):
-                raise DataError(
-                    f"{path} is damaged", "delete this file: the stage is then done again"
-                ) from None
-        # From here on the outputs may be half new: nothing may call them done.
+        # What is missing or cannot be read is not done.
+        with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            recorded = json.loads(path.read_text(encoding="utf-8"))
+            if recorded["inputs"] == wanted and all(output.exists() for output in outputs):
+                self._compare(name, recorded.get("libraries"), present)
+                return dict(recorded["result"])
+        # From here on the outputs may be half new: nothing may call them done, not even after a power cut.
         self.forget(name)
+        sync(path.parent)
         started = time.monotonic()
         result = make()
+        for output in outputs:
+            sync_tree(output)
         result["wall_seconds"] = time.monotonic() - started
         self.spent += result["wall_seconds"]
         record = {"inputs": wanted, "libraries": present, "result": result}

@@ -26,8 +26,9 @@ from ezxmc.data import RowProblem, RowReport, iter_documents
 from ezxmc.data.predictions import TAGS, is_tags
 from ezxmc.data.sources import is_packed, locate
 from ezxmc.data.writers import RowSink, row_format
+from ezxmc.disk import sync, temporary
 from ezxmc.errors import ConfigError, DataError
-from ezxmc.files import Inputs, check_file, is_stream, json_line, place_of, state_of, temporary
+from ezxmc.files import Inputs, check_file, is_stream, json_line, place_of, state_of
 from ezxmc.hashing import json_hash
 from ezxmc.manifest import read_manifest
 from ezxmc.predict import WINDOW, Predictor, prediction_row
@@ -298,7 +299,9 @@ class RowFile:
                 check_file(self._path, _WHAT, made=is_tags, inputs=self._inputs)
             with suppress(OSError):
                 copymode(self._place, self.part)
+            sync(self.part)
             self.part.replace(self._place)
+            sync(self._place.parent)
         elif self._form != ".jsonl" or not self.part.stat().st_size:
             self.part.unlink()
 

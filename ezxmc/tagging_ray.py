@@ -13,7 +13,7 @@ from ezxmc.cluster import RayConfig
 from ezxmc.cluster.board import Task
 from ezxmc.cluster.pool import Pool, Say, Tell
 from ezxmc.errors import ConfigError
-from ezxmc.files import is_shard, remove_own, replacing
+from ezxmc.files import remove_shards, replacing
 from ezxmc.hashing import text_hash
 from ezxmc.predict import WINDOW
 from ezxmc.tagging import Row, Rule, Tagger, Window
@@ -76,7 +76,7 @@ class RayTagger:
     ) -> None:
         self._pool.close()
         if kind is None:
-            remove_own(self._folder, is_shard)
+            remove_shards(self._folder)
 
     def _offer(self) -> None:
         shard, self._shard = self._shard, []
@@ -124,5 +124,5 @@ class _Tag:
             for answered in self.tagger.put(list(task.items[start : start + WINDOW])):
                 rows += answered
                 tell(len(answered))
-        with replacing(task.path, sync=True) as fresh:
+        with replacing(task.path) as fresh:
             fresh.write_bytes(json.dumps(rows).encode())

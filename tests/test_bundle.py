@@ -260,7 +260,7 @@ def test_a_prediction_as_a_row() -> None:
     p = Prediction("d", ("a", "b"), ("A", "B"), (0.123456, 0.1), (0.98765, 0.5))
     assert prediction_row(p, 1) == {
         "uid": "d",
-        "tags": [{"label": "a", "title": "A", "score": 0.1235, "probability": 0.9877}],
+        "tags": [{"label": "a", "title": "A", "score": 0.1235, "probability": 0.98765}],
     }
     bare = prediction_row(Prediction("d", ("a",), ("A",), (0.5,)))
     assert bare["tags"][0]["probability"] is None

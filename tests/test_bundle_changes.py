@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -356,6 +357,98 @@ def test_one_writer_at_a_time(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with FileLock(bundle / ".lock"), pytest.raises(BundleError, match="another process"):
         add_labels(bundle, NEW)
     assert load_bundle(bundle).index.size == 25
+
+
+def test_a_bundle_that_is_replaced_while_another_waits_for_it_is_changed_in_its_new_form(
+    bundle: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ezxmc labels add` beside a run that writes its bundle anew."""
+    acquire, waiting = FileLock.acquire, threading.Event()
+    errors: list[BaseException] = []
+
+    def told(lock: FileLock, *arguments: Any, **options: Any) -> Any:
+        if threading.current_thread() is other:
+            waiting.set()
+        return acquire(lock, *arguments, **options)
+
+    def add() -> None:
+        try:
+            add_labels(bundle, NEW)
+        except BaseException as error:
+            errors.append(error)
+
+    def write(encoder: BiEncoder, path: Path) -> None:
+        other.start()
+        assert waiting.wait(60)
+        plain(encoder, path)
+
+    other, plain = threading.Thread(target=add), BiEncoder.write
+    monkeypatch.setattr(FileLock, "acquire", told)
+    monkeypatch.setattr(BiEncoder, "write", write)
+    save_bundle(bundle, tiny_encoder, LABELS[:20], max_length=32, k=4)
+    other.join()
+    assert errors == []
+    assert load_bundle(bundle).rows().keys() == {label.uid for label in [*LABELS[:20], *NEW]}
+
+
+def test_a_new_bundle_waits_for_who_changes_the_former_one(
+    bundle: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ezxmc.manifest._PATIENCE", 0.05)
+    with FileLock(bundle / ".lock"), pytest.raises(BundleError, match="another process"):
+        save_bundle(bundle, tiny_encoder, LABELS[:20], max_length=32, k=4)
+    assert load_bundle(bundle).index.size == 25
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_files_that_go_while_a_bundle_is_opened_are_looked_for_again(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, verify: bool
+) -> None:
+    """Another process commits after the check and before the reading."""
+    import ezxmc.bundle as module
+
+    plain, count = module.read_labels, iter(range(2))
+
+    def read(file: Path) -> list[Label]:
+        if next(count, None) == 0:
+            monkeypatch.setattr(module, "read_labels", plain)
+            add_labels(bundle, NEW)
+            monkeypatch.setattr(module, "read_labels", read)
+        return plain(file)
+
+    monkeypatch.setattr(module, "read_labels", read)
+    assert "l-fjord" in load_bundle(bundle, verify=verify).rows()
+
+
+def test_a_bundle_that_is_replaced_while_it_is_opened_is_never_half_of_each(
+    bundle: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ezxmc.bundle as module
+
+    # Of the same labels, so that no size tells.
+    turned = [LABELS[-1], *LABELS[:-1]]
+    plain, done = module.read_labels, list[bool]()
+
+    def read(file: Path) -> list[Label]:
+        found = plain(file)
+        if not done:
+            done.append(True)
+            save_bundle(bundle, tiny_encoder, turned, max_length=32, k=4)
+        return found
+
+    monkeypatch.setattr(module, "read_labels", read)
+    assert load_bundle(bundle).labels == turned
+
+
+def test_a_bundle_that_cannot_be_read_is_an_error_with_a_cure(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(file: Path) -> list[Label]:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("ezxmc.bundle.read_labels", failing)
+    with pytest.raises(BundleError, match=r"Input/output error(.|\n)*cure"):
+        load_bundle(bundle)
 
 
 def test_a_full_disk_is_an_error_with_a_cure(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,15 +11,15 @@ from fakes import FakeTeacher
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ezxmc.files as files
 import ezxmc.growth.history as growth_history
 from ezxmc.data import Catalog, RowReport
 from ezxmc.data.growth import Changes, Snapshot
+from ezxmc.disk import exchange
 from ezxmc.errors import DataError
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.files import exchange
 from ezxmc.growth.history import History
 from ezxmc.growth.pool import known_judgments
+from ezxmc.manifest import Manifest, read_manifest
 from ezxmc.records import Document, Label, Pair
 from ezxmc.rundir import RunDir
 
@@ -145,7 +145,7 @@ def test_where_the_system_cannot_exchange_they_are_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, other = folder(tmp_path / "one", "1"), folder(tmp_path / "other", "2")
-    monkeypatch.setattr(files.ctypes, "CDLL", lambda name: object())
+    monkeypatch.setattr(disk.ctypes, "CDLL", lambda name: object())
     exchange(one, other)
     assert (other / "manifest.json").read_text() == "1" and (one / "manifest.json").read_text() == "2"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "other"]
@@ -156,14 +156,19 @@ def test_killed_while_it_is_put_in_place_the_next_one_finishes(
     tmp_path: Path, killed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = RunDir(tmp_path)
-    folder(tmp_path / "bundle", "former")
+    manifest = Manifest(
+        format=2, created="former", versions={}, labels=1, dimension=1, max_length=1, k=1, origin={}, files={}
+    )
+    folder(tmp_path / "bundle", manifest.model_dump_json())
     (tmp_path / "predictions.jsonl").write_text("former")
     history = History(run)
     update = history.open()
     assert update.path.name == "0001"
-    folder(update.path / "bundle", "new")
+    folder(update.path / "bundle", manifest.model_copy(update={"created": "new"}).model_dump_json())
     (update.path / "predictions.jsonl").write_text("new")
     (update.path / "report.json").write_text("{}")
+
+    said: list[str] = []
 
     class KilledError(Exception):
         pass
@@ -179,14 +184,14 @@ def test_killed_while_it_is_put_in_place_the_next_one_finishes(
         }
         patch.setattr(*targets.get(killed, (Path, killed)), kill)
         with pytest.raises(KilledError):
-            history.complete(update)
-    assert (tmp_path / "bundle" / "manifest.json").read_text() in ("former", "new")
+            history.complete(update, manifest)
+    assert read_manifest(tmp_path / "bundle").created in ("former", "new")
     assert history.reports == []
-    history.settle()
-    assert (tmp_path / "bundle" / "manifest.json").read_text() == "new"
+    history.settle(said.append)
+    assert read_manifest(tmp_path / "bundle").created == "new"
     assert (tmp_path / "predictions.jsonl").read_text() == "new"
-    assert (update.path / "former" / "manifest.json").read_text() == "former"
+    assert read_manifest(update.path / "former").created == "former"
     assert history.reports == [update.path / "report.json"]
-    history.settle()
-    assert (tmp_path / "bundle" / "manifest.json").read_text() == "new"
-    assert history.open().path.name == "0002"
+    history.settle(said.append)
+    assert read_manifest(tmp_path / "bundle").created == "new"
+    assert history.open().path.name == "0002" and said == []

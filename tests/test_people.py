@@ -32,7 +32,7 @@ from ezxmc.cli import calibrate, decide
 from ezxmc.cli import labels as labels_cli
 from ezxmc.config import RunConfig
 from ezxmc.data.growth import Snapshot, label_content
-from ezxmc.files import exchange
+from ezxmc.disk import exchange
 from ezxmc.growth import update
 from ezxmc.manifest import read_manifest, write_manifest
 from ezxmc.people import LabelEdits, carry_exports, carry_over, outdated, peoples_calibrator

@@ -181,19 +181,9 @@ def test_what_was_added_survives_a_kill(tmp_path: Path) -> None:
     assert answers(path) == {(f"d{number}", "l0"): "yes" for number in range(3)}
 
 
-def test_decisions_wait_for_the_disk_and_judgments_do_not(tmp_path: Path) -> None:
+def test_decisions_wait_for_the_disk(tmp_path: Path) -> None:
     with Reviews(tmp_path / "s.sqlite") as reviews:
-        levels: list[int] = []
-        run = reviews._db.run
-
-        def spy(statement: str, *values: object) -> None:
-            run(statement, *values)
-            if statement.startswith("INSERT INTO reviews"):
-                levels.append(reviews._db.rows("PRAGMA synchronous")[0][0])
-
-        reviews._db.run = spy  # type: ignore[method-assign]
-        reviews.add([say(0, 0, Answer.YES)])
-        assert levels == [2] and reviews._db.rows("PRAGMA synchronous") == [(1,)]
+        assert reviews._db.rows("PRAGMA synchronous") == [(2,)]
 
 
 def test_decisions_belong_to_texts() -> None:

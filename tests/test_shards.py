@@ -22,10 +22,10 @@ from ezxmc.cluster import RayConfig, connection
 from ezxmc.cluster.board import Board, Task
 from ezxmc.cluster.rates import WorkerRate, line, stragglers, table
 from ezxmc.config import HttpTeacherConfig, ReplayTeacherConfig, RunConfig, VllmTeacherConfig
+from ezxmc.disk import temporary
 from ezxmc.errors import ClusterError, ConfigError, StoreError, TeacherError
 from ezxmc.feedback.shards import merge_shards, shard_folder
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.files import temporary
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 from ezxmc.teacher import load_teacher

@@ -177,3 +177,34 @@ def test_a_job_whose_keys_find_no_room_says_where(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(sqlite3, "connect", small)
     with FeedbackStore(tmp_path / "f.sqlite") as store, pytest.raises(StoreError, match="TMPDIR"):
         annotate(job(1000), FakeTeacher(), store)
+
+
+def test_names_of_a_batch_that_was_undone_go_to_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted before its commit, as by ctrl-C in a notebook that goes on with the same store."""
+    teacher = FakeTeacher()
+    first, second = (list(teacher.score([pair])) for pair in list(job(2)())[:20:10])
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        session = store.open_session(teacher.fingerprint, {})
+        run = store._db.run
+
+        def interrupted(statement: str, *values: object) -> None:
+            run(statement, *values)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(store._db, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.append(session, first, 0.1)
+        monkeypatch.undo()
+        store.append(session, second, 0.1)
+        store.append(session, first, 0.1)
+        found = {judgment.key: judgment.doc_uid for judgment in store.judgments()}
+    assert found == {judgment.key: judgment.doc_uid for judgment in [*first, *second]}
+
+
+def test_what_is_told_as_stored_outlives_a_power_cut(tmp_path: Path) -> None:
+    """No power can be cut here: SQLite's own word for waiting for the disk at each commit is FULL."""
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        assert store._db.rows("PRAGMA synchronous") == [(2,)]
+        assert store._db.rows("PRAGMA journal_mode") == [("wal",)]

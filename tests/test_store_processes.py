@@ -7,7 +7,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 from fakes import FakeTeacher, catalog
 
+from ezxmc.config import BudgetConfig
+from ezxmc.errors import StoreError
 from ezxmc.feedback.annotate import annotate, pairs_of
+from ezxmc.feedback.budget import Budget
 from ezxmc.feedback.claims import Claims
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Pair, Status
@@ -140,6 +143,68 @@ def test_two_processes_share_a_job(tmp_path: Path, second: tuple[int, int]) -> N
     assert not both, "one was asked for what the other had"
     assert min(map(len, asked)) > 150, "they share the work"
     check(path)
+
+
+def opened_at_once(path: Path, start: Any, ended: Any) -> None:
+    start.wait()
+    try:
+        FeedbackStore(path).close()
+    except StoreError as error:
+        ended.put(str(error))
+    else:
+        ended.put("")
+
+
+def test_a_store_that_many_make_at_once_is_made(tmp_path: Path) -> None:
+    for attempt in range(4):
+        start, ended = PROCESSES.Barrier(8), PROCESSES.SimpleQueue()
+        with ExitStack() as stack:
+            for _ in range(8):
+                stack.enter_context(started(opened_at_once, tmp_path / f"{attempt}.sqlite", start, ended))
+            assert [ended.get() for _ in range(8)] == [""] * 8
+
+
+def test_the_switch_to_a_log_waits_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite itself waits for nobody there."""
+    path, waits = tmp_path / "f.sqlite", list[float]()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            other.execute("COMMIT")
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(
+        sqlite3, "connect", lambda name, **options: connect(name, **{**options, "timeout": 0})
+    )
+    monkeypatch.setattr("ezxmc.feedback.database.time.sleep", sleep)
+    FeedbackStore(path).close()
+    assert len(waits) == 3
+    other.close()
+
+
+def test_a_limit_counts_what_other_processes_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ezxmc.feedback.budget._LOOK_SECONDS", -1.0)
+    path = tmp_path / "f.sqlite"
+    fingerprint, budget = FakeTeacher().fingerprint, Budget(BudgetConfig(max_pairs=300), [])
+    with FeedbackStore(path) as here, FeedbackStore(path) as there:
+        stop = budget.stop(here, fingerprint)
+        assert stop
+
+        def meanwhile(done: int, wanted: int) -> None:
+            if done == 64:
+                annotate(job(20, 32), FakeTeacher(), there)
+
+        # 64 are handed out and stored before the other 120 are there, 116 after.
+        mine = annotate(job(0, 20), FakeTeacher(), here, stop=stop, progress=meanwhile)
+        assert mine.stopped and mine.asked == 180
+        assert here.judged(fingerprint) == 300
+        again = annotate(job(0, 20), FakeTeacher(), here, stop=budget.stop(here, fingerprint))
+        assert again.stopped and again.asked == 0
 
 
 def test_a_dead_process_claims_nothing(tmp_path: Path) -> None:

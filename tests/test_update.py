@@ -13,21 +13,25 @@ import pytest
 import torch
 import typer
 from fakes import FakeTeacher
+from spying import Messages
+from support.power import Disk, whole_bundle
 from test_bundle_changes import with_head
-from test_resume import Interrupted, Interrupting, killed_and_resumed
+from test_resume import Interrupted, Interrupting, done_on_failing_disks, killed_and_resumed
 from tinyworld import TOPIC_OF, document, label_rows, topical, write_catalog, write_rows
 from typer.testing import CliRunner
 
 import ezxmc.growth.work as work
 from ezxmc import pipeline
-from ezxmc.bundle import add_calibrator, load_bundle
+from ezxmc.bundle import add_calibrator, add_decision, load_bundle
 from ezxmc.calibration import Calibrator, Isotonic
+from ezxmc.calibration.decisions import Decision
 from ezxmc.cli import pipeline as pipeline_cli
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.feedback.budget import Budget
 from ezxmc.growth import update
+from ezxmc.growth.history import History
 from ezxmc.growth.selection import PRIORS
 from ezxmc.models import resolve_model
 from ezxmc.predict import Predictor
@@ -494,6 +498,91 @@ def test_kill_9_loses_nothing_and_asks_nothing_twice(
     assert killed >= 1
     assert whole.asked <= done
     assert (place / "predictions.jsonl").read_text() == whole.predictions
+
+
+def test_what_people_do_to_the_bundle_meanwhile_is_not_undone(
+    grown: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deciding(Messages):
+        """Somebody changes the bundle while the update tags."""
+
+        def stage(self, title: str) -> Callable[[int, int], None]:
+            if title == "tagging":
+                add_decision(bundle, Decision.top_k(2))
+            return super().stage(title)
+
+    config = grown(BEFORE + 10, late=False)
+    bundle, first = config.parent / "run" / "bundle", config.parent / "run" / "updates" / "0001"
+    with pytest.raises(DataError, match=r"was changed while the update was made(.|\n)*same command again"):
+        updated(config, watch=Deciding())
+    assert load_bundle(bundle).decision == Decision.top_k(2) and not (first / "ready.json").exists()
+
+    def killed(history: History, *arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    # Killed before it is moved, and what tells of it lost: made again.
+    for text in ("", "[]", "{}"):
+        teacher = FakeTeacher(topical)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(History, "_install", killed)
+            updated(config, teacher)
+        assert teacher.asked == [] and json.loads((first / "ready.json").read_text())
+        ready = (first / "ready.json").read_text()
+        (first / "ready.json").write_text(text)
+    pairs = (first / "pairs.jsonl").read_bytes()
+    for data in (b"{", b"".join(pairs.splitlines(keepends=True)[:-1])):
+        (first / "pairs.jsonl").write_bytes(data)
+        with pytest.raises(DataError, match=r"pairs\.jsonl is damaged(.|\n)*cure: delete this file"):
+            updated(config)
+    (first / "pairs.jsonl").write_bytes(pairs)
+    # It waits to be moved, and the bundle is another by then.
+    (first / "ready.json").write_text(ready)
+    add_decision(bundle, Decision.top_k(1))
+    watch = Messages()
+    report, teacher = updated(config, watch=watch)
+    assert any("0001 was made: it is made again" in line for line in watch.said)
+    assert teacher.asked == [] and report.number == 1 and (first / "done.json").exists()
+    assert load_bundle(first / "former").decision == Decision.top_k(1)
+    assert load_bundle(bundle).manifest.origin["update"] == "0001"
+    # A report that is lost takes its window with it, no more.
+    (first / "report.json").write_text("")
+    assert updated(config, plan=True, watch=watch)[0].windows == []
+    assert "report.json cannot be read" in watch.said[-1]
+
+
+def test_a_power_cut_at_any_moment_leaves_the_former_or_the_new_bundle(
+    grown: Callable[..., Path],
+) -> None:
+    config = grown(BEFORE + 10, late=False)
+    bundles = list[str]()
+
+    def look(disk: Disk) -> None:
+        kept = disk.kept()
+        there = whole_bundle(kept, "bundle")
+        assert there, "there is none"
+        if there not in bundles:
+            bundles.append(there)
+        ready, done = (kept.get(f"updates/0001/{name}.json") for name in ("ready", "done"))
+        if ready:
+            wanted = json.loads(ready)["manifest"]
+            assert wanted in (there, whole_bundle(kept, "updates/0001/bundle"))
+        if done:
+            assert there == wanted and "stages/bundle.json" not in kept
+            assert kept["catalog.jsonl"] == disk.live()["catalog.jsonl"]
+
+    disk = Disk(config.parent / "run", look)
+    with disk.running():
+        updated(config)
+        assert disk.kept() == disk.live()
+    assert len(bundles) == 2
+
+
+@pytest.mark.filterwarnings("ignore:bundle .* not part of it")
+@pytest.mark.parametrize("faults", [pytest.param(50, marks=pytest.mark.long)])
+def test_a_disk_that_fails_at_any_write_of_an_update_costs_nothing_but_time(
+    grown: Callable[..., Path], tmp_path: Path, faults: int
+) -> None:
+    done_on_failing_disks(update, lambda name: grown(BEFORE + 10, name=name, late=False), tmp_path, faults)
 
 
 def test_texts_of_users_are_escaped_on_the_page(grown: Callable[..., Path]) -> None:

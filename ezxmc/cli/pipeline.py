@@ -34,7 +34,12 @@ Documents = Annotated[str, typer.Argument(help="Documents: JSONL, CSV, Parquet, 
 Labels = Annotated[str, typer.Argument(help="Labels: the same formats, or a .txt with a title per line.")]
 Strict = Annotated[bool, typer.Option(help="Stop at the first bad row.")]
 Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of splits, exploration and training.")]
-MaxPairs = Annotated[int | None, typer.Option(min=1, help="Judgments in the store at most.")]
+MaxPairs = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Judgments in the store at most; other commands at work may add theirs in hand."
+    ),
+]
 MaxHours = Annotated[float | None, typer.Option(help="Hours of judging at most, all sessions together.")]
 HeldOut = Annotated[float, typer.Option(help="Share of documents kept from training.")]
 
@@ -169,7 +174,7 @@ def shortlist(
     Example: ezxmc shortlist documents.jsonl labels.jsonl --size 14 -o shortlist.jsonl
     """
     from ezxmc.data.shortlists import check_shortlist, write_shortlist
-    from ezxmc.files import is_shard, remove_own, sole_writer
+    from ezxmc.files import remove_shards, sole_writer
     from ezxmc.models import resolve_model
     from ezxmc.retrieval import candidate_row
     from ezxmc.retrieval import shortlist as propose
@@ -199,7 +204,7 @@ def shortlist(
         for name, report in rows.items():
             report.tell(watch.say, name)
         write_shortlist(out, (candidate_row(candidates, tags) for candidates in found), inputs)
-        remove_own(vectors, is_shard)
+        remove_shards(vectors)
     facts = {"documents": len(found), "candidates": sum(len(c.labels) for c in found), "out": str(out)}
     answer(json, facts, rows)
     bad_rows(**rows)
@@ -297,7 +302,7 @@ def index(
     """
     from ezxmc.bundle import save_bundle
     from ezxmc.data import columns_for, read_labels
-    from ezxmc.files import is_shard, remove_own, sole_writer
+    from ezxmc.files import remove_shards, sole_writer
     from ezxmc.manifest import check_bundle_place
     from ezxmc.models import resolve_model
     from ezxmc.retrieval.ray_encoder import open_encoder
@@ -313,7 +318,7 @@ def index(
         bar = watch.stage("label index")
         encoder = open_encoder(folder, ray, vectors, max_length=max_length, say=watch.say)
         manifest = save_bundle(out, encoder, tags, max_length=max_length, k=k, progress=bar, inputs=inputs)
-        remove_own(vectors, is_shard)
+        remove_shards(vectors)
     answer(
         json,
         {

@@ -259,19 +259,27 @@ def cut(rows: Sequence[Sequence[int]], order: Sequence[int], pairs: int, explore
 
 
 class _Limit:
-    """True once the pairs handed out, or the seconds judged, reach a limit."""
+    """True once the pairs handed out, or the seconds judged, reach a limit.
+
+    What other processes stored meanwhile counts; what they have in hand at the end may come on top.
+    """
 
     def __init__(self, store: FeedbackStore, teacher: str, pairs: int | None, seconds: float | None) -> None:
-        self._store, self._teacher, self._seconds = store, teacher, seconds
-        self._left = None if pairs is None else pairs - store.judged(teacher)
+        self._store, self._teacher, self._pairs, self._seconds = store, teacher, pairs, seconds
+        self._before = store.answered
+        self._handed = self._elsewhere = 0
         self._looked, self._over = -math.inf, False
 
     def __call__(self) -> bool:
-        if self._seconds is not None and time.monotonic() - self._looked > _LOOK_SECONDS:
+        if time.monotonic() - self._looked > _LOOK_SECONDS:
             self._looked = time.monotonic()
-            self._over = self._store.judging_seconds(self._teacher) >= self._seconds
-        if self._over or (self._left is not None and self._left <= 0):
+            if self._seconds is not None:
+                self._over = self._store.judging_seconds(self._teacher) >= self._seconds
+            if self._pairs is not None:
+                # All but those of this call, which count from when they are handed out.
+                mine = self._store.answered - self._before
+                self._elsewhere = self._store.judged(self._teacher) - mine
+        if self._over or (self._pairs is not None and self._elsewhere + self._handed >= self._pairs):
             return True
-        if self._left is not None:
-            self._left -= 1
+        self._handed += 1
         return False

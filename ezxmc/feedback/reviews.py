@@ -101,7 +101,7 @@ class Reviews(InDatabase):
         Raises:
             StoreError: The file cannot be written; none was added.
         """
-        with self._db.durable():
+        with self._db.transaction():
             for review in reviews:
                 for uid in (review.doc_uid, review.label_uid):
                     self._db.run("INSERT OR IGNORE INTO names (name) VALUES (?)", uid)

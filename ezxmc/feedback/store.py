@@ -1,8 +1,8 @@
 """The feedback store: every judgment ever paid for, in one SQLite file.
 
-Append-only, keyed by content, in WAL mode: a process killed at any moment
-loses at most the batch it had not yet committed, and a committed judgment is
-never asked for again. Several processes may write at once.
+Append-only, keyed by content, in WAL mode: a process killed at any moment, or
+a power cut, loses at most the batch it had not yet committed, and a committed
+judgment is never asked for again. Several processes may write at once.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import reprlib
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class FeedbackStore(InDatabase):
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         self._ids: dict[str, int] = {}
+        self.answered = 0
+        """New judgments that `append` stored here, whatever other processes do."""
 
     @property
     def size(self) -> int:
@@ -69,7 +72,7 @@ class FeedbackStore(InDatabase):
         return int(row[0])
 
     def append(self, session: int, judgments: Sequence[Judgment], seconds: float) -> list[Judgment]:
-        """Store a batch in one transaction; once it returns, a crash cannot lose it.
+        """Store a batch in one transaction; once it returns, neither crash nor power cut can lose it.
 
         Passing failures (`Status.final` is false) are noted apart and stay
         unknown, so they are asked again; an answer takes the note away.
@@ -88,7 +91,7 @@ class FeedbackStore(InDatabase):
         self._check(session, judgments)
         seconds = number_between(seconds, "seconds", 0)
         failed = [j for j in judgments if not j.status.final]
-        with self._db.transaction():
+        with self._writing():
             new = self._insert(session, judgments)
             if failed:
                 self._note(session, failed)
@@ -100,12 +103,13 @@ class FeedbackStore(InDatabase):
                 len(failed),
                 session,
             )
+        self.answered += len(new)
         return new
 
     def merge(self, session: int, judgments: Sequence[Judgment]) -> int:
         """Store judgments made elsewhere, in one transaction; returns how many were new."""
         self._check(session, judgments)
-        with self._db.transaction():
+        with self._writing():
             new = len(self._insert(session, judgments))
             self._db.run(
                 "UPDATE sessions SET imported = COALESCE(imported, 0) + ? WHERE id = ?", new, session
@@ -120,6 +124,15 @@ class FeedbackStore(InDatabase):
             instance_of(judgment, Judgment, "a judgment", cure)
         if not self._db.rows("SELECT 1 FROM sessions WHERE id = ?", session):
             raise ArgumentError(f"there is no session {session}", "open one with `open_session`")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with self._db.transaction():
+                yield
+        except BaseException:
+            self._ids.clear()  # ids of a transaction that is undone go to other names
+            raise
 
     def _insert(self, session: int, judgments: Sequence[Judgment]) -> list[Judgment]:
         """Within a transaction: the final ones among `judgments` that are not stored yet."""

@@ -109,7 +109,7 @@ class _Update:
     ) -> None:
         self.config, self.run, self.store, self.teacher, self.watch = config, run, store, teacher, watch
         self.history = History(run)
-        self.history.settle()
+        self.history.settle(watch.say)
         former = Snapshot.load(run.path / CATALOG)
         split = config.seed, config.training.held_out
         if split != (former.seed, former.held_out):
@@ -162,14 +162,15 @@ class _Update:
             [],
             lambda: {"judged": self.store.judged(self.teacher.fingerprint)},
         )
-        self._do(self._work(before["judged"]), place, report)
+        work = self._work(before["judged"])
+        self._do(work, place, report)
         report.asked = self.store.judged(self.teacher.fingerprint) - before["judged"]
         report.seconds = time.monotonic() - started
         place.write("report.json", report.model_dump_json(indent=1))
         write_update(report, place.path / "report.html")
         place.write_lines(place.path / CATALOG, self.grown.now.rows())
         place.write("config.yaml", self.config.dump())
-        self.history.complete(place)
+        self.history.complete(place, work.student.bundle.manifest)
         return report
 
     def _work(self, judged: int) -> Work:
@@ -226,11 +227,11 @@ class _Update:
             work.notes.append(f"the bundle's decision stays: {Decision.load(bundle / name).guarantee}")
 
     def _windows(self) -> list[Window]:
-        for path in self.history.reports[-1:]:
+        for path in reversed(self.history.reports):
             try:
                 return UpdateReport.model_validate_json(path.read_bytes()).windows
-            except ValidationError as error:
-                raise DataError(f"{path} is damaged: {error}", "restore it from a copy") from None
+            except (OSError, ValidationError):
+                self.watch.say(f"{path} cannot be read: its window is left out of the history of drift")
         return []
 
     def _drift(self, drift: Drift) -> DriftSummary:

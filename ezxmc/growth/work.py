@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,12 +29,12 @@ from ezxmc.growth.history import BUNDLE
 from ezxmc.growth.pool import known_judgments
 from ezxmc.growth.selection import Rows, Selection, pair_rows, read_pairs, select
 from ezxmc.hashing import file_hash
-from ezxmc.manifest import MANIFEST, check_bundle_place, own_files
+from ezxmc.manifest import MANIFEST, check_bundle_place, holding, own_files
 from ezxmc.people import FORMER, LabelEdits, carry_over, outdated
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder
-from ezxmc.rundir import ENCODING, INDEXING, RunDir
+from ezxmc.rundir import ENCODING, INDEXING, RunDir, damaged
 from ezxmc.training import cosines_of, refined_label_vectors, train_bi_encoder
 from ezxmc.watch import Watch
 
@@ -164,8 +165,13 @@ class Work:
         parts = [part.model_dump() for part in (config.shortlist, config.inference, config.update)]
         inputs = [*self._state, *parts, config.budget.calibration, sorted(drifting)]
         done = place.stage("select", inputs, [file], make, libraries=ENCODING)
-        with file.open(encoding="utf-8") as lines:
-            selected: dict[str, Rows] = read_pairs(self.catalog, map(json.loads, lines))
+        try:
+            with file.open(encoding="utf-8") as lines:
+                selected: dict[str, Rows] = read_pairs(self.catalog, map(json.loads, lines))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise damaged(file, error) from None
+        if sum(map(len, chain(*selected.values()))) != sum(done["counts"].values()):
+            raise damaged(file, ValueError("pairs are missing"))
         uids = [document.uid for document in self.catalog.documents]
         for why, rows in selected.items():
             order = in_hash_order(uids, (i for i, row in enumerate(rows) if row))
@@ -264,7 +270,7 @@ class Work:
     def keep(self, place: RunDir) -> Path:
         """The former bundle with the labels there are now, new ones by their titles."""
         bundle, former = place.path / _KEPT, self.student.bundle.path
-        with whole_folder(bundle, "bundle", own_files) as fresh:
+        with whole_folder(bundle, "bundle", own_files) as fresh, holding(former):
             shutil.copytree(former, fresh, ignore=shutil.ignore_patterns(".lock"), dirs_exist_ok=True)
         edits, there = self.edits(bundle), {label.uid for label in labels_of(bundle)}
         gone = there - self.row_of.keys() - {label.uid for label in edits.added}

@@ -16,6 +16,7 @@ from sentence_transformers import SentenceTransformer
 from transformers.utils import logging as transformers_logging
 
 from ezxmc.config import Backend, Precision
+from ezxmc.disk import disk_errors
 from ezxmc.errors import InputTypeError, ModelError, instance_of, whole_number
 from ezxmc.files import Inputs, check_folder, sign, unchanged, whole_folder
 from ezxmc.models.resolve import hub_folder
@@ -165,7 +166,7 @@ class BiEncoder:
         """`save` into a new folder that is a part of something else; no manifest."""
         if self.backend == "torch" and self.precision == "bfloat16":
             raise ModelError("weights rounded to bfloat16 are not saved", "open the encoder in float32")
-        with _without_bars():
+        with _without_bars(), disk_errors():
             self.model.save(str(path), create_model_card=False)
 
     def converted(self, folder: Path, backend: Backend, precision: Precision) -> BiEncoder:

@@ -135,5 +135,5 @@ class _Encode:
         for start in range(0, len(task.items), _PART):
             parts.append(self.encoder.encode_documents(task.items[start : start + _PART]))
             tell(len(parts[-1]))
-        with replacing(task.path, sync=True) as fresh, fresh.open("wb") as file:
+        with replacing(task.path) as fresh, fresh.open("wb") as file:
             np.save(file, np.concatenate(parts), allow_pickle=False)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ezxmc.disk import disk_errors
 from ezxmc.errors import BundleError
 from ezxmc.files import loads, whole_file
 from ezxmc.retrieval.index import LabelIndex
@@ -216,7 +217,7 @@ class SparseHead:
             "bias": self.bias,
             "layer": self.layer,
         }
-        with whole_file(path, "a head", made=loads(SparseHead.load)) as fresh:
+        with whole_file(path, "a head", made=loads(SparseHead.load)) as fresh, disk_errors():
             save_file(
                 {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
                 fresh,

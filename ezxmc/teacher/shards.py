@@ -70,7 +70,7 @@ class Shard:
         ]
         about = {"teacher": self.teacher, "description": self.description, "seconds": self.seconds}
         schema = pyarrow.schema(COLUMNS, metadata={"ezxmc": json.dumps(about)})
-        with replacing(path, sync=True) as fresh:
+        with replacing(path) as fresh:
             pyarrow.parquet.write_table(pyarrow.table(values, schema=schema), fresh)
 
     @classmethod
