@@ -11,6 +11,7 @@ from fakes import FakeTeacher
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ezxmc.disk as disk
 import ezxmc.growth.history as growth_history
 from ezxmc.data import Catalog, RowReport
 from ezxmc.data.growth import Changes, Snapshot
