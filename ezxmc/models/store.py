@@ -14,6 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from ezxmc.disk import sync, sync_tree
 from ezxmc.errors import ModelError
 from ezxmc.files import check_folder
 from ezxmc.hashing import file_hash
@@ -113,9 +114,11 @@ def pull(entry: ModelEntry, progress: ModelProgress | None = None, *, force: boo
         try:
             temp.mkdir()
             _build(entry, temp, progress)
+            sync_tree(temp)
             if target.exists():
                 target.rename(models / f"{temp.name}.old")
             temp.rename(target)
+            sync(models)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise ModelError(f"{entry.name}: cannot be written: {error}", f"check {models}") from error
