@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, watching
+from ezxmc.cli.console import Column, Json, Untagged, answer, bad_rows, columns_of, settle_untagged, watching
 from ezxmc.cli.judgments import opened
 from ezxmc.cli.pipeline import Documents, Seed, newest_judgments
 
@@ -56,6 +56,7 @@ def calibrate(
         float | None, typer.Option(help="As given to `ezxmc train`; else all are used.")
     ] = None,
     seed: Seed = 0,
+    without_gold: Untagged = None,
     column: Column = None,
     json: Json = False,
 ) -> None:
@@ -103,6 +104,7 @@ def calibrate(
                 gold, documents=uids, labels=predictor.bundle.titles(), more_documents=True
             )
             tag_rows.tell(watch.say, "gold")
+            settle_untagged(tags, (document.uid for document in docs), gold, without_gold, watch.say)
         bar = watch.stage("scoring")
         predictions = []
         for done, prediction in enumerate(predictor.stream(docs, k=depth), start=1):
