@@ -37,7 +37,7 @@ from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.database import check_store
 from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.recall import judgments_of
-from ezxmc.feedback.reviews import FEWEST_REVIEWED, Decided, tag_verdicts
+from ezxmc.feedback.reviews import Decided, ReviewedLists
 from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import teacher_verdicts
@@ -129,7 +129,7 @@ def calibrate(
     bundle: Path,
     predictions: Sequence[Prediction],
     teacher: Verdict,
-    decided: Decided,
+    reviewed: ReviewedLists,
     depth: int,
     watch: Watch,
 ) -> Calibrator | None:
@@ -141,16 +141,15 @@ def calibrate(
         bundle: Its folder.
         predictions: Of documents kept apart, best label first.
         teacher: The teacher's answers in [0, 1].
-        decided: What people decided.
+        reviewed: What people decided of these documents.
         depth: Ranks used.
         watch: Told where there is too little to fit one.
     """
     if peoples := _peoples(bundle):
         return peoples
-    reviewed = decided.complete(predictions, depth)
     try:
-        if len(reviewed) >= FEWEST_REVIEWED:
-            fitted = fit_few_shot(predictions, teacher, tag_verdicts(reviewed), k=depth)
+        if reviewed.enough:
+            fitted = fit_few_shot(predictions, teacher, reviewed.verdict, k=depth)
         else:
             fitted = fit_calibrator(predictions, teacher, target="teacher", k=depth)
     except TrainingError as error:
@@ -334,6 +333,8 @@ class _Run:
         apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
         said = sorted([*pair, answer] for pair, answer in self.decided.answers.items() if pair[0] in apart)
         inputs = [self.bundle_inputs, self.config.budget.model_dump(), said]
+        if said:
+            inputs.append("partly decided documents count")  # not so in records of former releases
         made = self.place.stage(
             "calibrate",
             inputs,
@@ -343,6 +344,8 @@ class _Run:
         )
         if not made["whole"]:
             self.place.forget("calibrate")
+        if told := made.get("reviewed"):
+            self.found.people.append(told)
 
     def _calibrate(self) -> dict[str, Any]:
         """Ask the teacher about what the student itself answers on the part kept apart, and fit.
@@ -350,7 +353,8 @@ class _Run:
         Where people have decided on enough of these documents, they correct it.
 
         Returns:
-            `whole`: whether nothing was left that another session might ask.
+            `whole`: whether nothing was left that another session might ask; `reviewed`: what
+            people's reviews gave, in words.
         """
         bundle = self.place.path / "bundle"
         if peoples_calibrator(bundle):
@@ -372,8 +376,10 @@ class _Run:
                 break
             asked.append(i)
         teacher = teacher_verdicts(self.inquiry.answers([part[i] for i in asked], [rows[i] for i in asked]))
-        calibrate(bundle, predictions, teacher, self.decided, depth, self.watch)
-        return {"whole": left == (self.inquiry.unasked_pairs, len(self.inquiry.problem_docs))}
+        reviewed = self.decided.lists(predictions, depth)
+        calibrate(bundle, predictions, teacher, reviewed, depth, self.watch)
+        whole = left == (self.inquiry.unasked_pairs, len(self.inquiry.problem_docs))
+        return {"whole": whole, "reviewed": reviewed.line}
 
     def recall(self) -> list[Judgment]:
         """All that is known of the catalog's texts; what the store holds of others is told."""

@@ -44,7 +44,9 @@ def calibrate(
     ] = None,
     reviewed: Annotated[
         Path | None,
-        typer.Option(help="A store with people's decisions, in place of --gold; whole top lists count."),
+        typer.Option(
+            help="A store with people's decisions, in place of --gold: on half of a top list or more."
+        ),
     ] = None,
     target: Annotated[
         TargetName | None,
@@ -73,7 +75,7 @@ def calibrate(
     Example: ezxmc calibrate bundle reviewed.jsonl --gold reviewed.tsv --target both
     """
     from ezxmc.bundle import add_calibrator
-    from ezxmc.calibration import KINDS, Calibrator, fit_calibrator, fit_few_shot, judged_rows
+    from ezxmc.calibration import KINDS, Calibrator, Verdict, fit_calibrator, fit_few_shot, judged_rows
     from ezxmc.data import calibration_part, columns_for, read_documents, read_gold
     from ezxmc.feedback.reviews import Decided, tag_verdicts
     from ezxmc.feedback.targets import teacher_verdicts
@@ -97,7 +99,7 @@ def calibrate(
     with watching() as watch:
         doc_rows.tell(watch.say, "documents")
         predictor = Predictor(bundle)
-        tags: dict[str, set[str]] = {}
+        human: Verdict = tag_verdicts({})
         tag_rows = None
         if gold is not None:
             tags, tag_rows = read_gold(
@@ -105,6 +107,7 @@ def calibrate(
             )
             tag_rows.tell(watch.say, "gold")
             settle_untagged(tags, (document.uid for document in docs), gold, without_gold, watch.say)
+            human = tag_verdicts(tags)
         bar = watch.stage("scoring")
         predictions = []
         for done, prediction in enumerate(predictor.stream(docs, k=depth), start=1):
@@ -113,9 +116,9 @@ def calibrate(
         if reviewed is not None:
             with opened(reviewed):
                 decided = Decided.load(reviewed, docs, predictor.bundle.labels)
-            tags = decided.complete(predictions, depth)
-            watch.say(f"{decided.line}; {len(tags):,} documents have their whole top {depth} decided")
-    human = tag_verdicts(tags)
+            lists = decided.lists(predictions, depth)
+            watch.say(f"{decided.line}; {lists.counts}")
+            human = lists.verdict
     if aim is TargetName.HUMAN:
         calibrator = fit_calibrator(predictions, human, target="human", k=depth, kinds=kinds)
     elif store is None:
