@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -133,9 +133,10 @@ def calibrate(
     depth: int,
     watch: Watch,
 ) -> Calibrator | None:
-    """Put a calibrator into a bundle, to the teacher, or to people where they have decided on enough.
+    """Put a calibrator into a bundle: to people where they reviewed enough, else to the teacher.
 
-    What people had fitted, even while this was at work, stays.
+    Either alone serves where the other's answers cannot be used. What people
+    had fitted, even while this was at work, stays.
 
     Args:
         bundle: Its folder.
@@ -143,18 +144,28 @@ def calibrate(
         teacher: The teacher's answers in [0, 1].
         reviewed: What people decided of these documents.
         depth: Ranks used.
-        watch: Told where there is too little to fit one.
+        watch: Told where there is too little to fit on.
     """
     if peoples := _peoples(bundle):
         return peoples
-    try:
-        if reviewed.enough:
-            fitted = fit_few_shot(predictions, teacher, reviewed.verdict, k=depth)
-        else:
-            fitted = fit_calibrator(predictions, teacher, target="teacher", k=depth)
-    except TrainingError as error:
-        watch.say(f"the bundle gives scores, not probabilities: {error}")
+    ways: dict[str, Callable[[], Calibrator]] = {}
+    if reviewed.enough:
+        people = reviewed.verdict
+        ways["people and teacher"] = lambda: fit_few_shot(predictions, teacher, people, k=depth)
+        ways["people alone"] = lambda: fit_calibrator(predictions, people, target="human", k=depth)
+    ways["the teacher"] = lambda: fit_calibrator(predictions, teacher, target="teacher", k=depth)
+    failed: list[str] = []
+    for name, fit in ways.items():
+        try:
+            fitted = fit()
+            break
+        except TrainingError as error:
+            failed.append(f"{name}: {error}")
+    else:
+        watch.say(f"the bundle gives scores, not probabilities: {'; '.join(failed)}")
         return None
+    for line in failed:
+        watch.say(f"probabilities could not be fitted to {line}")
     if peoples := _peoples(bundle):
         return peoples
     add_calibrator(bundle, fitted, by_run=True)

@@ -18,6 +18,7 @@ from spying import Messages
 from tinyworld import TOPIC_OF, build_encoder, topical, write_catalog, write_rows
 from typer.testing import CliRunner
 
+from ezxmc import pipeline
 from ezxmc.bundle import add_labels, load_bundle
 from ezxmc.cli import calibrate, review
 from ezxmc.cli import pipeline as cli_pipeline
@@ -26,7 +27,7 @@ from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError, TrainingError
 from ezxmc.feedback import reviews as of_people
 from ezxmc.feedback.annotate import annotate, pairs_of
-from ezxmc.feedback.reviews import FEWEST_REVIEWED, Answer, Review, Reviews
+from ezxmc.feedback.reviews import FEWEST_REVIEWED, Answer, Review, ReviewedLists, Reviews
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import build_targets
 from ezxmc.hashing import text_hash
@@ -225,6 +226,34 @@ def test_lists_to_calibrate_on_are_those_a_run_fits_on_and_too_few_are_told(fold
         assert named in material.missing(count) and "training.held_out" in material.missing(count)
     more = replace(material, catalog=replace(catalog, to_calibrate=list(range(70))))
     assert more.missing(60) == "" and "--count 50 or more" in more.missing(20)
+
+
+def test_either_teacher_or_people_give_probabilities_where_the_other_cannot(folder: Path) -> None:
+    bundle = folder / "run" / "bundle"
+    config, catalog = catalog_of(folder)
+    documents = {document.uid: document for document in catalog.documents[:60]}
+    depth = config.inference.calibration_depth
+    found = Predictor(bundle).predict(list(documents.values()), k=depth)
+
+    def silent(doc: str, label: str) -> None:
+        return None
+
+    def calibrated(teacher: Any, right: Any) -> tuple[str | None, str]:
+        answers = {p.uid: {label: right(p.uid, label) for label in p.labels} for p in found}
+        watch = Messages()
+        made = pipeline.calibrate(bundle, found, teacher, ReviewedLists(answers), depth, watch)
+        return made and made.target, " ".join(watch.said)
+
+    def by_topic(doc: str, label: str) -> bool:
+        return fits(doc, label, documents)
+
+    assert calibrated(by_topic, by_topic) == ("both", "")
+    target, said = calibrated(silent, by_topic)
+    assert target == "human" and "people and teacher: 0 judged pairs are too few" in said
+    target, said = calibrated(by_topic, lambda doc, label: False)
+    assert target == "teacher" and "people alone: none of" in said
+    target, said = calibrated(silent, lambda doc, label: False)
+    assert target is None and said.startswith("the bundle gives scores, not probabilities: ")
 
 
 def test_answers_on_former_texts_count_neither_for_review_nor_for_the_report(folder: Path) -> None:
