@@ -262,6 +262,15 @@ def test_command(tmp_path: Path) -> None:
     filtered = ezxmc("--filter", tmp_path / "f.tsv", "--json")
     assert filtered.exit_code == 3, "the broken row of the filter"
     assert json.loads(filtered.stdout)["rows"]["filter"]["counts"] == {"field_count": 1}
+    (tmp_path / "g.tsv").write_text("\n".join(pair for pair in pairs if not pair.startswith("d0\t")))
+    left_out, counted = ezxmc("--json"), ezxmc("--json", "--without-gold", "none")
+    assert "1 of" in left_out.stderr and "('d0'): unreviewed, left out" in left_out.stderr
+    assert "('d0'): reviewed, and nothing fits" in counted.stderr
+    sides = [json.loads(done.stdout) for done in (left_out, counted)]
+    assert [(one["n_fitting_nothing"], one["n_without_gold"]) for one in sides] == [(0, 1), (1, 0)]
+    assert sides[0]["values"]["P@1"] == sides[1]["values"]["P@1"]
+    judged = [sum(one["n"] for one in side["reliability"]["1"]) for side in sides]
+    assert judged[1] == judged[0] + 1
     for wrong in (
         ("--threshold", 2),
         ("--propensity", 0.5, 0.4),
