@@ -46,7 +46,9 @@ class Evaluation:
             documents. Coverage, macro F1, ECE and ACE have none: they are no
             sums over documents, and resamples, in which documents stand twice,
             are biased for them.
-        n_documents: Documents scored: all that have gold.
+        n_documents: Documents scored: all that have gold labels.
+        n_fitting_nothing: Documents beside these that have gold without a label: people saw them
+            and nothing fits. They count in F1 and the calibration metrics, not in the ranking.
         missing: Of these, the ones without a prediction; each counts as zero
             in the ranking metrics.
         n_without_gold: Predicted documents left out because they have no gold.
@@ -60,6 +62,7 @@ class Evaluation:
     values: dict[str, float]
     intervals: dict[str, tuple[float, float]]
     n_documents: int
+    n_fitting_nothing: int
     missing: tuple[str, ...]
     n_without_gold: int
     n_filtered: int
@@ -83,6 +86,7 @@ class Evaluation:
         return {
             "documents scored": self.n_documents,
             "of these without a prediction (counted as zero)": len(self.missing),
+            "documents nothing fits (in F1 and calibration)": self.n_fitting_nothing,
             "predictions without gold (left out)": self.n_without_gold,
             "pairs filtered out": self.n_filtered,
         }
@@ -108,14 +112,14 @@ def evaluate(
     threshold: float | None = None,
     filtered: Mapping[str, Collection[str]] = _NONE,
 ) -> Evaluation:
-    """Score predictions on every document that has gold labels.
+    """Score predictions on every document that has gold.
 
     Predictions are streamed: what is kept of one is a few numbers.
 
     Args:
         predictions: One per document, in any order.
-        gold: Right label uids (a collection, no text) of each document uid; documents with none are
-            left out.
+        gold: Right label uids (a collection, no text) of each document uid. A document with none was
+            reviewed and fits nothing: no ranking of it is right or wrong, but a probability or a tag is.
         precision_ks: Depths of P@k and PSP@k.
         recall_ks: Depths of R@k; those deeper than the longest prediction are
             left out, since they would only repeat its depth's value.
@@ -155,6 +159,8 @@ def evaluate(
     scored = {uid: left for uid, labels in gold.items() if (left := set(labels) - set(filtered.get(uid, ())))}
     if not scored:
         raise DataError("no document has a gold label", "check the gold file and its report")
+    judged = bool(calibration_ks) or threshold is not None  # not only ranked
+    nothing: dict[str, set[str]] = {uid: set() for uid, labels in gold.items() if judged and not labels}
     known = None if train_gold is None else _frequencies(train_gold, scored, propensity)
     metrics = RankingMetrics(
         precision_ks=precision_ks,
@@ -163,18 +169,20 @@ def evaluate(
         coverage_ks=coverage_ks,
         inverse=known.inverse if known else None,
         group=known.group if known else None,
+        empty=False,
     )
     ids = dict(known.ids) if known else {}
-    place = {uid: number for number, uid in enumerate(scored)}
+    reviewed = scored | nothing
+    place = {uid: number for number, uid in enumerate(reviewed)}
     n_filtered = sum(len(labels) - len(scored.get(uid, ())) for uid, labels in gold.items())
     pairs: _Pairs | None = _Pairs(max(calibration_ks, default=0))
     seen: set[str] = set()
-    absent = (Prediction(uid, (), (), ()) for uid in scored if uid not in seen)
+    absent = (Prediction(uid, (), (), ()) for uid in reviewed if uid not in seen)
     stream = chain(_to_score(predictions, place, seen), absent)
     while chunk := list(islice(stream, _CHUNK)):
         short = [_without(p, filtered[p.uid]) if p.uid in filtered else p for p in chunk]
         n_filtered += sum(map(_length, chunk)) - sum(map(_length, short))
-        predicted, right = encode([p.labels for p in short], [scored[p.uid] for p in short], ids)
+        predicted, right = encode([p.labels for p in short], [reviewed[p.uid] for p in short], ids)
         probabilities = _probabilities(short, predicted.shape, required=threshold is not None)
         numbers = np.array([place[p.uid] for p in short])
         hits = metrics.update(
@@ -210,7 +218,8 @@ def evaluate(
         intervals={name: ends for name, ends in intervals(terms).items() if name in values},
         n_documents=len(scored),
         missing=missing,
-        n_without_gold=len(seen) - len(scored) + len(missing),
+        n_fitting_nothing=len(nothing),
+        n_without_gold=len(seen - reviewed.keys()),
         n_filtered=n_filtered,
         reliability={k: tuple(reliability_bins(*found)) for k, found in top.items()},
         terms=terms,
@@ -230,9 +239,10 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Difference]:
     Raises:
         DataError: They were scored on different documents.
     """
-    if first.n_documents != second.n_documents:
+    sizes = [(one.n_documents, one.n_fitting_nothing) for one in (first, second)]
+    if sizes[0] != sizes[1]:
         raise DataError(
-            f"{first.n_documents:,} and {second.n_documents:,} documents were scored",
+            "{:,} and {:,} documents were scored".format(*map(sum, sizes)),
             "compare runs on the same gold",
         )
     both = first.intervals.keys() & second.intervals.keys()

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.database import check_store
 from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.recall import judgments_of
-from ezxmc.feedback.reviews import FEWEST_REVIEWED, Decided, tag_verdicts
+from ezxmc.feedback.reviews import Decided, ReviewedLists
 from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import teacher_verdicts
@@ -130,33 +130,43 @@ def calibrate(
     bundle: Path,
     predictions: Sequence[Prediction],
     teacher: Verdict,
-    decided: Decided,
+    reviewed: ReviewedLists,
     depth: int,
     watch: Watch,
 ) -> Calibrator | None:
-    """Put a calibrator into a bundle, to the teacher, or to people where they have decided on enough.
+    """Put a calibrator into a bundle: to people where they reviewed enough, else to the teacher.
 
-    What people had fitted, even while this was at work, stays.
+    Either alone serves where the other's answers cannot be used. What people
+    had fitted, even while this was at work, stays.
 
     Args:
         bundle: Its folder.
         predictions: Of documents kept apart, best label first.
         teacher: The teacher's answers in [0, 1].
-        decided: What people decided.
+        reviewed: What people decided of these documents.
         depth: Ranks used.
-        watch: Told where there is too little to fit one.
+        watch: Told where there is too little to fit on.
     """
     if peoples := _peoples(bundle):
         return peoples
-    reviewed = decided.complete(predictions, depth)
-    try:
-        if len(reviewed) >= FEWEST_REVIEWED:
-            fitted = fit_few_shot(predictions, teacher, tag_verdicts(reviewed), k=depth)
-        else:
-            fitted = fit_calibrator(predictions, teacher, target="teacher", k=depth)
-    except TrainingError as error:
-        watch.say(f"the bundle gives scores, not probabilities: {error}")
+    ways: dict[str, Callable[[], Calibrator]] = {}
+    if reviewed.enough:
+        people = reviewed.verdict
+        ways["people and teacher"] = lambda: fit_few_shot(predictions, teacher, people, k=depth)
+        ways["people alone"] = lambda: fit_calibrator(predictions, people, target="human", k=depth)
+    ways["the teacher"] = lambda: fit_calibrator(predictions, teacher, target="teacher", k=depth)
+    failed: list[str] = []
+    for name, fit in ways.items():
+        try:
+            fitted = fit()
+            break
+        except TrainingError as error:
+            failed.append(f"{name}: {error}")
+    else:
+        watch.say(f"the bundle gives scores, not probabilities: {'; '.join(failed)}")
         return None
+    for line in failed:
+        watch.say(f"probabilities could not be fitted to {line}")
     if peoples := _peoples(bundle):
         return peoples
     add_calibrator(bundle, fitted, by_run=True)
@@ -335,6 +345,8 @@ class _Run:
         apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
         said = sorted([*pair, answer] for pair, answer in self.decided.answers.items() if pair[0] in apart)
         inputs = [self.bundle_inputs, self.config.budget.model_dump(), said]
+        if said:
+            inputs.append("partly decided documents count")  # not so in records of former releases
         made = self.place.stage(
             "calibrate",
             inputs,
@@ -344,6 +356,8 @@ class _Run:
         )
         if not made["whole"]:
             self.place.forget("calibrate")
+        if told := made.get("reviewed"):
+            self.found.people.append(told)
 
     def _calibrate(self) -> dict[str, Any]:
         """Ask the teacher about what the student itself answers on the part kept apart, and fit.
@@ -351,7 +365,8 @@ class _Run:
         Where people have decided on enough of these documents, they correct it.
 
         Returns:
-            `whole`: whether nothing was left that another session might ask.
+            `whole`: whether nothing was left that another session might ask; `reviewed`: what
+            people's reviews gave, in words.
         """
         bundle = self.place.path / "bundle"
         if peoples_calibrator(bundle):
@@ -373,8 +388,10 @@ class _Run:
                 break
             asked.append(i)
         teacher = teacher_verdicts(self.inquiry.answers([part[i] for i in asked], [rows[i] for i in asked]))
-        calibrate(bundle, predictions, teacher, self.decided, depth, self.watch)
-        return {"whole": left == (self.inquiry.unasked_pairs, len(self.inquiry.problem_docs))}
+        reviewed = self.decided.lists(predictions, depth)
+        calibrate(bundle, predictions, teacher, reviewed, depth, self.watch)
+        whole = left == (self.inquiry.unasked_pairs, len(self.inquiry.problem_docs))
+        return {"whole": whole, "reviewed": reviewed.line}
 
     def recall(self) -> list[Judgment]:
         """All that is known of the catalog's texts; what the store holds of others is told."""

@@ -278,8 +278,8 @@ def report_bins(bins: Sequence[ReliabilityBin]) -> list[ReportBin]:
 
 def _evaluation(found: Findings, documents: Collection[str]) -> EvaluationSummary | None:
     """Both encoders on those of `documents` that have gold."""
-    gold = {uid: labels for uid, labels in found.catalog.gold.items() if labels and uid in documents}
-    if not gold:
+    gold = {uid: labels for uid, labels in found.catalog.gold.items() if uid in documents}
+    if not any(gold.values()):
         return None
     student, untrained = ([p for p in part if p.uid in gold] for part in (found.predictions, found.untrained))
     after, before = evaluate(student, gold), evaluate(untrained, gold)

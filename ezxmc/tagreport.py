@@ -51,12 +51,12 @@ def examples(catalog: Catalog, predictions: Sequence[Prediction], k: int) -> lis
 def thresholds(catalog: Catalog, predictions: Sequence[Prediction], k: int) -> list[ThresholdRow]:
     """What a threshold on the first k probabilities would keep; empty where there are none.
 
-    Precision and recall are micro averages over the documents with gold, with
-    at most k tags each.
+    Precision and recall are micro averages over the documents with gold, those
+    that nothing fits included, with at most k tags each.
     """
     if not all(prediction.probabilities for prediction in predictions):
         return []
-    gold = {uid: right for uid, right in catalog.gold.items() if right}
+    gold = catalog.gold
     tagged = [prediction for prediction in predictions if prediction.uid in gold]
     right = sum(len(gold[prediction.uid]) for prediction in tagged)
     hit = sorted(

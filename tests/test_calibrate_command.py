@@ -15,13 +15,14 @@ from typer.testing import CliRunner
 from ezxmc.bundle import load_bundle, save_bundle
 from ezxmc.calibration import Corrected
 from ezxmc.cli import calibrate
-from ezxmc.errors import TrainingError
+from ezxmc.errors import DataError, TrainingError
 from ezxmc.feedback import targets
 from ezxmc.feedback.recall import Recalled
 from ezxmc.predict import Predictor
 from ezxmc.records import Document, Label
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+LEFT_OUT = ("--without-gold", "unreviewed")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_teacher_then_people_correct_it(folder: Path) -> None:
         60,
         600,
     )
-    both = call("bundle", "documents.jsonl", "--gold", "gold.jsonl", "--target", "both")
+    both = call("bundle", "documents.jsonl", "--gold", "gold.jsonl", *LEFT_OUT, "--target", "both")
     assert (both["target"], both["kind"], both["documents"], both["pairs"]) == ("both", "corrected", 40, 400)
     assert both["ece_uncorrected"] > 0.3 > both["ece_cross_fitted"]
     opened = load_bundle(folder / "bundle").calibrator
@@ -87,21 +88,50 @@ def test_teacher_then_people_correct_it(folder: Path) -> None:
 
 def test_both_at_once_equals_one_after_the_other(folder: Path) -> None:
     call("bundle", "documents.jsonl", "--store", "s.sqlite", "--kind", "ranked")
-    call("bundle", "documents.jsonl", "--gold", "gold.jsonl", "--target", "both")
+    call("bundle", "documents.jsonl", "--gold", "gold.jsonl", *LEFT_OUT, "--target", "both")
     after = load_bundle(folder / "bundle").calibrator
     at_once = call(
-        "bundle", "documents.jsonl", "--store", "s.sqlite", "--gold", "gold.jsonl", "--kind", "ranked"
+        "bundle",
+        "documents.jsonl",
+        "--store",
+        "s.sqlite",
+        "--gold",
+        "gold.jsonl",
+        *LEFT_OUT,
+        "--kind",
+        "ranked",
     )
     assert at_once["target"] == "both"
     assert load_bundle(folder / "bundle").calibrator == after
 
 
+def test_documents_without_gold_count_if_nothing_fits_them(folder: Path) -> None:
+    alone = ("bundle", "documents.jsonl", "--gold", "gold.jsonl")
+    with pytest.raises(DataError, match=r"20 of 60 documents have no label in gold\.jsonl"):
+        call(*alone)
+    assert load_bundle(folder / "bundle").calibrator is None
+    seen = call(*alone, *LEFT_OUT)
+    left_out = load_bundle(folder / "bundle").calibrator
+    everything = call(*alone, "--without-gold", "none")
+    counted = load_bundle(folder / "bundle").calibrator
+    assert (seen["documents"], everything["documents"]) == (40, 60)
+    assert counted and left_out and (counted.transform([[0.9]]) < left_out.transform([[0.9]])).all()
+    # A row that says so is as good, also in a table.
+    rows = [json.loads(line) for line in (folder / "gold.jsonl").read_text().splitlines()]
+    lines = [f"{row['uid']},{label}" for row in rows for label in row["labels"] or [""]]
+    lines += [f"d{number}," for number in range(40, 60)]
+    (folder / "gold.csv").write_text("doc,label\n" + "\n".join(lines) + "\n")
+    told = call("bundle", "documents.jsonl", "--gold", "gold.csv")
+    assert told["ece_cross_fitted"] == everything["ece_cross_fitted"]
+    assert load_bundle(folder / "bundle").calibrator == counted
+
+
 def test_people_alone(folder: Path) -> None:
-    found = call("bundle", "documents.jsonl", "--gold", "gold.jsonl", "--depth", 3)
+    found = call("bundle", "documents.jsonl", "--gold", "gold.jsonl", *LEFT_OUT, "--depth", 3)
     assert found["target"] == "human" and found["pairs"] == 120 and "ece_uncorrected" not in found
     assert set(found["nll_cross_fitted"]) == {"isotonic", "platt", "temperature", "ranked"}
     with pytest.raises(TrainingError, match="no calibrator fitted to the teacher"):
-        call("bundle", "documents.jsonl", "--gold", "gold.jsonl", "--target", "both")
+        call("bundle", "documents.jsonl", "--gold", "gold.jsonl", *LEFT_OUT, "--target", "both")
 
 
 @pytest.mark.parametrize(

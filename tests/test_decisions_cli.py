@@ -42,10 +42,12 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, one_threa
     return folder
 
 
-def run(folder: Path, *options: str) -> Result:
+def run(folder: Path, *options: str, without_gold: str | None = "unreviewed") -> Result:
     app = typer.Typer()
     decide.register(app)
     paths = [str(folder / name) for name in ("bundle", "documents.jsonl", "gold.jsonl")]
+    if without_gold:
+        options = (*options, "--without-gold", without_gold)
     return CliRunner().invoke(app, [*paths, *options])
 
 
@@ -116,6 +118,23 @@ def test_labels_that_come_and_go_end_the_promise_wherever_it_is_shown(made: Path
     assert len(tagged.stdout.splitlines()) == 80 and tagged.stderr.count(void) == 1
     assert run(tmp_path / "made", "--missed-rate", "0.5").exit_code == 3, "the gold names a label that went"
     assert void not in call("predict", bundle, made / "documents.jsonl", "--decide").stderr
+
+
+def test_documents_without_gold_must_be_said_to_fit_nothing_or_to_be_unreviewed(made: Path) -> None:
+    before = load_bundle(made / "bundle").decision
+    for options in (["--false-tag-rate", "0.9"], ["--missed-rate", "0.5"], ["--threshold", "0.5"]):
+        refused = run(made, *options, without_gold=None).exception
+        assert isinstance(refused, DataError)
+        assert "20 of 80 documents have no label in" in refused.message and "'d60', 'd61'" in refused.message
+        assert refused.cure and "--without-gold none" in refused.cure and "labels" in refused.cure
+    assert load_bundle(made / "bundle").decision == before
+    told = {}
+    for meaning in ("none", "unreviewed"):
+        done = run(made, "--top-k", "1", "--json", without_gold=meaning)
+        told[meaning] = json.loads(done.stdout)["measured"]
+        assert "20 of 80 documents" in done.stderr
+    assert told["none"]["documents"] == 80 and told["unreviewed"]["documents"] == 60
+    assert told["none"]["top_error"] == pytest.approx(told["unreviewed"]["top_error"] * 0.75 + 0.25)
 
 
 def test_it_tells_people_too(made: Path) -> None:

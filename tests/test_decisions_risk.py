@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,7 +31,10 @@ from ezxmc.calibration.risk import (
     hoeffding_bentkus_p_value,
 )
 from ezxmc.calibration.risk_measures import Reviewed, false_tags, missed
-from ezxmc.errors import ConfigError
+from ezxmc.cli.console import WithoutGold, settle_untagged
+from ezxmc.data import read_gold
+from ezxmc.errors import ConfigError, DataError
+from ezxmc.records import Prediction
 
 DELTA = 0.1
 
@@ -246,6 +250,48 @@ def test_rates_with_confidence_hold_in_nearly_all_draws(
     # Probabilities that are too sure cost tags, and no promise.
     assert unproven < draws * (0.1 if power == 1 else 0.6)
     assert np.mean(reached) > target - 0.12
+
+
+@pytest.mark.parametrize("truth", [1.0], indirect=True, ids=["calibrated"])
+@pytest.mark.parametrize(
+    ("control", "target", "field", "column"),
+    [(control_false_tag_rate, 0.4, "threshold", 1), (control_top_error, 0.2, "abstain_below", 2)],
+    ids=["false_tag_rate", "top_error"],
+)
+def test_rates_hold_though_gold_has_no_line_for_documents_that_nothing_fits(
+    truth: tuple[float, np.ndarray, np.ndarray],
+    control: Control,
+    target: float,
+    field: str,
+    column: int,
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(10)
+    draws, n, names = 100, 400, "abcdef"
+    violations, unproven = dict.fromkeys(WithoutGold, 0), 0
+    for _ in range(draws):
+        drawn, _ = world(rng, n)
+        lines = [f"d{row}\t{names[place]}\n" for row, place in np.argwhere(drawn.hits)]
+        (tmp_path / "gold.tsv").write_text("".join(lines))
+        predictions = [
+            Prediction(f"d{row}", tuple(names), tuple(names), (), tuple(p))
+            for row, p in enumerate(drawn.probabilities)
+        ]
+        for meaning in WithoutGold:
+            gold, _ = read_gold(tmp_path / "gold.tsv")
+            uids = [one.uid for one in predictions]
+            with pytest.raises(DataError, match=r"of 400 documents have no label in .*'d\d+'"):
+                settle_untagged(gold, uids, "gold.tsv", None, print)
+            settle_untagged(gold, uids, "gold.tsv", meaning, lambda line: None)
+            try:
+                decision = control(Reviewed.of(predictions, gold), target, confidence=1 - DELTA)
+            except ConfigError:
+                unproven += 1
+                continue
+            at = int(np.flatnonzero(getattr(decision, field) == GRID)[0])
+            violations[meaning] += bool(truth[column][at] > target)
+    assert violations[WithoutGold.NONE] <= allowed(draws) < violations[WithoutGold.UNREVIEWED]
+    assert unproven < 0.1 * draws
 
 
 def test_a_rate_that_cannot_be_proven_is_refused_with_one_that_can() -> None:

@@ -60,7 +60,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert {k: sum(point.n for point in bins) for k, bins in result.reliability.items()} == {2: 4}
     assert json.loads(json.dumps(result.to_dict()))["values"] == result.values
     assert result.rows()[0] == ("P@1", "0.6667", "0.0000 to 1.0000 (rough: 3 documents)")
-    assert list(result.counts().values()) == [3, 1, 1, 0]
+    assert list(result.counts().values()) == [3, 1, 1, 1, 0]
 
 
 def test_without_probabilities_there_is_no_calibration() -> None:
@@ -99,6 +99,35 @@ def test_brier_and_nll_are_those_of_the_pooled_pairs_and_have_intervals() -> Non
     assert sure.values["NLL@1"] == pytest.approx(nll([1, 1], [1, 0]))
     other = evaluate([replace(p, probabilities=(0.5, 0.5)) for p in some], right, calibration_ks=(1, 2))
     assert compare(found, other)["Brier@2"].value == pytest.approx(found.values["Brier@2"] - 0.25)
+
+
+def test_documents_that_nothing_fits_count_where_probabilities_and_tags_do() -> None:
+    """16 % fit nothing; the probabilities are true, so no error may be found in them."""
+    rng = np.random.default_rng(0)
+    n = 4_000
+    chances = rng.beta(4, 1, n)
+    hits = rng.random(n) < chances
+    predictions = [predict(f"d{i}", "a", (float(p),)) for i, p in enumerate(chances)]
+    gold = {f"d{i}": ["a"] if hit else [] for i, hit in enumerate(hits)}
+    found = evaluate(predictions, gold, calibration_ks=(1,), threshold=0.5)
+    assert 0.15 < (~hits).mean() < 0.25 and found.n_fitting_nothing == (~hits).sum()
+    assert found.values["ECE@1"] < 0.02 and found.values["ACE@1"] < 0.02
+    assert found.values["Brier@1"] == pytest.approx(brier(chances, hits))
+    assert found.values["NLL@1"] == pytest.approx(nll(chances, hits))
+    kept = chances >= 0.5
+    f1 = 2 * (kept & hits).sum() / (kept.sum() + hits.sum())
+    assert found.values["micro-F1"] == found.values["macro-F1"] == pytest.approx(f1)
+    left_out = evaluate(predictions, {uid: labels for uid, labels in gold.items() if labels}, threshold=0.5)
+    assert left_out.values["ECE@1"] > 0.15
+    # No ranking of such a document is right or wrong.
+    assert found.n_documents == hits.sum() and found.missing == ()
+    assert {name: found.values[name] for name in ("P@1", "P@5", "nDCG@5", "coverage@5")} == {
+        name: left_out.values[name] for name in ("P@1", "P@5", "nDCG@5", "coverage@5")
+    }
+    with pytest.raises(DataError, match="4,000 and 3,"):
+        compare(found, left_out)
+    absent = evaluate(predictions[1:], {**gold, "d0": []}, calibration_ks=(1,))
+    assert absent.missing == () and sum(one.n for one in absent.reliability[1]) == n - 1
 
 
 @pytest.mark.parametrize(
@@ -233,6 +262,15 @@ def test_command(tmp_path: Path) -> None:
     filtered = ezxmc("--filter", tmp_path / "f.tsv", "--json")
     assert filtered.exit_code == 3, "the broken row of the filter"
     assert json.loads(filtered.stdout)["rows"]["filter"]["counts"] == {"field_count": 1}
+    (tmp_path / "g.tsv").write_text("\n".join(pair for pair in pairs if not pair.startswith("d0\t")))
+    left_out, counted = ezxmc("--json"), ezxmc("--json", "--without-gold", "none")
+    assert "1 of" in left_out.stderr and "('d0'): unreviewed, left out" in left_out.stderr
+    assert "('d0'): reviewed, and nothing fits" in counted.stderr
+    sides = [json.loads(done.stdout) for done in (left_out, counted)]
+    assert [(one["n_fitting_nothing"], one["n_without_gold"]) for one in sides] == [(0, 1), (1, 0)]
+    assert sides[0]["values"]["P@1"] == sides[1]["values"]["P@1"]
+    judged = [sum(one["n"] for one in side["reliability"]["1"]) for side in sides]
+    assert judged[1] == judged[0] + 1
     for wrong in (
         ("--threshold", 2),
         ("--propensity", 0.5, 0.4),

@@ -14,23 +14,27 @@ from typing import Any
 import pytest
 import typer
 from fakes import FakeTeacher
+from spying import Messages
 from tinyworld import TOPIC_OF, build_encoder, topical, write_catalog, write_rows
 from typer.testing import CliRunner
 
 from ezxmc import pipeline
-from ezxmc.bundle import load_bundle
+from ezxmc.bundle import add_labels, load_bundle
 from ezxmc.cli import calibrate, review
 from ezxmc.cli import pipeline as cli_pipeline
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError, TrainingError
+from ezxmc.feedback import reviews as of_people
 from ezxmc.feedback.annotate import annotate, pairs_of
-from ezxmc.feedback.reviews import FEWEST_REVIEWED, Answer, Review, Reviews
+from ezxmc.feedback.reviews import FEWEST_REVIEWED, Answer, Review, ReviewedLists, Reviews
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import build_targets
 from ezxmc.hashing import text_hash
 from ezxmc.pipeline import run
-from ezxmc.records import Pair
+from ezxmc.predict import Predictor
+from ezxmc.records import Label, Pair
+from ezxmc.review.material import Material
 from ezxmc.watch import Unwatched
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -154,10 +158,18 @@ def test_random_documents_calibrate_and_no_training_sees_them(
     place = folder / "run"
     config, catalog = catalog_of(folder)
     apart = [catalog.documents[i].uid for i in catalog.to_calibrate]
-    monkeypatch.setattr(pipeline, "FEWEST_REVIEWED", 12)
+    monkeypatch.setattr(of_people, "FEWEST_REVIEWED", 12)
+    opened: list[str] = []
+
+    def spy(*args: Any, precision: str = "float32", **more: Any) -> Any:
+        opened.append(precision)
+        return load_bundle(*args, precision=precision, **more)
+
+    monkeypatch.setattr("ezxmc.predict.load_bundle", spy)
     few = call("review", "export", place, "--for", "calibration", "--count", 10)
     rows = [json.loads(line) for line in (place / "review.jsonl").read_text().splitlines()]
     depth = config.inference.calibration_depth
+    assert opened == ["float32"], "the lists are those the calibrator will be fitted on"
     assert few["pairs"] == 10 * depth and few["documents"] == 10 and few["random_document"] == few["pairs"]
     assert {row["doc"] for row in rows} <= set(apart)
     assert all(row["teacher"] is None is row["student"] for row in rows)
@@ -172,17 +184,76 @@ def test_random_documents_calibrate_and_no_training_sees_them(
     assert len(more) == 5 * depth and not {row["doc"] for row in more} & {row["doc"] for row in rows}
 
     manifest = json.loads((place / "bundle" / "manifest.json").read_text())
-    run(config, teacher=FakeTeacher(mistaken))
+    watch = Messages()
+    report = run(config, teacher=FakeTeacher(mistaken), watch=watch)
     calibrator = load_bundle(place / "bundle").calibrator
     assert calibrator is not None and calibrator.target == "teacher", "ten of twelve are not enough"
+    for lines in (watch.said, report.people):
+        assert any("people reviewed 10 documents" in line and "2 are missing" in line for line in lines)
     decide(later, catalog)
+    # Of five documents more, each has a pair that the person skipped, and one is hardly begun.
+    answered = [json.loads(line) for line in later.read_text().splitlines()]
+    for row, one in enumerate(answered):
+        if row % depth == 3 or row >= 4 * depth + 2:
+            one["decision"] = "skip" if row % 2 else None
+    write_rows(later, answered)
     call("review", "import", place, later)
     report = run(config, teacher=FakeTeacher(mistaken))
     calibrator = load_bundle(place / "bundle").calibrator
-    assert calibrator is not None and (calibrator.target, calibrator.documents) == ("both", 15)
+    assert calibrator is not None and (calibrator.target, calibrator.documents) == ("both", 14)
+    assert calibrator.n == 14 * depth - 4
+    assert any("14 documents, of 4 a part of the top labels; 1 with less" in line for line in report.people)
     assert report.calibration is not None and report.calibration.target == "both"
     assert json.loads((place / "bundle" / "manifest.json").read_text())["created"] == manifest["created"]
     assert FEWEST_REVIEWED == 50
+
+
+def test_lists_to_calibrate_on_are_those_a_run_fits_on_and_too_few_are_told(folder: Path) -> None:
+    place = folder / "run"
+    config, catalog = catalog_of(folder)
+    apart = [catalog.documents[i] for i in catalog.to_calibrate]
+    # The teacher knows nothing of labels that people added: they take no rank from the others.
+    add_labels(place / "bundle", [Label(f"new-{i}", document.shown) for i, document in enumerate(apart)])
+    assert Predictor(place / "bundle").predict(apart, k=1)[0].labels == ("new-0",)
+    found = call("review", "export", place, "--for", "calibration", "--count", 5)
+    rows = [json.loads(line) for line in (place / "review.jsonl").read_text().splitlines()]
+    assert found["pairs"] == 5 * config.inference.calibration_depth
+    assert not any(row["label"].startswith("new-") for row in rows)
+
+    material = Material.load(place)
+    assert review._DOCUMENTS > FEWEST_REVIEWED > len(apart)
+    for count, named in ((5, "5 documents"), (60, f"{len(apart)} documents")):
+        assert named in material.missing(count) and "training.held_out" in material.missing(count)
+    more = replace(material, catalog=replace(catalog, to_calibrate=list(range(70))))
+    assert more.missing(60) == "" and "--count 50 or more" in more.missing(20)
+
+
+def test_either_teacher_or_people_give_probabilities_where_the_other_cannot(folder: Path) -> None:
+    bundle = folder / "run" / "bundle"
+    config, catalog = catalog_of(folder)
+    documents = {document.uid: document for document in catalog.documents[:60]}
+    depth = config.inference.calibration_depth
+    found = Predictor(bundle).predict(list(documents.values()), k=depth)
+
+    def silent(doc: str, label: str) -> None:
+        return None
+
+    def calibrated(teacher: Any, right: Any) -> tuple[str | None, str]:
+        answers = {p.uid: {label: right(p.uid, label) for label in p.labels} for p in found}
+        watch = Messages()
+        made = pipeline.calibrate(bundle, found, teacher, ReviewedLists(answers), depth, watch)
+        return made and made.target, " ".join(watch.said)
+
+    def by_topic(doc: str, label: str) -> bool:
+        return fits(doc, label, documents)
+
+    assert calibrated(by_topic, by_topic) == ("both", "")
+    target, said = calibrated(silent, by_topic)
+    assert target == "human" and "people and teacher: 0 judged pairs are too few" in said
+    target, said = calibrated(by_topic, lambda doc, label: False)
+    assert target == "teacher" and "people alone: none of" in said
+    target, said = calibrated(silent, lambda doc, label: False)
+    assert target is None and said.startswith("the bundle gives scores, not probabilities: ")
 
 
 def test_answers_on_former_texts_count_neither_for_review_nor_for_the_report(folder: Path) -> None:
@@ -252,7 +323,7 @@ def test_calibrating_on_a_store_is_calibrating_on_gold(folder: Path) -> None:
     )
     depth = config.inference.calibration_depth
     common = ("calibrate", place / "bundle", folder / "documents.jsonl", "--depth", depth)
-    by_gold = call(*common, "--gold", tags, "--target", "both")
+    by_gold = call(*common, "--gold", tags, "--without-gold", "unreviewed", "--target", "both")
     curve = load_bundle(place / "bundle").calibrator
     run_bundle = folder / "kept" / "bundle"
     shutil.rmtree(place / "bundle")
@@ -260,11 +331,12 @@ def test_calibrating_on_a_store_is_calibrating_on_gold(folder: Path) -> None:
     by_store = call(*common, "--reviewed", place / "feedback.sqlite", "--target", "both")
     assert by_store == by_gold and by_store["documents"] == 20 and by_store["pairs"] == rows
     assert load_bundle(place / "bundle").calibrator == curve
-    # A document with a skip among its labels is no whole review.
+    # Of a document with a skip among its labels the others count.
     with Reviews(place / "feedback.sqlite") as reviews:
         last = next(reversed(reviews.latest().values()))
         reviews.add([replace(last, answer=Answer.SKIP, at=last.at + 1)])
-    assert call(*common, "--reviewed", place / "feedback.sqlite")["documents"] == 19
+    skipped = call(*common, "--reviewed", place / "feedback.sqlite")
+    assert (skipped["documents"], skipped["pairs"]) == (20, rows - 1)
     app = typer.Typer()
     calibrate.register(app)
     for options in (["--gold", str(tags), "--reviewed", "x"], ["--reviewed", "x", "--target", "teacher"]):

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_targets import grid
 
+from ezxmc.calibration import fit_calibrator, fit_few_shot
 from ezxmc.config import TrainingConfig
 from ezxmc.feedback.annotate import annotate, pairs_of
-from ezxmc.feedback.reviews import Answer, Decided, Review, Reviews, pair_id, tag_verdicts
+from ezxmc.feedback.reviews import (
+    Answer,
+    Decided,
+    Review,
+    ReviewedLists,
+    Reviews,
+    pair_id,
+    tag_verdicts,
+)
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import build_targets
+from ezxmc.metrics import ece_at_k
 from ezxmc.records import Document, Label, Prediction
 from ezxmc.training.dataset import collate_in_batch, examples
 from ezxmc.training.losses import LOSSES, combined
@@ -204,20 +215,101 @@ def test_decisions_belong_to_texts() -> None:
     assert pair_id(DOCS[0], described[0]) != pair_id(DOCS[0], LABELS[0]) == pair_id(renamed, LABELS[0])
 
 
-def test_only_whole_top_lists_calibrate() -> None:
+def test_top_lists_decided_by_half_calibrate_with_what_is_known() -> None:
     decided = Decided(
         {
             **{("whole", f"l{i}"): Answer.YES if i == 1 else Answer.NO for i in range(3)},
             ("part", "l0"): Answer.YES,
             ("skipped", "l0"): Answer.YES,
             ("skipped", "l1"): Answer.SKIP,
+            ("skipped", "l2"): Answer.NO,
         }
     )
     top = [Prediction(uid, ("l0", "l1", "l2"), (), ()) for uid in ("whole", "part", "skipped", "unseen")]
-    assert decided.complete(top, 3) == {"whole": {"l1"}}
-    assert decided.complete(top, 1) == {"whole": set(), "part": {"l0"}, "skipped": {"l0"}}
+    found = decided.lists(top, 3)
+    assert found.answers == {
+        "whole": {"l0": False, "l1": True, "l2": False},
+        "skipped": {"l0": True, "l2": False},
+    }
+    assert (found.whole, found.scarce) == (1, 1), "one of three labels is a pick, no review"
+    said = [found.verdict("skipped", label) for label in ("l0", "l1", "l2")]
+    assert said == [1.0, None, 0.0] and found.verdict("part", "l0") is None
+    assert decided.lists(top, 2).whole == 1 and set(decided.lists(top, 2).answers) == {
+        "whole",
+        "part",
+        "skipped",
+    }
+    assert decided.lists(top[3:], 3).line == ""
     verdict = tag_verdicts({"whole": {"l1"}})
     assert [verdict("whole", "l1"), verdict("whole", "l2"), verdict("part", "l1")] == [1.0, 0.0, None]
+
+
+def test_what_is_missing_is_told_and_what_more_would_bring() -> None:
+    def reviewed(documents: int) -> ReviewedLists:
+        """Of four labels one or three fit, by turns; of every tenth document one is skipped."""
+        answers = {}
+        for row in range(documents):
+            for label in range(4):
+                fits = Answer.YES if label < 1 + 2 * (row % 2) else Answer.NO
+                answers[f"d{row}", f"l{label}"] = Answer.SKIP if row % 10 == 0 and label == 3 else fits
+        top = [Prediction(f"d{row}", tuple(f"l{j}" for j in range(4)), (), ()) for row in range(documents)]
+        return Decided(answers).lists(top, 4)
+
+    few, enough = reviewed(40), reviewed(60)
+    assert not few.enough and enough.enough and (enough.whole, len(enough.answers)) == (54, 60)
+    assert "people reviewed 40 documents, of 4 a part of the top labels" in few.line
+    assert "from 50 documents on: 10 are missing" in few.line
+    assert "missing" not in enough.line and "with 120 documents" in enough.line
+    shares = [np.mean(list(known.values())) for known in few.answers.values()]
+    now, then = (1.96 * np.std(shares, ddof=1) / np.sqrt(n) for n in (40, 50))
+    assert f"± {now:.3f}, with 50 documents it will be known to ± {then:.3f}" in few.line
+
+
+def test_after_another_training_what_was_reviewed_still_calibrates() -> None:
+    """People decided on one student's top ten; another student's differ by two labels of ten."""
+    rng = np.random.default_rng(0)
+    depth, names = 10, tuple(f"l{label:03}" for label in range(200))
+
+    def world(documents: int) -> tuple[list[Prediction], Any, list[Prediction]]:
+        truth = rng.normal(-5.5, 2, (documents, len(names)))
+        right = rng.random(truth.shape) < 1 / (1 + np.exp(-truth))
+        shared = truth + rng.normal(0, 1, truth.shape)
+        students = []
+        for _ in range(2):
+            scores = shared + rng.normal(0, 0.35, truth.shape)
+            top = np.argsort(-scores, axis=1)[:, :depth]
+            students.append(
+                [
+                    Prediction(
+                        f"d{row}", tuple(names[i] for i in best), (), tuple(map(float, scores[row, best]))
+                    )
+                    for row, best in enumerate(top)
+                ]
+            )
+        return students[0], lambda doc, label: float(right[int(doc[1:]), int(label[1:])]), students[1]
+
+    former, fits, new = world(60)
+    decided = Decided(
+        {(p.uid, u): Answer.YES if fits(p.uid, u) else Answer.NO for p in former for u in p.labels}
+    )
+    lists = decided.lists(new, depth)
+    assert lists.whole < 20 and len(lists.answers) == 60 and lists.enough
+    overlap = np.mean([label in lists.answers[p.uid] for p in new for label in p.labels])
+    assert 0.7 < overlap < 0.9
+
+    def boastful(doc: str, label: str) -> float:
+        return 0.6 + 0.4 * fits(doc, label)
+
+    fitted = fit_few_shot(new, boastful, lists.verdict, k=depth)
+    assert (fitted.target, fitted.documents) == ("both", 60)
+    fresh, truth, _ = world(2_000)
+    scores = np.array([p.scores for p in fresh])
+    hits = np.array([[truth(p.uid, label) for label in p.labels] for p in fresh])
+    by_people = ece_at_k(fitted.transform(scores).ravel(), hits.ravel())
+    by_teacher = ece_at_k(
+        fit_calibrator(new, boastful, target="teacher", k=depth).transform(scores).ravel(), hits.ravel()
+    )
+    assert by_people < 0.05 and by_teacher > 0.3
 
 
 def test_people_override_the_teacher_in_training() -> None:

@@ -61,6 +61,9 @@ def test_thresholds_count_what_would_be_kept() -> None:
     # d1's second, a, is right as well; d2 has no gold and counts for neither.
     assert rows[0.4].precision == 2 / 6 and rows[0.4].recall == 2 / 5
     assert rows[0.1].tags_per_document == 2 and rows[0.1].precision == 2 / 6
+    # Reviewed, and nothing fits: each of its tags is a false one.
+    none = {row.threshold: row for row in thresholds(catalog({**GOLD, "d2": set()}), FOUND, 2)}
+    assert none[0.1].precision == 2 / 8 and none[0.1].recall == rows[0.1].recall
     best = thresholds(catalog({}), [tagged(0, "a", 0.5)], 2)
     assert [row.stated for row in best if row.threshold > 0.5] == [None] * 4
     assert all(row.precision is None and row.recall is None for row in best)

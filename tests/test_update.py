@@ -30,6 +30,7 @@ from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.feedback.budget import Budget
+from ezxmc.feedback.reviews import Answer, Review, Reviews
 from ezxmc.growth import update
 from ezxmc.growth.history import History
 from ezxmc.growth.selection import PRIORS
@@ -257,6 +258,30 @@ def test_no_more_documents_select_than_in_a_run(
     every, none = selecting("every", None)
     assert idle and not some & idle and not more & fewer and not none
     assert some < more < every and every & idle
+
+
+def test_all_that_people_reviewed_calibrates_however_few_the_teacher_is_asked_about(
+    grown: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ezxmc.feedback.reviews.FEWEST_REVIEWED", 30)
+    config = grown(update={"probe": 0, "check": 5}, budget={"calibration": 5})
+    catalog = catalog_of(config)
+    apart = [catalog.documents[i] for i in catalog.to_calibrate]
+    with Reviews(config.parent / "run" / "feedback.sqlite") as reviews:
+        reviews.add(
+            [
+                Review.of(document, label, Answer.YES if topical(Pair(document, label)) > 0 else Answer.NO)
+                for document in apart
+                for label in catalog.labels
+            ]
+        )
+    report, teacher = updated(config)
+    calibrator = load_bundle(config.parent / "run" / "bundle").calibrator
+    assert calibrator is not None and (calibrator.target, calibrator.documents) == ("both", len(apart))
+    assert len(apart) > 30 and any(f"people reviewed {len(apart)} documents" in note for note in report.notes)
+    keys = set(teacher.asked)
+    asked = [d for d in apart if any(teacher.key(Pair(d, label)) in keys for label in catalog.labels)]
+    assert len(asked) <= 10
 
 
 def test_edited_renamed_and_removed_rows(grown: Callable[..., Path], base: Base) -> None:

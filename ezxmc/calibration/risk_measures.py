@@ -48,6 +48,9 @@ class Reviewed:
     def of(cls, predictions: Sequence[Prediction], gold: Mapping[str, Collection[str]]) -> Reviewed:
         """Out of predictions of one depth with probabilities; those without a row in `gold` are left out.
 
+        A document that people saw and nothing fits has an empty row: without it, the rates look better
+        than they are.
+
         Raises:
             DataError: No prediction has a row in `gold`, or one has no probabilities.
         """

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, watching
+from ezxmc.cli.console import Column, Json, Untagged, answer, bad_rows, columns_of, settle_untagged, watching
 from ezxmc.cli.judgments import opened
 from ezxmc.cli.pipeline import Documents, Seed, newest_judgments
 
@@ -44,7 +44,9 @@ def calibrate(
     ] = None,
     reviewed: Annotated[
         Path | None,
-        typer.Option(help="A store with people's decisions, in place of --gold; whole top lists count."),
+        typer.Option(
+            help="A store with people's decisions, in place of --gold: on half of a top list or more."
+        ),
     ] = None,
     target: Annotated[
         TargetName | None,
@@ -56,6 +58,7 @@ def calibrate(
         float | None, typer.Option(help="As given to `ezxmc train`; else all are used.")
     ] = None,
     seed: Seed = 0,
+    without_gold: Untagged = None,
     column: Column = None,
     json: Json = False,
 ) -> None:
@@ -72,7 +75,7 @@ def calibrate(
     Example: ezxmc calibrate bundle reviewed.jsonl --gold reviewed.tsv --target both
     """
     from ezxmc.bundle import add_calibrator
-    from ezxmc.calibration import KINDS, Calibrator, fit_calibrator, fit_few_shot, judged_rows
+    from ezxmc.calibration import KINDS, Calibrator, Verdict, fit_calibrator, fit_few_shot, judged_rows
     from ezxmc.data import calibration_part, columns_for, read_documents, read_gold
     from ezxmc.feedback.reviews import Decided, tag_verdicts
     from ezxmc.feedback.targets import teacher_verdicts
@@ -96,13 +99,15 @@ def calibrate(
     with watching() as watch:
         doc_rows.tell(watch.say, "documents")
         predictor = Predictor(bundle)
-        tags: dict[str, set[str]] = {}
+        human: Verdict = tag_verdicts({})
         tag_rows = None
         if gold is not None:
             tags, tag_rows = read_gold(
                 gold, documents=uids, labels=predictor.bundle.titles(), more_documents=True
             )
             tag_rows.tell(watch.say, "gold")
+            settle_untagged(tags, (document.uid for document in docs), gold, without_gold, watch.say)
+            human = tag_verdicts(tags)
         bar = watch.stage("scoring")
         predictions = []
         for done, prediction in enumerate(predictor.stream(docs, k=depth), start=1):
@@ -111,9 +116,9 @@ def calibrate(
         if reviewed is not None:
             with opened(reviewed):
                 decided = Decided.load(reviewed, docs, predictor.bundle.labels)
-            tags = decided.complete(predictions, depth)
-            watch.say(f"{decided.line}; {len(tags):,} documents have their whole top {depth} decided")
-    human = tag_verdicts(tags)
+            lists = decided.lists(predictions, depth)
+            watch.say(f"{decided.line}; {lists.counts}")
+            human = lists.verdict
     if aim is TargetName.HUMAN:
         calibrator = fit_calibrator(predictions, human, target="human", k=depth, kinds=kinds)
     elif store is None:

@@ -9,8 +9,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -46,6 +47,22 @@ Column = Annotated[
         "--column",
         metavar="FIELD=NAME",
         help="A column and what it serves as, such as text=message; of labels, labels.title=tag.",
+    ),
+]
+
+
+class WithoutGold(StrEnum):
+    """What a document is that gold has no label for."""
+
+    NONE = "none"
+    UNREVIEWED = "unreviewed"
+
+
+Untagged = Annotated[
+    WithoutGold | None,
+    typer.Option(
+        "--without-gold",
+        help="What documents without a label in gold are: reviewed, and `none` fits, or `unreviewed`.",
     ),
 ]
 _NO_WIDTH = 1_000_000  # columns
@@ -244,6 +261,38 @@ def refuse_empty(source: str | Path, found: Sequence[object], rows: RowReport, w
     if not found:
         source = "standard input" if str(source) == "-" else source
         raise DataError(f"{source} holds no usable {what}: {rows.summary()}", "see README, Input files")
+
+
+def settle_untagged(
+    gold: dict[str, set[str]],
+    documents: Iterable[str],
+    source: str,
+    meaning: WithoutGold | None,
+    say: Callable[[str], None],
+) -> None:
+    """Add those of `documents` that gold lacks to it, if people saw them and no label fits.
+
+    Left out by that outcome, they would make tags and probabilities look better than they are.
+
+    Raises:
+        DataError: There are some, and nobody says what they are.
+    """
+    from ezxmc.data.matching import some
+
+    uids = list(documents)
+    missing = [uid for uid in uids if uid not in gold]
+    if not missing:
+        return
+    found = f"{len(missing):,} of {len(uids):,} documents have no label in {source} ({some(missing)})"
+    if meaning is None:
+        raise DataError(
+            f"{found}: were they reviewed?",
+            "if nothing fits them, they count: --without-gold none; if nobody reviewed them: --without-gold "
+            'unreviewed; an empty label cell ("labels": [] in JSON) says of one document that nothing fits',
+        )
+    if meaning is WithoutGold.NONE:
+        gold.update((uid, set()) for uid in missing)
+    say(f"{found}: {'reviewed, and nothing fits' if meaning is WithoutGold.NONE else 'unreviewed, left out'}")
 
 
 def accounts(rows: Mapping[str, RowReport | None]) -> dict[str, Any]:

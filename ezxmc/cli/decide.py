@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, shown, table, watching
+from ezxmc.cli.console import (
+    Column,
+    Json,
+    Untagged,
+    answer,
+    bad_rows,
+    columns_of,
+    settle_untagged,
+    shown,
+    table,
+    watching,
+)
 from ezxmc.cli.pipeline import Documents
 
 
@@ -54,6 +65,7 @@ def decide(
         typer.Option(help="Of --false-tag-rate and --first-tag-error (--missed-rate holds on average)."),
     ] = 0.9,
     depth: Annotated[int, typer.Option(min=1, help="Candidates per document looked at.")] = 50,
+    without_gold: Untagged = None,
     column: Column = None,
     json: Json = False,
 ) -> None:
@@ -61,7 +73,8 @@ def decide(
 
     Give documents that are a random sample of those to come, reviewed by
     people, and used neither to train the student nor to calibrate the bundle:
-    every guarantee rests on that. The measured rates are of these documents.
+    every guarantee rests on that, and on those that nothing fits being among
+    them. The measured rates are of these documents.
 
     Example: ezxmc decide bundle reviewed.jsonl reviewed.tsv --missed-rate 0.2
     """
@@ -106,6 +119,7 @@ def decide(
             more_documents=True,
         )
         tag_rows.tell(watch.say, "gold")
+        settle_untagged(tags, (document.uid for document in docs), gold, without_gold, watch.say)
         docs = [document for document in docs if document.uid in tags]
         bar = watch.stage("scoring")
         predictions = []

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Json, accounts, bad_rows, emit, table, watching
+from ezxmc.cli.console import (
+    Json,
+    Untagged,
+    WithoutGold,
+    accounts,
+    bad_rows,
+    emit,
+    settle_untagged,
+    table,
+    watching,
+)
 
 if TYPE_CHECKING:
     from ezxmc.metrics import Difference
@@ -46,12 +56,15 @@ def evaluate(
     compare: Annotated[
         str | None, typer.Option(help="Predictions of another run, subtracted document by document.")
     ] = None,
+    without_gold: Untagged = WithoutGold.UNREVIEWED,
     json: Json = False,
 ) -> None:
     """Compare predictions with gold tags: P@k, R@k, nDCG@k, coverage, ECE@k, with 95% intervals.
 
     Gold labels are held against the labels that were predicted, or against all
     with --labels: a title, several in one cell and the like are taken and told.
+    Documents that nothing fits (an empty label cell, "labels": [] in JSON, or
+    --without-gold none) count in F1 and the calibration metrics.
 
     Intervals and p values are of the bootstrap over documents, paired where
     two runs are compared.
@@ -105,6 +118,7 @@ def evaluate(
         for name, report in reports.items():
             if report.counts or report.notes:
                 report.tell(watch.say, name)
+        settle_untagged(pairs["gold"], seen[0], gold, without_gold, watch.say)
 
     def assessed(name: str, source: str) -> Evaluation:
         return assess(

@@ -12,7 +12,7 @@ import typer
 from ezxmc.cli.console import Json, answer, bad_rows, emit, watching
 from ezxmc.errors import ConfigError
 
-_PAIRS, _PER_LABEL, _PER_DOCUMENT, _DOCUMENTS = 200, 10, 3, 50
+_PAIRS, _PER_LABEL, _PER_DOCUMENT, _DOCUMENTS = 200, 10, 3, 60  # more documents than it takes: some fail
 RunDirectory = Annotated[Path, typer.Argument(help="The run_dir of an `ezxmc run`.")]
 Reviewer = Annotated[str | None, typer.Option(help="Who decides; kept with each decision.")]
 
@@ -80,6 +80,8 @@ def export(
         material = Material.load(run_dir, watch.say)
         if purpose is Purpose.CALIBRATION:
             picks = material.for_calibration(count or _DOCUMENTS, seed=seed)
+            if line := material.missing(count or _DOCUMENTS):
+                watch.say(line)
         else:
             picks = material.for_training(
                 count or _PAIRS,

@@ -7,6 +7,8 @@ only ever added; of several on one pair the latest counts.
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label, Prediction
 
 FEWEST_REVIEWED = 50
-"""Documents people must have decided on wholly before a run's probabilities foretell them."""
+"""Reviewed documents it takes until a run's probabilities foretell people (`ReviewedLists`)."""
 _ID_DIGITS = 20
 _Item = TypeVar("_Item", Document, Label)
 
@@ -203,22 +205,90 @@ class Decided:
         )
         return f"people decided on {len(self.answers):,} pairs{elsewhere}"
 
-    def complete(self, predictions: Iterable[Prediction], depth: int) -> dict[str, set[str]]:
-        """Of the documents whose every top label has a yes or no, the labels with a yes.
-
-        A document with a part of them decided is left out: which part a
-        person happened to see is no random sample of its labels.
+    def lists(self, predictions: Iterable[Prediction], depth: int) -> ReviewedLists:
+        """What is decided of documents' top labels.
 
         Args:
             predictions: Best label first.
             depth: How many labels of each count.
         """
         verdicts = self.verdicts
-        return {
-            p.uid: {label for label in p.labels[:depth] if verdicts[p.uid, label]}
-            for p in predictions
-            if p.labels and all((p.uid, label) in verdicts for label in p.labels[:depth])
-        }
+        answers: dict[str, dict[str, bool]] = {}
+        whole = scarce = 0
+        for p in predictions:
+            top = p.labels[:depth]
+            known = {label: verdicts[p.uid, label] for label in top if (p.uid, label) in verdicts}
+            if not known:
+                continue
+            if 2 * len(known) < len(top):
+                scarce += 1
+                continue
+            answers[p.uid] = known
+            whole += len(known) == len(top)
+        return ReviewedLists(answers, whole, scarce)
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewedLists:
+    """People's word on the top labels of documents, as far as probabilities may follow it.
+
+    A document counts once half of its top labels have a yes or no: the others
+    were skipped, are not reached yet, or came up in a training since, and are
+    unknown. With fewer, those known are mostly picks, and doubtful by choice.
+
+    Attributes:
+        answers: By document uid and label uid, whether the label fits.
+        whole: Documents among these whose every top label is decided.
+        scarce: Documents left out, with a decision on fewer than half.
+    """
+
+    answers: dict[str, dict[str, bool]]
+    whole: int = 0
+    scarce: int = 0
+
+    def verdict(self, doc_uid: str, label_uid: str) -> float | None:
+        """1 for yes, 0 for no, `None` where nothing is known."""
+        fits = self.answers.get(doc_uid, {}).get(label_uid)
+        return None if fits is None else float(fits)
+
+    @property
+    def enough(self) -> bool:
+        """Whether a run's probabilities follow them."""
+        return len(self.answers) >= FEWEST_REVIEWED
+
+    @property
+    def counts(self) -> str:
+        """How many documents count, for a person."""
+        n = len(self.answers)
+        said = f"people reviewed {n:,} documents"
+        if n > self.whole:
+            said += f", of {n - self.whole:,} a part of the top labels"
+        if self.scarce:
+            said += f"; {self.scarce:,} with less than half of them decided are left out"
+        return said
+
+    @property
+    def line(self) -> str:
+        """`counts`, what is missing, and what more documents would bring; empty where nobody reviewed."""
+        n = len(self.answers)
+        if not n and not self.scarce:
+            return ""
+        said, wanted = self.counts, 2 * n
+        if not self.enough:
+            wanted = FEWEST_REVIEWED
+            said += (
+                f"; probabilities foretell people from {wanted} documents on: {wanted - n} are missing "
+                "(`ezxmc review export --for calibration`)"
+            )
+        shares = [statistics.fmean(known.values()) for known in self.answers.values()]
+        spread = statistics.stdev(shares) if n > 1 else 0.0
+        if spread:
+            now, then = (1.96 * spread / math.sqrt(size) for size in (n, wanted))
+            said += (
+                f"; the share of right labels is {statistics.fmean(shares):.2f} ± {now:.3f}, with {wanted:,} "
+                f"documents it will be known to ± {then:.3f}"
+            )
+        return said
 
 
 def tag_verdicts(tags: Mapping[str, Collection[str]]) -> Callable[[str, str], float | None]:

@@ -18,7 +18,7 @@ from ezxmc.records import Prediction
 def settle(work: Work, bundle: Path, *, compared: bool) -> tuple[Comparison | None, Calibrator | None]:
     """Ask about what a new bundle answers on documents kept apart; compare it, and calibrate it.
 
-    Documents of which the budget left a pair unasked serve neither.
+    Documents of which the budget left a pair unasked serve neither, unless people reviewed them.
 
     Args:
         work: The update.
@@ -30,7 +30,8 @@ def settle(work: Work, bundle: Path, *, compared: bool) -> tuple[Comparison | No
     documents = in_hash_order(uids, [*work.checked, *work.new_apart])
     texts = work.inquiry.documents(documents)
     # Of labels that people added the teacher knows nothing.
-    answers = rank_among(fresh, texts, work.row_of, depth)
+    everything = rank_among(fresh, [*texts, *work.inquiry.documents(work.reviewed)], work.row_of, depth)
+    answers = everything[: len(texts)]
     rankings: list[list[Prediction]] = []
     if compared:
         old = work.inquiry.documents(work.checked)
@@ -45,12 +46,15 @@ def settle(work: Work, bundle: Path, *, compared: bool) -> tuple[Comparison | No
     judged = {(judgment.doc_uid, judgment.label_uid) for judgment in judgments}
     # An answer without a score is one: asking again would not help.
     complete = {uid for uid, labels in wanted.items() if all((uid, label) in judged for label in labels)}
+    teacher = teacher_verdicts(j for j in judgments if j.doc_uid in complete)
     answers = [p for p in answers if p.uid in complete]
     found = None
     if rankings:
         former, new = ([p for p in side if p.uid in complete] for side in rankings)
         found = _compare(work, former, new, answers)
-    return found, calibrate(bundle, answers, teacher_verdicts(judgments), work.decided, depth, work.watch)
+    reviewed = work.decided.lists(everything, depth)
+    work.reviews = reviewed.line
+    return found, calibrate(bundle, everything, teacher, reviewed, depth, work.watch)
 
 
 def _compare(

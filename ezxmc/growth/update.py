@@ -208,7 +208,7 @@ class _Update:
             bundle = work.keep(place)
         self._kept(work, bundle)
         work.tag(bundle, place)
-        work.notes += place.lines()
+        work.notes += [*place.lines(), *filter(None, [work.reviews])]
         report.unasked, report.notes = work.inquiry.unasked_pairs, work.notes
 
     def _gone(self, work: Work, bundle: Path) -> None:

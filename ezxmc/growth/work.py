@@ -94,6 +94,11 @@ class Work:
         self.checked = self.old_apart[: config.update.check]
         """Those both students are compared on."""
         self.new_apart = in_hash_order(uids, (i for i in apart if i in unseen))[: config.budget.calibration]
+        asked, said = {*self.checked, *self.new_apart}, {uid for uid, _ in decided.answers}
+        self.reviewed = [i for i in apart if uids[i] in said and i not in asked]
+        """Further ones that people decided on: they calibrate, and the teacher is not asked."""
+        self.reviews = ""
+        """What people's decisions gave the bundle that was calibrated last, in words."""
         self.depth = config.inference.calibration_depth
         drawn = config.update.probe // self.depth
         limit = config.update.max_pairs

@@ -44,7 +44,7 @@ class RankingMetrics:
     """P@k, R@k, nDCG@k, PSP@k, PSnDCG@k, coverage, F1 and slices of documents that come in chunks.
 
     Every document given counts, one without gold as zero, as in napkinXC and
-    pyxclib; leave such documents out if they should not.
+    pyxclib. With `empty` False it counts in F1 alone, where its tags are false.
 
     Names and definitions: "P@k", "R@k", "nDCG@k" (`ezxmc.metrics.ranking`);
     with `inverse`, "PSP@k" at the depths of P and "PSnDCG@k" at those of nDCG
@@ -60,6 +60,7 @@ class RankingMetrics:
         coverage_ks: Depths of coverage@k.
         inverse: `(L,)` 1 / p_l of every label that can be gold (`inverse_propensity`).
         group: `(L,)` the place in `GROUPS` of every label that can be gold.
+        empty: Whether a document without gold has P, R and nDCG: 0.
 
     Raises:
         ArgumentError: A depth is no whole number or below 1.
@@ -74,6 +75,7 @@ class RankingMetrics:
         coverage_ks: Sequence[int] = (5,),
         inverse: Floats | None = None,
         group: NDArray[np.int8] | None = None,
+        empty: bool = True,
     ) -> None:
         for depths in (precision_ks, recall_ks, ndcg_ks, coverage_ks):
             instance_of(depths, Sequence, "depths", "give a list of whole numbers, such as [1, 3, 5]")
@@ -81,7 +83,7 @@ class RankingMetrics:
                 whole_number(k, "k")
         self._precision_ks, self._recall_ks, self._ndcg_ks = precision_ks, recall_ks, ndcg_ks
         self._coverage_ks = coverage_ks
-        self._inverse, self._group = inverse, group
+        self._inverse, self._group, self._empty = inverse, group, empty
         self._tally = LabelTally()
         self._names: tuple[str, ...] = ()
         self._sums = np.zeros((ROWS, 0))
@@ -175,7 +177,7 @@ class RankingMetrics:
 
     def _terms(self, predicted: Ids, gold: csr_array, hits: Hits, kept: Hits | None) -> Iterator[_Term]:
         sizes: Sizes = np.diff(gold.indptr)
-        ones = np.ones(len(hits))
+        ones = np.ones(len(hits)) if self._empty else (sizes > 0).astype(np.float64)
         for k in self._precision_ks:
             yield f"P@{k}", precision_terms(hits, k), ones
         for k in self._recall_ks:

@@ -16,7 +16,7 @@ from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError
 from ezxmc.feedback.priors import context_of
 from ezxmc.feedback.recall import judgments_of
-from ezxmc.feedback.reviews import Decided
+from ezxmc.feedback.reviews import FEWEST_REVIEWED, Decided
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import DocumentTargets, build_targets
 from ezxmc.records import Document
@@ -127,15 +127,33 @@ class Material:
         Raises:
             BundleError: The run has no bundle yet.
         """
+        from ezxmc.predict import Predictor, rank_among
+
         documents = random_order(self._documents(self.catalog.to_calibrate), seed)[:count]
         labels = {label.uid: label for label in self.catalog.labels}
-        found = self._predictor().predict(documents, k=self.config.inference.calibration_depth)
+        # As the calibrator will be fitted: in another precision, or with labels that people added, the
+        # lists would differ in a label here and there.
+        depth = self.config.inference.calibration_depth
+        found = rank_among(Predictor(self.path / "bundle"), documents, labels, depth)
         return [
             Pick(document, labels[uid], Reason.RANDOM)
             for document, prediction in zip(documents, found, strict=True)
             for uid in prediction.labels
-            if uid in labels and (document.uid, uid) not in self.decided.answers
+            if (document.uid, uid) not in self.decided.answers
         ]
+
+    def missing(self, count: int) -> str:
+        """In words, why `for_calibration` gives too few documents; empty if it gives enough."""
+        apart = len(self.catalog.to_calibrate)
+        if min(count, apart) >= FEWEST_REVIEWED:
+            return ""
+        cure = f"give --count {FEWEST_REVIEWED} or more"
+        if apart < FEWEST_REVIEWED:
+            cure = "raise training.held_out, or give `ezxmc calibrate --gold` documents that no run has seen"
+        return (
+            f"{min(count, apart):,} documents, of {apart:,} that no training sees: a run's probabilities "
+            f"foretell people from {FEWEST_REVIEWED} on; {cure}"
+        )
 
     def _predictor(self) -> Predictor:
         # Only here is torch needed: who imports or shows pairs does not wait for it.
