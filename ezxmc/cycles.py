@@ -158,6 +158,7 @@ class Cycles:
                 base,
                 former,
                 self._targets(judgments, priors, former),
+                self._targets(judgments, priors, None) if former else None,
                 self.watch.stage(f"{name}: training"),
             ),
         )
@@ -285,6 +286,7 @@ class Cycles:
         base: Path | None,
         former: Path | None,
         targets: Targets,
+        plain: Targets | None,
         progress: Callable[[int, int], None],
     ) -> dict[str, Any]:
         return train_bi_encoder(
@@ -296,6 +298,7 @@ class Cycles:
             base=base or self.untrained,
             former=former,
             held_out=self.inquiry.documents(self.catalog.to_select),
+            held_out_targets=plain,
             seed=self.config.seed,
             progress=lambda done, total, loss: progress(done, total),
         ).to_dict()

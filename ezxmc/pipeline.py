@@ -174,7 +174,11 @@ class _Run:
         self, config: RunConfig, place: RunDir, store: FeedbackStore, teacher: Teacher | None, watch: Watch
     ) -> None:
         self.config, self.place, self.store, self.watch = config, place, store, watch
-        self.catalog = Catalog.load(config.data, config.training.held_out, config.seed, watch.say)
+        self.former = self.seen_before()
+        places = self.former.placing if self.former else {}
+        self.catalog = Catalog.load(
+            config.data, config.training.held_out, config.seed, watch.say, former=places
+        )
         self.teacher = teacher or load_teacher(
             config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say
         )
@@ -190,7 +194,6 @@ class _Run:
         if self.decided.answers or self.decided.elsewhere:
             watch.say(self.decided.line)
         self.cycles = Cycles(config, place, self.inquiry, untrained, self.decided, watch)
-        self.former = self.seen_before()
         self.bundle_inputs: list[Any] = []
         self.found = Findings(self.catalog, self.cycles.findings)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
+from ezxmc.data.growth import Snapshot
 from ezxmc.estimate import PRIORS, PartPlan, Plan
 from ezxmc.feedback.budget import Budget
 from ezxmc.feedback.costs import Speed, Tokens, count_tokens, earlier_speed
@@ -62,7 +63,13 @@ def plan(
     watch, config = watch or Unwatched(), config.as_begun()
     if probe_pairs:
         check_store(Path(config.run_dir, "feedback.sqlite"))
-    catalog = Catalog.load(config.data, config.training.held_out, config.seed, watch.say)
+    catalog = Catalog.load(
+        config.data,
+        config.training.held_out,
+        config.seed,
+        watch.say,
+        former=Snapshot.places(Path(config.run_dir)),
+    )
     teacher = teacher or load_teacher(
         config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say
     )

@@ -16,6 +16,7 @@ import numpy as np
 from ezxmc.calibration import Calibrator
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog, RowReport
+from ezxmc.data.catalog import repeated
 from ezxmc.evaluation import compare, evaluate
 from ezxmc.feedback.annotate import AnnotateSummary
 from ezxmc.feedback.store import FeedbackStore
@@ -168,6 +169,7 @@ def data_summary(catalog: Catalog, teacher: Teacher) -> DataSummary:
         labels=RowSummary(**catalog.label_rows.to_dict()),
         gold=RowSummary(**catalog.gold_rows.to_dict()) if catalog.gold_rows else None,
         judgments=RowSummary(**recorded.to_dict()) if isinstance(recorded, RowReport) else None,
+        repeats=repeated(catalog.repeats, catalog.divided) if catalog.repeats else "",
     )
 
 

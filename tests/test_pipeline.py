@@ -143,10 +143,11 @@ def test_every_cycle_learns_from_all_judgments_so_far(first: Spy) -> None:
         for cycle in (1, 2)
     )
     assert first.targets[0] == {pair for pair in one if pair[0] in taught}
-    # The last is what the cycles' students are compared on.
-    # The second student's training, the comparison, the label vectors.
-    assert first.targets[1:] == [{pair for pair in one | two if pair[0] in taught}] * 3
-    assert first.fused == [False, True, False, True]
+    # The second student's training, its epochs' selection, the comparison, the label vectors.
+    assert first.targets[1:] == [{pair for pair in one | two if pair[0] in taught}] * 4
+    assert first.fused == [False, True, False, False, True]
+    # A student is taught what the former one thinks, and chosen without.
+    assert first.judges[0] is None and first.judges[1] is first.plain[1]
 
 
 def test_the_same_run_again_asks_and_trains_nothing(copy: Callable[..., Path], first: Spy) -> None:

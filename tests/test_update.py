@@ -25,6 +25,7 @@ from ezxmc.calibration import Calibrator, Isotonic
 from ezxmc.cli import pipeline as pipeline_cli
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
+from ezxmc.data.growth import Snapshot
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.feedback.budget import Budget
 from ezxmc.growth import update
@@ -123,7 +124,8 @@ def updated(
 
 def catalog_of(config: Path) -> Catalog:
     settings = RunConfig.load(config)
-    return Catalog.load(settings.data, settings.training.held_out, settings.seed)
+    former = Snapshot.places(Path(settings.run_dir))
+    return Catalog.load(settings.data, settings.training.held_out, settings.seed, former=former)
 
 
 def bundle_bytes(config: Path) -> dict[str, bytes]:
