@@ -284,6 +284,7 @@ class _Run:
         made = self.place.stage("bundle", inputs, [bundle / MANIFEST], make, libraries=INDEXING)
         self.bundle_inputs = inputs
         self.found.head = made.get("head", {}).get("told", "")
+        self.inquiry.budget.compared += made.get("head", {}).get("pairs", 0)
         self.cycles.forget_vectors()
         # What is only told of a label (its parent) is no reason to make all of it anew.
         there, edits = self.labels_in(bundle)

@@ -66,6 +66,8 @@ class CycleFindings:
     asked: AnnotateSummary
     trained: dict[str, Any]
     agreement: float | None = None
+    agreed: str = ""
+    """How that was found."""
 
 
 @dataclass(slots=True)
@@ -236,7 +238,7 @@ def _cycle(number: int, cycle: CycleFindings) -> CycleSummary:
         pairs_new=cycle.asked.asked,
         pairs_known=cycle.asked.known,
         training=training_summary(cycle.trained),
-        held_out={} if cycle.agreement is None else {"agreement over all judgments": cycle.agreement},
+        held_out={} if cycle.agreement is None else {cycle.agreed: cycle.agreement},
     )
 
 

@@ -141,7 +141,7 @@ class _Update:
             data=data_summary(self.catalog, self.teacher),
             changes=changes.counts(),
             renamed=[(titles[label.uid], label.title) for label in renamed],
-            full_run=whole.pairs(self.config.cycles) + whole.reserved + whole.prior,
+            full_run=whole.most,
             windows=self._windows(),
         )
         if not changes.any:
