@@ -179,6 +179,9 @@ def test_a_run_of_a_release_that_kept_less_in_its_records_is_taken_as_it_is(
     for file in (place / "stages").iterdir():
         record = json.loads(file.read_text())
         assert set(record.pop("libraries")) >= {"torch", "transformers", "sentence-transformers"}
+        # Students were compared on what was judged anyway.
+        for name in ("documents", "pairs", "whole") if file.name == "cycle-2-compare.json" else ():
+            del record["result"][name]
         file.write_text(json.dumps(record))
     (place / "stages" / "calibrate.json").unlink()
     manifest = read_manifest(place / "bundle")
@@ -188,6 +191,7 @@ def test_a_run_of_a_release_that_kept_less_in_its_records_is_taken_as_it_is(
     again = spied(config, watch=watch)
     assert again.teacher.asked == [] and again.trained == [] and again.report.people == []
     assert again.predictions() == first.predictions()
+    assert all(set(cycle.held_out) == {"agreement over all judgments"} for cycle in again.report.cycles)
     (line,) = (line for line in watch.said if "did not note its libraries" in line)
     assert "cycle-1-train" in line and "bundle" in line
 
@@ -579,7 +583,11 @@ def test_documents_of_equal_text_share_judgments_under_their_own_uids(tiny_confi
     assert found.targets
     for seen in found.targets:
         assert {doc for doc, _ in seen} == {d.uid for d in parts.documents} - apart
-    assert not {"twin", "d0"} <= apart
+    assert not {"twin", "d0"} & apart and parts.placed_by == {"twin": "d0"}
+    assert found.report.data is not None and found.report.data.repeats.startswith("1 documents repeat")
+    assert any(line.startswith("1 documents repeat") for line in summary(found.report))
+    again = spied(tiny_config)
+    assert again.teacher.asked == [] and again.trained == []
 
 
 def test_label_priors_are_asked_on_random_training_documents_once(tmp_path: Path, tiny_encoder: Path) -> None:
