@@ -322,7 +322,7 @@ class Cycles:
         plain: Targets | None,
         progress: Callable[[int, int], None],
     ) -> dict[str, Any]:
-        return train_bi_encoder(
+        done = train_bi_encoder(
             self.inquiry.documents(self.catalog.to_train),
             self.catalog.labels,
             targets,
@@ -334,7 +334,8 @@ class Cycles:
             held_out_targets=plain,
             seed=self.config.seed,
             progress=lambda done, total, loss: progress(done, total),
-        ).to_dict()
+        )
+        return done.to_dict() | {"plain": True}
 
     def _compare(self, number: int, students: Sequence[Path]) -> list[float]:
         """How well each student agrees with the teacher on the selection part: the same pairs for all."""

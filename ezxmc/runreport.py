@@ -139,7 +139,10 @@ def assemble(
             )
             for number, cycle in enumerate(found.cycles, start=1)
         ],
-        cycles=[_cycle(number, cycle) for number, cycle in enumerate(found.cycles, start=1)],
+        cycles=[
+            _cycle(number, cycle, fused=number > 1 and config.training.fusion > 0)
+            for number, cycle in enumerate(found.cycles, start=1)
+        ],
         skipped_cycles=config.cycles - len(found.cycles),
         head=found.head,
         decision=found.decision,
@@ -232,12 +235,16 @@ def _shortlist_recall(listed: Sequence[Sequence[int]], catalog: Catalog) -> floa
     return float(np.mean(recall_by_document(lists, gold, max(map(len, lists)))))
 
 
-def _cycle(number: int, cycle: CycleFindings) -> CycleSummary:
+def _cycle(number: int, cycle: CycleFindings, *, fused: bool) -> CycleSummary:
+    training = training_summary(cycle.trained)
+    if fused and "plain" not in cycle.trained:
+        # Of a release that chose epochs by what it taught.
+        training.selection_metric = "agreement with the teacher and the former student (nDCG@5)"
     return CycleSummary(
         number=number,
         pairs_new=cycle.asked.asked,
         pairs_known=cycle.asked.known,
-        training=training_summary(cycle.trained),
+        training=training,
         held_out={} if cycle.agreement is None else {cycle.agreed: cycle.agreement},
     )
 
