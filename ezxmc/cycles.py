@@ -1,13 +1,16 @@
 """The cycles of a run: a student proposes, the teacher judges, the next one learns from all judgments.
 
 Students are compared on held-out documents by the teacher's judgments, all on
-the same pairs. Cycles that bring no gain end the round; the best student is kept.
+the same pairs, and each one's own first labels are among them: pairs that a
+former student proposed show the mistakes of that one alone. Cycles that bring no
+gain end the round; the best student is kept.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 
 from ezxmc.bundle import Refine
 from ezxmc.config import RunConfig
+from ezxmc.feedback.budget import JUDGED_TOP
 from ezxmc.feedback.inquiry import Inquiry
 from ezxmc.feedback.priors import context_documents, context_of
 from ezxmc.feedback.reviews import Decided
@@ -23,15 +27,35 @@ from ezxmc.feedback.targets import Targets, build_targets, doubt
 from ezxmc.files import remove_shards
 from ezxmc.models import model_identity
 from ezxmc.records import Judgment
-from ezxmc.retrieval import BiEncoder, candidate_row, shortlist
+from ezxmc.retrieval import BiEncoder, LabelIndex, candidate_row, shortlist
 from ezxmc.retrieval.ray_encoder import open_encoder
 from ezxmc.rundir import ENCODING, RunDir, damaged
 from ezxmc.runreport import CycleFindings
 from ezxmc.training import cosines_of, held_out_agreement, refined_label_vectors, train_bi_encoder
 from ezxmc.watch import Watch
 
+_COMPARED = "agreement, each student's first 5 labels judged"
+_COMPARED_ONCE = "agreement over all judgments"  # in runs of releases that judged no student's own
+
 UNKEYED = {"processes", "revision"}
 """Settings of training that no stage depends on as such: the revision is part of the encoder's identity."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedTops:
+    """What several rankings put first on documents that select, judged.
+
+    Attributes:
+        documents: Positions of those of which nothing is left unjudged.
+        judgments: All that is known of these.
+        pairs: Asked beside what the cycles asked.
+        whole: Whether nothing was left that another session might ask.
+    """
+
+    documents: list[int]
+    judgments: list[Judgment]
+    pairs: int
+    whole: bool
 
 
 class Cycles:
@@ -72,6 +96,7 @@ class Cycles:
         self.unasked_pairs = 0
         self._vectors = place.path / "vectors"
         self._students: list[Path] = []
+        self._tops: dict[Path, NDArray[np.int64]] = {}
         self.asked: list[list[int]] = [[] for _ in self.catalog.documents]
         every = range(len(self.catalog.labels))
         drawn = context_documents(
@@ -97,8 +122,12 @@ class Cycles:
                 break
         # Of equal ones the last, which has seen most.
         best = max(range(len(students)), key=lambda i: (scores[i], i))
-        if len(students) > 1:
+        if None not in (cycle.agreement for cycle in self.findings):
             self.watch.say(f"the student of cycle {best + 1} agrees best with the teacher")
+        elif len(students) > 1:
+            self.watch.say(
+                f"the student of cycle {best + 1} is kept: none was compared, for want of judgments"
+            )
         return students[best]
 
     def identity(self, student: Path | None) -> str:
@@ -158,6 +187,7 @@ class Cycles:
                 base,
                 former,
                 self._targets(judgments, priors, former),
+                self._targets(judgments, priors, None) if former else None,
                 self.watch.stage(f"{name}: training"),
             ),
         )
@@ -278,6 +308,10 @@ class Cycles:
             self._targets(judgments, priors, None),
         )
 
+    def plain_targets(self, more: Sequence[Judgment]) -> Targets:
+        """The teacher's opinion alone, from the cycles' judgments and `more`."""
+        return self._targets([*self._judgments(), *more], self._priors(), None)
+
     def _former(self, student: Path) -> Path | None:
         number = self._students.index(student)
         return self._students[number - 1] if number else None
@@ -288,9 +322,10 @@ class Cycles:
         base: Path | None,
         former: Path | None,
         targets: Targets,
+        plain: Targets | None,
         progress: Callable[[int, int], None],
     ) -> dict[str, Any]:
-        return train_bi_encoder(
+        done = train_bi_encoder(
             self.inquiry.documents(self.catalog.to_train),
             self.catalog.labels,
             targets,
@@ -299,26 +334,34 @@ class Cycles:
             base=base or self.untrained,
             former=former,
             held_out=self.inquiry.documents(self.catalog.to_select),
+            held_out_targets=plain,
             seed=self.config.seed,
             progress=lambda done, total, loss: progress(done, total),
-        ).to_dict()
+        )
+        return done.to_dict() | {"plain": True}
 
     def _compare(self, number: int, students: Sequence[Path]) -> list[float]:
         """How well each student agrees with the teacher on the selection part: the same pairs for all."""
         judgments, priors = self._judgments(), self._priors()
 
         def compare() -> dict[str, Any]:
-            documents = self.inquiry.documents(self.catalog.to_select)
-            targets = build_targets(judgments, self.config.training, priors, verdicts=self._verdicts)
+            title = f"cycle {number}/{self.config.cycles}: teacher judges what students answer"
+            found = self.judge_tops([self._top(student) for student in students], title, number)
+            targets = self.plain_targets(found.judgments)
+            documents = self.inquiry.documents(found.documents)
             return {
                 "agreement": [
                     held_out_agreement(self.encoder(student), documents, self.catalog.labels, targets)
                     for student in students
-                ]
+                ],
+                "documents": len(documents),
+                "pairs": found.pairs,
+                "whole": found.whole,
             }
 
-        compared = self.place.stage(
-            f"cycle-{number}-compare",
+        name = f"cycle-{number}-compare"
+        made = self.place.stage(
+            name,
             [
                 self.catalog_hash,
                 [self.identity(student) for student in students],
@@ -329,11 +372,60 @@ class Cycles:
             [],
             compare,
             libraries=ENCODING,
-        )["agreement"]
+        )
+        if not made.get("whole", True):
+            self.place.forget(name)
+        compared = made["agreement"]
+        self.budget.compared = made.get("pairs", 0)
         for cycle, agreement in zip(self.findings, compared, strict=True):
             cycle.agreement = agreement
+            cycle.agreed = _COMPARED if "pairs" in made else _COMPARED_ONCE
         # Without a held-out judgment there is nothing to choose or to stop by.
         return [float(number) if score is None else score for number, score in enumerate(compared)]
+
+    def judge_tops(
+        self, tops: Sequence[NDArray[np.int64]], title: str, cycle: int | None = None
+    ) -> JudgedTops:
+        """Have the teacher judge what several rankings put first on documents that select.
+
+        Args:
+            tops: Of each ranking, (N, K) label rows of the N documents `budget.selecting`.
+            title: For the progress bar.
+            cycle: After which the rankings' students are compared; `None`: after all.
+        """
+        first = {
+            i: list(dict.fromkeys(np.concatenate([top[place] for top in tops]).tolist()))
+            for place, i in enumerate(self.budget.selecting)
+        }
+        new = {i: [row for row in rows if row not in self.asked[i]] for i, rows in first.items()}
+        documents = self.budget.to_compare([len(rows) for rows in new.values()], cycle)
+        done, wanted = cycle or len(self.findings), [first[i] for i in documents]
+        asked = self.inquiry.ask(documents, wanted, title, done, compares=True)
+        self.inquiry.teacher.close()
+        whole: list[int] = []
+        for i in documents:
+            if len(self.inquiry.judged(i, first[i])) == len(first[i]):
+                whole.append(i)
+            elif asked.stopped:
+                # What happens to be known of later ones is no random choice.
+                break
+        return JudgedTops(
+            whole,
+            self.inquiry.answers(whole, [[*self.asked[i], *new[i]] for i in whole]),
+            sum(len(new[i]) for i in documents),
+            len(whole) == len(documents),
+        )
+
+    def _top(self, student: Path) -> NDArray[np.int64]:
+        """The label rows a student puts first, of each of `budget.selecting`."""
+        if student not in self._tops:
+            self._tops[student] = np.empty((0, 0), dtype=np.int64)
+            if texts := [document.shown for document in self.inquiry.documents(self.budget.selecting)]:
+                encoder = self.encoder(student)
+                queries = encoder.encode_documents(texts)
+                titles = encoder.encode_labels([label.title for label in self.catalog.labels])
+                self._tops[student] = LabelIndex.for_once(titles, queries).search(queries, JUDGED_TOP)[1]
+        return self._tops[student]
 
     def _content(self, *judgments: Sequence[Judgment]) -> list[list[Any]]:
         """What targets are made of, for the stages that use them."""

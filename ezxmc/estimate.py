@@ -11,14 +11,16 @@ from ezxmc.feedback.probe import ProbeFigures
 
 PRIORS = "label priors"
 """Name of the part that asks about all labels on some random documents."""
+COMPARISON = "comparison"
+"""Name of the part that asks what students answer on documents that select."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartPlan:
-    """One part of a run in which the teacher is asked: a cycle, or the calibration.
+    """One part of a run in which the teacher is asked: a cycle, the calibration, or comparing students.
 
     Attributes:
-        name: `label priors`, `cycle 1`, ..., `calibration`.
+        name: `label priors`, `cycle 1`, ..., `comparison`, `calibration`.
         documents: Documents asked about.
         pairs: Pairs the part needs.
         known: Of these, already judged in the run's store.

@@ -185,7 +185,11 @@ class _Run:
         self, config: RunConfig, place: RunDir, store: FeedbackStore, teacher: Teacher | None, watch: Watch
     ) -> None:
         self.config, self.place, self.store, self.watch = config, place, store, watch
-        self.catalog = Catalog.load(config.data, config.training.held_out, config.seed, watch.say)
+        self.former = self.seen_before()
+        places = self.former.placing if self.former else {}
+        self.catalog = Catalog.load(
+            config.data, config.training.held_out, config.seed, watch.say, former=places
+        )
         self.teacher = teacher or load_teacher(
             config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say
         )
@@ -201,7 +205,6 @@ class _Run:
         if self.decided.answers or self.decided.elsewhere:
             watch.say(self.decided.line)
         self.cycles = Cycles(config, place, self.inquiry, untrained, self.decided, watch)
-        self.former = self.seen_before()
         self.bundle_inputs: list[Any] = []
         self.found = Findings(self.catalog, self.cycles.findings)
 
@@ -292,6 +295,7 @@ class _Run:
         made = self.place.stage("bundle", inputs, [bundle / MANIFEST], make, libraries=INDEXING)
         self.bundle_inputs = inputs
         self.found.head = made.get("head", {}).get("told", "")
+        self.inquiry.budget.compared += made.get("head", {}).get("pairs", 0)
         self.cycles.forget_vectors()
         # What is only told of a label (its parent) is no reason to make all of it anew.
         there, edits = self.labels_in(bundle)

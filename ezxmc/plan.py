@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
-from ezxmc.estimate import PRIORS, PartPlan, Plan
+from ezxmc.data.growth import Snapshot
+from ezxmc.estimate import COMPARISON, PRIORS, PartPlan, Plan
 from ezxmc.feedback.budget import Budget
 from ezxmc.feedback.costs import Speed, Tokens, count_tokens, earlier_speed
 from ezxmc.feedback.database import check_store
@@ -41,8 +42,8 @@ def plan(
 ) -> Plan:
     """Say what a run would cost before it is started.
 
-    Pairs are counted (the calibration's at most: those the cycles asked are not
-    asked again); tokens are those of a sample of documents. Times come from
+    Pairs are counted (those that compare students and calibrate at most: what the
+    cycles asked is not asked again); tokens are those of a sample of documents. Times come from
     asking the teacher some real pairs of the run's first cycle, whose judgments
     are kept in the run's store. Training and tagging are not timed.
 
@@ -62,7 +63,13 @@ def plan(
     watch, config = watch or Unwatched(), config.as_begun()
     if probe_pairs:
         check_store(Path(config.run_dir, "feedback.sqlite"))
-    catalog = Catalog.load(config.data, config.training.held_out, config.seed, watch.say)
+    catalog = Catalog.load(
+        config.data,
+        config.training.held_out,
+        config.seed,
+        watch.say,
+        former=Snapshot.places(Path(config.run_dir)),
+    )
     teacher = teacher or load_teacher(
         config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say
     )
@@ -104,7 +111,8 @@ class _Planner:
             chosen = set(budget.documents(number))
             rows = [range(width if i in chosen else 0) for i in range(len(catalog.documents))]
             self.cycles.append(budget.cut(number, rows))
-        self.calibration = budget.reserved
+        self.budget, budget.compared = budget, budget.comparing
+        self.calibration = budget.kept_to_calibrate
         self.calibrating, self.idle = min(budget.calibrating, len(catalog.to_calibrate)), budget.idle
         self.context = context_documents(
             catalog.documents, catalog.to_train, budget.prior // len(catalog.labels)
@@ -233,6 +241,10 @@ class _Planner:
                 known = min(pairs, left)
             left -= known
             yield f"cycle {number}", len(cycle.order), pairs, known
+        if pairs := self.budget.comparing:
+            known = min(pairs, max(0, left)) if share > _COMPLETE else 0
+            left -= known
+            yield COMPARISON, len(self.budget.selecting), pairs, known
         known = min(self.calibration, max(0, left)) if share > _COMPLETE else 0
         yield "calibration", self.calibrating, self.calibration, known
 
@@ -247,7 +259,7 @@ class _Planner:
     ) -> PartPlan:
         asked = pairs - known
         # The priors are asked by the engine that cycle 1 goes on with.
-        starts = int(asked > 0 and name != PRIORS)
+        starts = 0 if name == PRIORS or not asked else self.budget.comparisons if name == COMPARISON else 1
         computed = tokens.computed(asked, documents * asked / pairs) if tokens and pairs else None
         return PartPlan(
             name,

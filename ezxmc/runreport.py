@@ -16,6 +16,7 @@ import numpy as np
 from ezxmc.calibration import Calibrator
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog, RowReport
+from ezxmc.data.catalog import repeated
 from ezxmc.evaluation import compare, evaluate
 from ezxmc.feedback.annotate import AnnotateSummary
 from ezxmc.feedback.store import FeedbackStore
@@ -65,6 +66,8 @@ class CycleFindings:
     asked: AnnotateSummary
     trained: dict[str, Any]
     agreement: float | None = None
+    agreed: str = ""
+    """How that was found."""
 
 
 @dataclass(slots=True)
@@ -136,7 +139,10 @@ def assemble(
             )
             for number, cycle in enumerate(found.cycles, start=1)
         ],
-        cycles=[_cycle(number, cycle) for number, cycle in enumerate(found.cycles, start=1)],
+        cycles=[
+            _cycle(number, cycle, fused=number > 1 and config.training.fusion > 0)
+            for number, cycle in enumerate(found.cycles, start=1)
+        ],
         skipped_cycles=config.cycles - len(found.cycles),
         head=found.head,
         decision=found.decision,
@@ -168,6 +174,7 @@ def data_summary(catalog: Catalog, teacher: Teacher) -> DataSummary:
         labels=RowSummary(**catalog.label_rows.to_dict()),
         gold=RowSummary(**catalog.gold_rows.to_dict()) if catalog.gold_rows else None,
         judgments=RowSummary(**recorded.to_dict()) if isinstance(recorded, RowReport) else None,
+        repeats=repeated(catalog.repeats, catalog.divided) if catalog.repeats else "",
     )
 
 
@@ -228,13 +235,17 @@ def _shortlist_recall(listed: Sequence[Sequence[int]], catalog: Catalog) -> floa
     return float(np.mean(recall_by_document(lists, gold, max(map(len, lists)))))
 
 
-def _cycle(number: int, cycle: CycleFindings) -> CycleSummary:
+def _cycle(number: int, cycle: CycleFindings, *, fused: bool) -> CycleSummary:
+    training = training_summary(cycle.trained)
+    if fused and "plain" not in cycle.trained:
+        # Of a release that chose epochs by what it taught.
+        training.selection_metric = "agreement with the teacher and the former student (nDCG@5)"
     return CycleSummary(
         number=number,
         pairs_new=cycle.asked.asked,
         pairs_known=cycle.asked.known,
-        training=training_summary(cycle.trained),
-        held_out={} if cycle.agreement is None else {"agreement over all judgments": cycle.agreement},
+        training=training,
+        held_out={} if cycle.agreement is None else {cycle.agreed: cycle.agreement},
     )
 
 

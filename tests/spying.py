@@ -30,6 +30,10 @@ class Spy:
     bases: list[Path] = field(default_factory=list)
     formers: list[Path | None] = field(default_factory=list)
     selected: list[set[str]] = field(default_factory=list)
+    judges: list[Any] = field(default_factory=list)
+    """Targets that the epochs of each training were to be compared by, if not those it learnt from."""
+    plain: list[Any] = field(default_factory=list)
+    """Targets in which a former student had no say."""
     fused: list[bool] = field(default_factory=list)
     """Of each time targets were built, whether a former student had a say."""
 
@@ -66,13 +70,17 @@ def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | No
         spy.targets.append({(judgment.doc_uid, judgment.label_uid) for judgment in judgments})
         spy.context.append({(judgment.doc_uid, judgment.label_uid) for judgment in context})
         spy.fused.append(proposals is not None)
-        return build(judgments, config, context, proposals, verdicts)
+        built = build(judgments, config, context, proposals, verdicts)
+        if proposals is None:
+            spy.plain.append(built)
+        return built
 
     def train_bi_encoder(documents: Any, *args: Any, held_out: Any, **options: Any) -> Any:
         spy.trained.append({d.uid for d in documents})
         spy.selected.append({d.uid for d in held_out})
         spy.bases.append(Path(options["base"]))
         spy.formers.append(options["former"])
+        spy.judges.append(options["held_out_targets"])
         return train(documents, *args, held_out=held_out, **options)
 
     with pytest.MonkeyPatch.context() as patch:

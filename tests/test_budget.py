@@ -104,6 +104,35 @@ def test_what_calibrates_is_capped_by_number_and_by_a_share_of_the_cycles(
     assert not budget.idle & set(made(most, documents=50).documents(1))
 
 
+def test_comparing_students_takes_nothing_from_the_cycles() -> None:
+    uids = [f"d{i}" for i in range(400)]
+    parts: Any = {"calibration": range(30), "selection": range(30, 90), "depth": 10, "size": 7}
+
+    def made(cycles: int = 2, head: bool = False, few: bool = False, **limits: Any) -> Budget:
+        selection = {"selection": range(30, 50)} if few else {}
+        return Budget(BudgetConfig(**limits), uids, cycles=cycles, head=head, **(parts | selection))
+
+    # Five labels of each student on each document that selects, at most a tenth of what is asked.
+    assert [made(cycles, few=True).comparing for cycles in (1, 2, 3)] == [0, 20 * 5 * 2, 20 * 5 * 3]
+    assert [made(cycles).comparing for cycles in (1, 2, 3)] == [0, 560, 840]
+    assert made(1, head=True).comparing == 280 and made(1, head=True).comparisons == 1
+    free = made()
+    assert free.most == 5600 + 300 + 560 and free.pairs(2) == 5600
+    free.compared = 500
+    assert free.calibrating == 30, "without a limit of pairs it comes on top"
+    # Where pairs are limited, it is taken from what is kept to calibrate, half of that at most.
+    tight, thin = made(max_pairs=1000), made(max_pairs=4000)
+    assert (tight.reserved, tight.pairs(2), tight.comparing, tight.most) == (250, 750, 100, 1000)
+    assert (thin.reserved, thin.pairs(2), thin.comparing) == (300, 3700, 150)
+    before, tight.compared = tight.calibrating, 100
+    assert (before, tight.calibrating) == (25, 15)
+    # The first documents in random order, as many as are paid for; a later comparison may use more.
+    three = made(3, max_pairs=1000)
+    costs = [4] * 60
+    assert three.to_compare(costs, 2) == three.selecting[:12] and len(three.to_compare(costs, 3)) == 25
+    assert three.selecting == in_hash_order(uids, range(30, 90))
+
+
 def test_a_small_budget_of_documents_calibrates_on_few() -> None:
     uids = [f"d{i}" for i in range(7101)]
     apart, select = range(0, 7101, 13), range(1, 7101, 13)
@@ -221,7 +250,9 @@ def test_each_cycle_has_its_part_of_the_hours(tmp_path: Path) -> None:
         session = store.open_session(teacher.fingerprint, teacher.description)
         store.append(session, [], 3600 * 0.4)  # past the first cycle's quarter, not past the second's half
         reached = [budget.stop(store, teacher.fingerprint, cycle)() for cycle in (1, 2, 3, None)]  # type: ignore[misc]
-    assert reached == [True, False, False, False]
+        # Students may be compared in half of what the calibration leaves.
+        compared = [budget.stop(store, teacher.fingerprint, cycle, compares=True)() for cycle in (1, 2)]  # type: ignore[misc]
+    assert reached == [True, False, False, False] and compared == [True, False]
 
 
 def test_hours_follow_the_parts_of_cycles(tmp_path: Path) -> None:

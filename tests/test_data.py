@@ -17,8 +17,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ezxmc.config import DataConfig
 from ezxmc.data import (
+    Catalog,
     RowReport,
+    calibration_part,
     iter_documents,
     iter_rows,
     read_documents,
@@ -27,7 +30,9 @@ from ezxmc.data import (
     split_documents,
     validate,
 )
+from ezxmc.data.split import Places
 from ezxmc.errors import DataError
+from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label
 
 
@@ -408,6 +413,71 @@ def test_split_is_stable_and_close_to_its_share() -> None:
     assert split_documents(uids, 0.0, 0)[1] == [] and split_documents(uids, 1.0, 0)[0] == []
     with pytest.raises(ValueError, match="share"):
         split_documents(uids, 1.5, 0)
+
+
+def a_catalog(folder: Path, texts: dict[str, str], former: Places | None = None) -> tuple[Catalog, list[str]]:
+    """A catalog of these texts by uid, and what was said of it."""
+    rows = [{"uid": uid, "title": "", "text": text} for uid, text in texts.items()]
+    put(folder / "d.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    put(folder / "l.jsonl", '{"uid": "l", "title": "a label"}\n')
+    config = DataConfig(documents=str(folder / "d.jsonl"), labels=str(folder / "l.jsonl"))
+    said: list[str] = []
+    return Catalog.load(config, 0.4, 0, said.append, former=former or {}), said
+
+
+def parts_of(catalog: Catalog) -> dict[str, int]:
+    kept = (catalog.to_train, catalog.to_select, catalog.to_calibrate)
+    return {catalog.documents[i].uid: part for part, some in enumerate(kept) for i in some}
+
+
+ONCE = {f"d{i}": f"The text of number {i}." for i in range(300)}
+TWICE = ONCE | {f"e{i}": f"the TEXT of, number\n{i}" for i in range(300)}
+
+
+def test_documents_of_one_text_serve_one_part(tmp_path: Path) -> None:
+    catalog, said = a_catalog(tmp_path, TWICE)
+    part = parts_of(catalog)
+    assert len(part) == 600 and all(part[f"d{i}"] == part[f"e{i}"] for i in range(300))
+    assert (catalog.repeats, catalog.divided) == (300, 0)
+    assert any(line.startswith("300 documents repeat another's text") for line in said)
+    assert set(calibration_part(catalog.documents, 0.4, 0)) == {uid for uid in part if part[uid] == 2}
+    # Texts of punctuation alone have no words to be alike in.
+    signs, _ = a_catalog(tmp_path, {"a": "?!", "b": "...", "c": "?!"})
+    assert signs.repeats == 1 and signs.placed_by == {"c": "a"}
+
+
+def test_without_equal_texts_the_split_is_what_it_was(tmp_path: Path) -> None:
+    catalog, said = a_catalog(tmp_path, ONCE)
+    rest, apart = split_documents(list(ONCE), 0.4, 0)
+    part = parts_of(catalog)
+    assert [[uid for uid in ONCE if part[uid] == wanted] for wanted in range(3)] == [
+        rest,
+        *split_documents(apart, 0.5, 1),
+    ]
+    assert not catalog.placed_by and not catalog.repeats and not any("repeat" in line for line in said)
+    # Stages of finished runs are keyed by this.
+    assert catalog.hash == text_hash(*(p for item in ONCE.items() for p in item), "l", "a label", "")
+
+
+def test_what_a_run_has_seen_stays_in_its_part(tmp_path: Path) -> None:
+    # A run of a release that split equal texts by uid: nothing moves, and it is told.
+    by_uid = {uid: (text_hash(text), uid) for uid, text in TWICE.items()}
+    catalog, said = a_catalog(tmp_path, TWICE, by_uid)
+    alone = parts_of(a_catalog(tmp_path, {uid: f"unlike {uid}" for uid in TWICE})[0])
+    assert parts_of(catalog) == alone and not catalog.placed_by and catalog.divided > 100
+    assert any("have theirs both in training and kept apart" in line for line in said)
+
+    # A text joins the one that is known, stays when that goes, and leaves when it becomes another.
+    part = parts_of(a_catalog(tmp_path, ONCE)[0])
+    seen = {uid: (text_hash(text), uid) for uid, text in ONCE.items()}
+    grown = a_catalog(tmp_path, {f"a{i}": f"THE text of number {i}" for i in range(300)} | ONCE, seen)[0]
+    after = parts_of(grown)
+    assert all(after[f"a{i}"] == after[f"d{i}"] == part[f"d{i}"] for i in range(300))
+    seen = {d.uid: (text_hash(d.shown), grown.placed_by.get(d.uid, d.uid)) for d in grown.documents}
+    left = {f"a{i}": f"THE text of number {i}" if i % 2 else f"other {i}" for i in range(300)}
+    last = a_catalog(tmp_path, left, seen)[0]
+    assert all(parts_of(last)[f"a{i}"] == part[f"d{i}"] for i in range(1, 300, 2))
+    assert set(last.placed_by) == {f"a{i}" for i in range(1, 300, 2)}
 
 
 DOCS = ["1", "2", "3"]

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 import ezxmc.disk as disk
 import ezxmc.growth.history as growth_history
 from ezxmc.data import Catalog, RowReport
+from ezxmc.data.catalog import parts
 from ezxmc.data.growth import Changes, Snapshot
 from ezxmc.disk import exchange
 from ezxmc.errors import DataError
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.growth.history import History
 from ezxmc.growth.pool import known_judgments
+from ezxmc.growth.work import Grown
 from ezxmc.manifest import Manifest, read_manifest
 from ezxmc.records import Document, Label, Pair
 from ezxmc.rundir import RunDir
@@ -84,11 +86,28 @@ def test_a_snapshot_survives_its_file(documents: dict[str, str], labels: dict[st
     import tempfile
 
     former = seen(catalog(documents, labels))
-    renamed = seen(catalog({f"{uid}!": text for uid, text in documents.items()}, labels), former)
+    now = catalog({f"{uid}!": text for uid, text in documents.items()}, labels)
+    now.placed_by.update({f"{uid}!": uid for uid in list(documents)[1:]})
+    renamed = seen(now, former)
     with tempfile.TemporaryDirectory() as folder:
         place = RunDir(folder)
         place.write_lines(Path(folder, "catalog.jsonl"), renamed.rows())
         assert Snapshot.load(Path(folder, "catalog.jsonl")) == renamed
+
+
+def test_only_a_text_that_served_another_part_is_in_doubt() -> None:
+    train, select, calibrate = (
+        [uid for uid, part in parts([f"d{i}" for i in range(90)], 0.5, 0).items() if part == wanted]
+        for wanted in range(3)
+    )
+    here, there, moved = calibrate[:3]
+    known = {here: "one", train[0]: "one", there: "two", "twin": "two", moved: "three", select[0]: "three"}
+    former = Snapshot.of(catalog(known, {"x": "red"}), 0, 0.5)
+    former.placed_by["twin"] = there
+    now = Snapshot.of(catalog({here: "one", there: "two", moved: "three"}, {"x": "red"}), 0, 0.5, former)
+    assert set(now.also) == {here, there, moved}
+    grown = Grown(former, now, Changes.between(former, catalog({}, {})))
+    assert grown.elsewhere == {here, moved}
 
 
 @pytest.mark.parametrize(

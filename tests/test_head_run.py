@@ -12,8 +12,10 @@ from spying import Messages, Spy, spied
 from tinyworld import TOPIC_OF, document, write_catalog
 
 from ezxmc.bundle import load_bundle
+from ezxmc.data import Catalog
+from ezxmc.feedback.budget import Budget
 from ezxmc.predict import Predictor
-from ezxmc.records import Document
+from ezxmc.records import Document, Pair
 from ezxmc.report import RunReport
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -51,6 +53,21 @@ def test_a_run_puts_a_head_into_the_bundle(run: tuple[Spy, Messages]) -> None:
     assert RunReport.model_validate_json((spy.place / "report.json").read_text()).head == line
     assert f"H{line[1:]}." in (spy.place / "report.html").read_text()
     assert watch.ended["head: training"][0] == watch.ended["head: training"][1] > 0
+
+
+def test_a_head_is_weighed_where_both_rankings_first_labels_are_judged(run: tuple[Spy, Messages]) -> None:
+    spy, _ = run
+    bundle, config = load_bundle(spy.place / "bundle"), spy.config
+    catalog = Catalog.load(config.data, config.training.held_out, config.seed)
+    done = json.loads((spy.place / "stages" / "bundle.json").read_text())["result"]["head"]
+    selecting = Budget.of(config, catalog).selecting
+    documents = [catalog.documents[i] for i in selecting[: done["documents"]]]
+    assert len(documents) >= 10 and done["pairs"] > 0 and len(done["agreement"]) == 2
+    vectors = bundle.encoder.encode_documents([one.shown for one in documents])
+    asked = set(spy.teacher.asked)
+    for _, rows in (bundle.index.search(vectors, 5), bundle.search(vectors, 5)):
+        for one, some in zip(documents, rows, strict=True):
+            assert {spy.teacher.key(Pair(one, bundle.labels[row])) for row in some} <= asked
 
 
 def test_calibrator_and_tags_are_of_the_fused_scores(run: tuple[Spy, Messages]) -> None:

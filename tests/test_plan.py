@@ -126,9 +126,11 @@ def test_without_a_probe_nothing_is_asked_written_or_timed(tiny_config: Path) ->
         ("cycle 1", 60, 240),
         ("cycle 2", 60, 240),
     ]
-    calibration = found.parts[2]
+    comparison, calibration = found.parts[2:]
+    # Two students' first five labels, but no more than a tenth of what the cycles ask.
+    assert comparison.name == "comparison" and comparison.pairs == 48 < 10 * comparison.documents
     assert calibration.name == "calibration" and calibration.pairs == 6 * calibration.documents > 0
-    assert found.total.pairs == 480 + calibration.pairs and found.total.known == 0
+    assert found.total.pairs == 480 + 48 + calibration.pairs and found.total.known == 0
     assert found.total.seconds is None and found.pairs_per_second is None and found.probe is None
 
     # Every document of this catalog has 2 + 7 words, its frame 4, each label 3.
@@ -160,7 +162,7 @@ def test_label_priors_are_planned_and_share_the_first_engine_start(
     priors, first = found.parts[:2]
     assert (priors.name, priors.documents, priors.pairs, priors.starts) == ("label priors", 4, 100, 0)
     assert first.name == "cycle 1" and first.starts == 1 and first.known == 60
-    assert found.speed is not None and found.total.starts == 4 - 1
+    assert found.speed is not None and found.total.starts == 5 - 1
     assert 0 < (priors.seconds or 0) < found.speed.startup < (first.seconds or 0)
     assert found.total.known >= 60 and found.total.pairs == sum(part.pairs for part in found.parts)
 
@@ -241,7 +243,7 @@ def test_a_budget_is_planned_as_the_run_spends_it(tmp_path: Path, tiny_encoder: 
     config_file = write_catalog(tmp_path, tiny_encoder, budget={"max_pairs": 160})
     config = RunConfig.load(config_file)
     found = plan(config, teacher=EngineTeacher(startup=0.0, tokens_per_second=1e5), probe_pairs=40)
-    assert found.total.pairs == 160 and [part.pairs for part in found.parts] == [60, 60, 40]
+    assert found.total.pairs == 160 and [part.pairs for part in found.parts] == [60, 60, 16, 24]
     assert found.unasked_documents > 0 and found.unasked_pairs > 0
     run = spied(config_file)
     assert [cycle.pairs_new + cycle.pairs_known for cycle in run.report.cycles] == [60, 60]

@@ -443,7 +443,11 @@ def test_inspect(tmp_path: Path) -> None:
     assert answer["gold"]["pairs"] == 1 and done.exit_code == 3
     done = inspected(documents, "--column", "text=message")
     assert done.exit_code == 0 and "message" in done.stdout and "semicolons" in done.stderr
-    assert "text = message" in done.stderr
+    assert "text = message" in done.stderr and "repeat another's text" not in done.stderr
+    put(documents, "id;title;message\n1;Question;parcel\n2;Ask;invoice\n3;ask,;Invoice!\n")
+    done = inspected(documents, "--column", "text=message", "--json")
+    assert json.loads(done.stdout)["documents"][0]["repeats"] == 1
+    assert "1 documents repeat another's text" in inspected(documents, "--column", "text=message").stderr
 
 
 # Whatever comes

@@ -110,6 +110,7 @@ def test_interrupted_at_every_point_it_ends_as_if_it_never_was(tmp_path: Path, t
         100,
         "cycle 2/3: training",
         "cycle 2/3: ",
+        "cycle 2/3: teacher judges what students answer",
         "no gain since cycle 1",
         "the student of cycle",
         "bundle: label index",

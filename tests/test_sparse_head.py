@@ -23,7 +23,7 @@ from ezxmc.errors import BundleError, TrainingError
 from ezxmc.retrieval import LabelIndex, SparseHead, sparse_head
 from ezxmc.retrieval.sparse_head import Fusion
 from ezxmc.training.dataset import Example
-from ezxmc.training.head import Judged, choose_fusion, fit_head, judged_pairs
+from ezxmc.training.head import Judged, choose_fusion, confirmed, fit_head, judged_pairs, quality_alone
 from ezxmc.training.head.adagrad import RowAdagrad
 from ezxmc.training.head.clusters import balanced_clusters
 from ezxmc.training.head.loss import sparse_bce
@@ -254,6 +254,37 @@ def test_a_head_of_noise_gets_no_weight() -> None:
     assert choice.fusion.weight == 0 and "left out" in choice.line
     few = choose_fusion(head, index, vectors, pool[600:605])
     assert few.fusion.weight == 0 and few.agreement == {} and "too few" in few.line
+
+
+def test_a_head_gains_nothing_by_its_unjudged_mistakes() -> None:
+    head, index, vectors, pool = trained()
+    truth, never = world()[2], head.rows[::5]
+    # Such a head lifts labels that nobody proposed, and so nobody judged.
+    told = [(each, ~np.isin(each.labels, never)) for each in pool[600:750]]
+    apart = [replace(e, labels=e.labels[some], probabilities=e.probabilities[some]) for e, some in told]
+    choice = choose_fusion(head, index, vectors, apart)
+    lifted = replace(head, bias=head.bias.clone())
+    lifted.bias[np.isin(lifted.rows, never)] += 50
+    assert choice.fusion.weight > 0
+
+    def judged(one: SparseHead) -> list[Example]:
+        fused = replace(one, fusion=choice.fusion).search(index, vectors, 5)[1]
+        found = []
+        for each in apart:
+            own = [*index.search(vectors[[each.document]], 5)[1][0], *fused[each.document]]
+            rows = np.unique([*each.labels, *own])
+            right = truth[each.document, rows]
+            p = np.where(right, 0.95, 0.05)
+            found.append(Example(each.document, rows, p, int(right.sum()), int((~right).sum())))
+        return found
+
+    for one, good in ((head, True), (lifted, False)):
+        pooled = judged(one)
+        done = confirmed(choice, one, index, vectors, pooled, quality_alone(index, vectors, pooled))
+        assert (done.fusion.weight > 0) == good and done.documents == 150
+    assert choose_fusion(lifted, index, vectors, apart).fusion.weight > 0, "so it would be without"
+    few = confirmed(choice, head, index, vectors, pooled[:5], quality_alone(index, vectors, pooled[:5]))
+    assert few.fusion.weight == 0 and "too few" in few.line
 
 
 def test_the_same_seed_gives_the_same_head() -> None:

@@ -407,6 +407,25 @@ def test_a_student_that_only_gets_worse_is_left_untrained(tiny: Path, tmp_path: 
     np.testing.assert_allclose(after.encode(["rose sky"]), before.encode(["rose sky"]), atol=1e-6)
 
 
+def test_epochs_are_chosen_by_other_targets_than_those_that_teach(tiny: Path, tmp_path: Path) -> None:
+    before = SentenceTransformer(str(tiny))
+    order = np.argsort(
+        -before.similarity(before.encode(["sky"]), before.encode(["red", "green", "blue"])).numpy()[0]
+    )
+    best = "".join("rgb"[i] for i in order)
+    # What is taught, on the held-out document too, is the reverse of what the teacher alone says.
+    taught = targets_of(*(target(d.uid, best[::-1], 1, 2) for d in DOCUMENTS[2:]))
+    plain = targets_of(target("d2", best, 1, 2))
+    train_on, held = [Document(d.uid, "", "sky") for d in DOCUMENTS[3:]], [DOCUMENTS[2]]
+    options = {"base": tiny, "held_out": held}
+    summary = train_bi_encoder(train_on, LABELS, taught, CONFIG, tmp_path / "s", **options)
+    assert summary.best_epoch > 0
+    summary = train_bi_encoder(
+        train_on, LABELS, taught, CONFIG, tmp_path / "s", held_out_targets=plain, **options
+    )
+    assert summary.best_epoch == 0 and summary.selection[0] == max(summary.selection) > summary.selection[-1]
+
+
 def test_without_held_out_the_last_epoch_is_kept(tiny: Path, tmp_path: Path) -> None:
     summary = train_bi_encoder(DOCUMENTS, LABELS, TARGETS, CONFIG, tmp_path / "s", base=tiny)
     assert summary.best_epoch == 8 and summary.selection == ()

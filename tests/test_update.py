@@ -28,6 +28,7 @@ from ezxmc.calibration.decisions import Decision
 from ezxmc.cli import pipeline as pipeline_cli
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
+from ezxmc.data.growth import Snapshot
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.feedback.budget import Budget
 from ezxmc.feedback.reviews import Answer, Review, Reviews
@@ -128,7 +129,8 @@ def updated(
 
 def catalog_of(config: Path) -> Catalog:
     settings = RunConfig.load(config)
-    return Catalog.load(settings.data, settings.training.held_out, settings.seed)
+    former = Snapshot.places(Path(settings.run_dir))
+    return Catalog.load(settings.data, settings.training.held_out, settings.seed, former=former)
 
 
 def bundle_bytes(config: Path) -> dict[str, bytes]:

@@ -94,7 +94,7 @@ def calibrate(
     everything = docs
     uids = [document.uid for document in docs]
     if held_out is not None:
-        part = set(calibration_part(uids, held_out, seed))
+        part = set(calibration_part(docs, held_out, seed))
         docs = [document for document in docs if document.uid in part]
     with watching() as watch:
         doc_rows.tell(watch.say, "documents")

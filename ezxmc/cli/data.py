@@ -129,6 +129,8 @@ def inspect(
 
 
 def _show_inspection(one: Inspection) -> None:
+    from ezxmc.data.catalog import repeated
+
     many = f", {one.files} files" if one.files > 1 else ""
     table(
         f"{one.source} ({one.format}{many}), {one.rows.kept:,} {one.kind}",
@@ -140,6 +142,8 @@ def _show_inspection(one: Inspection) -> None:
     )
     for row in one.first:
         typer.echo("  " + _short(row, _LINE))
+    if one.repeats:
+        _say(f"{one.source}: {repeated(one.repeats)}")
 
 
 def _short(value: Any, most: int) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from ezxmc.config import DataConfig
 from ezxmc.data.columns import KINDS, columns_for
 from ezxmc.data.documents import read_documents, read_labels
 from ezxmc.data.gold import read_gold
-from ezxmc.data.split import split_documents
+from ezxmc.data.split import Places, placing_uids, same_text, split_documents
 from ezxmc.data.validate import RowReport
 from ezxmc.errors import DataError, instance_of
 from ezxmc.hashing import text_hash
@@ -30,6 +31,9 @@ class Catalog:
         document_rows: How reading went.
         label_rows: How reading went.
         gold_rows: How reading went, if there is gold.
+        placed_by: By uid of a document that another one of its text places, the other's uid.
+        repeats: Documents whose text is another's, but for case, spacing and punctuation.
+        divided: Documents of a text that serves several parts: a run that was begun so keeps them.
     """
 
     documents: list[Document]
@@ -41,10 +45,19 @@ class Catalog:
     document_rows: RowReport
     label_rows: RowReport
     gold_rows: RowReport | None
+    placed_by: dict[str, str] = field(default_factory=dict)
+    repeats: int = 0
+    divided: int = 0
 
     @classmethod
     def load(
-        cls, config: DataConfig, held_out: float, seed: int, say: Callable[[str], None] = lambda text: None
+        cls,
+        config: DataConfig,
+        held_out: float,
+        seed: int,
+        say: Callable[[str], None] = lambda text: None,
+        *,
+        former: Places = MappingProxyType({}),
     ) -> Catalog:
         """Read the inputs and split the documents.
 
@@ -53,6 +66,7 @@ class Catalog:
             held_out: Share of documents not trained on: half select, half calibrate.
             seed: Of the split.
             say: Told how reading each file went.
+            former: What an earlier run has seen: its documents stay in their parts.
 
         Raises:
             DataError: A file cannot be read, holds nothing usable, has a bad
@@ -80,12 +94,28 @@ class Catalog:
                 strict=config.strict,
             )
             gold_rows.tell(say, "gold")
-        uids = [document.uid for document in documents]
-        rest, select, calibrate = _parts(uids, held_out, seed)
-        row = {uid: position for position, uid in enumerate(uids)}
-        to_train, to_select, to_calibrate = ([row[uid] for uid in part] for part in (rest, select, calibrate))
+        placing = placing_uids(documents, former)
+        part_of = parts(placing, held_out, seed)
+        served: dict[str, set[int]] = {}
+        positions: tuple[list[int], list[int], list[int]] = ([], [], [])
+        for i, (document, uid) in enumerate(zip(documents, placing, strict=True)):
+            positions[part_of[uid]].append(i)
+            served.setdefault(same_text(document), set()).add(part_of[uid])
+        repeats = len(documents) - len(served)
+        divided = sum(len(served[same_text(d)]) > 1 for d in documents) if repeats else 0
+        if repeats:
+            say(repeated(repeats, divided))
         return cls(
-            documents, labels, gold, to_train, to_select, to_calibrate, document_rows, label_rows, gold_rows
+            documents,
+            labels,
+            gold,
+            *positions,
+            document_rows,
+            label_rows,
+            gold_rows,
+            {d.uid: uid for d, uid in zip(documents, placing, strict=True) if d.uid != uid},
+            repeats,
+            divided,
         )
 
     @property
@@ -99,16 +129,35 @@ class Catalog:
         return text_hash(
             *(part for d in self.documents for part in (d.uid, d.shown)),
             *(part for label in self.labels for part in (label.uid, label.title, label.text, *label.aliases)),
+            *(part for placed in sorted(self.placed_by.items()) for part in placed),
         )
 
 
-def calibration_part(uids: Sequence[str], held_out: float, seed: int) -> list[str]:
-    """The uids among `uids` that a run with this share and seed calibrates on."""
+def repeated(repeats: int, divided: int = 0) -> str:
+    """What equal texts in a catalog mean, in words."""
+    told = f"{repeats:,} documents repeat another's text, but for case, spacing and punctuation: "
+    if not divided:
+        return f"{told}a text trains, selects or calibrates with all of its documents"
+    return (
+        f"{told}{divided:,} have theirs both in training and kept apart, as this run was begun, and what is "
+        "measured on them is too good; a run in a new run_dir keeps equal texts together"
+    )
+
+
+def calibration_part(documents: Sequence[Document], held_out: float, seed: int) -> list[str]:
+    """The uids of those `documents` that a run on them with this share and seed calibrates on."""
     instance_of(seed, int, "seed", "give a whole number")
-    return _parts(uids, held_out, seed)[2]
+    placing = placing_uids(documents)
+    part_of = parts(placing, held_out, seed)
+    return [d.uid for d, uid in zip(documents, placing, strict=True) if part_of[uid] == CALIBRATING]
 
 
-def _parts(uids: Sequence[str], held_out: float, seed: int) -> tuple[list[str], list[str], list[str]]:
-    rest, apart = split_documents(uids, held_out, seed)
-    select, calibrate = split_documents(apart, 0.5, seed + 1)
-    return rest, select, calibrate
+TRAINING, SELECTING, CALIBRATING = range(3)
+"""The parts that documents serve."""
+
+
+def parts(uids: Iterable[str], held_out: float, seed: int) -> dict[str, int]:
+    """Which part the hash of each uid stands for."""
+    rest, apart = split_documents(list(dict.fromkeys(uids)), held_out, seed)
+    halves = split_documents(apart, 0.5, seed + 1)
+    return {uid: part for part, some in enumerate((rest, *halves)) for uid in some}

@@ -1,8 +1,9 @@
 """What has changed in a catalog since a run: by uid and content, whatever order the rows are in.
 
 A run leaves `catalog.jsonl`: the split's settings, then a row a document
-(`document`, `hash`) and a row a label (`label`, `title`, `rest`: a hash of
-what else is told of it). A text that comes back under another uid carries the
+(`document`, `hash`; `placed_by` where another document of its text decides its
+part) and a row a label (`label`, `title`, `rest`: a hash of what else is told of
+it). A text that comes back under another uid carries the
 uids it was asked about before (`also`), so that its judgments are found.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ezxmc.data.catalog import Catalog
+from ezxmc.data.split import Places
 from ezxmc.errors import DataError
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label
@@ -34,6 +36,7 @@ class Snapshot:
         labels: Title and hash of the rest, by uid.
         also: By uid of a document, other uids its text was asked about under.
         labels_also: The same of labels.
+        placed_by: By uid of a document that another one of its text placed, the other's uid.
     """
 
     seed: int
@@ -42,13 +45,14 @@ class Snapshot:
     labels: dict[str, tuple[str, str]] = field(default_factory=dict)
     also: dict[str, tuple[str, ...]] = field(default_factory=dict)
     labels_also: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    placed_by: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, catalog: Catalog, seed: int, held_out: float, former: Snapshot | None = None) -> Snapshot:
         """Of a catalog as it is now, with what a former snapshot knows of renamed uids."""
         documents = {document.uid: content(document) for document in catalog.documents}
         labels = {label.uid: label_content(label) for label in catalog.labels}
-        found = cls(seed, held_out, documents, labels)
+        found = cls(seed, held_out, documents, labels, placed_by=dict(catalog.placed_by))
         if former:
             titles = {uid: title for uid, (title, _) in labels.items()}
             known = {uid: title for uid, (title, _) in former.labels.items()}
@@ -83,6 +87,8 @@ class Snapshot:
         uid = row.get("document")
         if uid is not None:
             self.documents[uid] = row["hash"]
+            if "placed_by" in row:
+                self.placed_by[uid] = row["placed_by"]
             also = self.also
         else:
             uid = row["label"]
@@ -95,11 +101,28 @@ class Snapshot:
         """JSON lines of `catalog.jsonl`."""
         yield {"seed": self.seed, "held_out": self.held_out}
         for uid, shown in self.documents.items():
-            more = {"also": self.also[uid]} if uid in self.also else {}
+            more: dict[str, Any] = {"also": self.also[uid]} if uid in self.also else {}
+            if uid in self.placed_by:
+                more["placed_by"] = self.placed_by[uid]
             yield {"document": uid, "hash": shown, **more}
         for uid, (title, rest) in self.labels.items():
             more = {"also": self.labels_also[uid]} if uid in self.labels_also else {}
             yield {"label": uid, "title": title, "rest": rest, **more}
+
+    @classmethod
+    def places(cls, run_dir: Path) -> Places:
+        """What decides the parts of the documents that a run has seen; nothing where none was finished.
+
+        Raises:
+            DataError: The run's `catalog.jsonl` is damaged.
+        """
+        file = run_dir / CATALOG
+        return cls.load(file).placing if file.exists() else {}
+
+    @property
+    def placing(self) -> Places:
+        """By uid of a document: the hash of its text, and the uid that placed it."""
+        return {uid: (shown, self.placed_by.get(uid, uid)) for uid, shown in self.documents.items()}
 
     @property
     def hash(self) -> str:

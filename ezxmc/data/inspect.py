@@ -13,6 +13,7 @@ from ezxmc.data.columns import Columns, Kind
 from ezxmc.data.documents import iter_documents, read_labels
 from ezxmc.data.readers import iter_rows
 from ezxmc.data.sources import locate
+from ezxmc.data.split import same_text
 from ezxmc.data.validate import RowReport
 
 _LOOKED_AT = 100
@@ -50,6 +51,7 @@ class Inspection:
         first: The first rows.
         rows: How reading all of it went.
         titles: Title by uid of each record.
+        repeats: Documents whose text is another's, but for case, spacing and punctuation.
     """
 
     source: str
@@ -61,6 +63,7 @@ class Inspection:
     first: list[dict[str, Any]]
     rows: RowReport
     titles: dict[str, str]
+    repeats: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, the titles left out."""
@@ -81,6 +84,7 @@ class Inspection:
             "columns": columns,
             "first": [_ready(row) for row in self.first],
             "rows": self.rows.to_dict(),
+            **({"repeats": self.repeats} if self.kind == "documents" else {}),
         }
 
 
@@ -111,13 +115,16 @@ def inspect_source(source: str | Path, kind: Kind, columns: Mapping[str, str] | 
         cells = [row[name] for row in sample if row.get(name) is not None and str(row[name]).strip()]
         views.append(ColumnView(str(name), fields.get(name), len(cells), cells[0] if cells else None))
     report = RowReport()
+    texts: set[str] = set()
     if kind == "labels":
         labels, report = read_labels(source, columns=columns)
         titles = {label.uid: label.title for label in labels}
     else:
-        titles = {
-            document.uid: document.title for document in iter_documents(source, report, columns=columns)
-        }
+        titles = {}
+        for document in iter_documents(source, report, columns=columns):
+            titles[document.uid] = document.title
+            texts.add(same_text(document))
+    repeats = len(titles) - len(texts) if texts else 0
     return Inspection(
-        str(source), kind, form, len(files), len(sample), views, sample[:_FIRST], report, titles
+        str(source), kind, form, len(files), len(sample), views, sample[:_FIRST], report, titles, repeats
     )

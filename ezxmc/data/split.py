@@ -1,12 +1,20 @@
-"""A split of documents that does not move when documents are added."""
+"""A split of documents that does not move when documents are added, and keeps equal texts together."""
 
 from __future__ import annotations
 
+import re
 import reprlib
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from ezxmc.errors import InputTypeError, instance_of, number_between
 from ezxmc.hashing import text_hash
+from ezxmc.records import Document
+
+_WORD = re.compile(r"\w+")
+Places = Mapping[str, tuple[str, str]]
+"""Of documents a run has seen, by uid: the hash of the text, and the uid whose hash placed it."""
 
 
 def split_documents(uids: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
@@ -37,3 +45,40 @@ def split_documents(uids: Sequence[str], share: float, seed: int) -> tuple[list[
         place = int(text_hash(str(seed), uid)[:13], 16) / 16**13
         (held_out if place < share else rest).append(uid)
     return rest, held_out
+
+
+def same_text(document: Document) -> str:
+    """A hash that documents share whose texts differ in case, spacing and punctuation at most."""
+    shown = document.shown
+    return text_hash(" ".join(_WORD.findall(shown.casefold())) or shown)
+
+
+def placing_uids(documents: Sequence[Document], former: Places = MappingProxyType({})) -> list[str]:
+    """The uid whose hash decides which part each document serves: one for all of the same text.
+
+    What a run has seen stays where it was, whatever has come or gone since; other
+    documents join a text that is known. Of new ones alike the smallest uid decides.
+
+    Args:
+        documents: All of a catalog.
+        former: What an earlier run on it has seen.
+    """
+    alike: dict[str, list[int]] = defaultdict(list)
+    for i, document in enumerate(documents):
+        alike[same_text(document)].append(i)
+    by_text: dict[str, str] = {}
+    for shown, placed in former.values():
+        by_text.setdefault(shown, placed)
+    found = [document.uid for document in documents]
+    for members in alike.values():
+        known: dict[int, str] = {}
+        for i in members if former else ():
+            shown, uid = text_hash(documents[i].shown), documents[i].uid
+            if (seen := former.get(uid)) and seen[0] == shown:
+                known[i] = seen[1]
+            elif shown in by_text:
+                known[i] = by_text[shown]
+        default = next(iter(known.values()), min(found[i] for i in members))
+        for i in members:
+            found[i] = known.get(i, default)
+    return found

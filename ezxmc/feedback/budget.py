@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from ezxmc.config import BudgetConfig, RunConfig
 from ezxmc.data import Catalog
@@ -19,8 +20,12 @@ from ezxmc.hashing import text_hash
 
 LEAST_CANDIDATES = 4
 """A document is asked about at least this many labels before another one gets its first."""
+JUDGED_TOP = 5
+"""Ranks by which students are compared (nDCG@5): of each one's own, the teacher judges so many."""
 # Probabilities need some judgments too, but never most of them.
 _MOST_RESERVED = 0.25
+# Most of what students are compared by, the cycles ask anyway.
+_MOST_COMPARED = 0.1
 # Of two close students, that which agrees better with the teacher is picked in 89 % of the draws; with as
 # many documents as calibrate, in 83 % (tests/bench/calibration_size.py).
 _SELECTING = 2
@@ -100,7 +105,11 @@ class Budget:
         size: Candidates per document and cycle.
         explore: Of these, how many are explored.
         cycles: How many cycles there are.
+        head: Whether a student with a sparse head is compared with one without.
         prior: Pairs asked for the labels' priors, before the first cycle.
+
+    Attributes:
+        compared: Pairs asked to compare students so far, beside what the cycles asked.
     """
 
     def __init__(
@@ -114,6 +123,7 @@ class Budget:
         size: int = 1,
         explore: int = 0,
         cycles: int = 1,
+        head: bool = False,
         prior: int = 0,
     ) -> None:
         self.config = config
@@ -136,9 +146,21 @@ class Budget:
                 reserve = min(reserve, int(asked * _MOST_RESERVED / (1 - _MOST_RESERVED)))
             limit = asked + reserve
         self.reserved = reserve
-        """Pairs kept for the calibration."""
-        self.calibrating = len(calibration) if most is None else -(-reserve // max(1, depth))
-        """Documents the calibration asks about, the first in hash order: of more, the same ones again."""
+        """Pairs kept for the calibration; where pairs are limited, also for comparing students."""
+        self._calibration, self._depth = len(calibration), max(1, depth)
+        self.selecting = in_hash_order(uids, (i for i in selection if i not in self.idle))
+        """Documents that students may be compared on, in random order."""
+        self.comparisons = cycles - 1 + head
+        """How often students are compared."""
+        rankings = (cycles if cycles > 1 else 0) + 2 * head
+        self.comparing = min(
+            len(self.selecting) * JUDGED_TOP * rankings,
+            int(_MOST_COMPARED * asked)
+            if config.max_pairs is None
+            else min(int(_MOST_COMPARED * limit), reserve // 2),
+        )
+        """Pairs that this may ask beside what the cycles ask."""
+        self.compared = 0
         self._for_cycles = limit - self.reserved
         self._cycle_share = self._for_cycles / limit
         self._allotted = 0
@@ -163,6 +185,7 @@ class Budget:
             size=size,
             explore=config.shortlist.explore,
             cycles=config.cycles,
+            head=config.head.enabled,
             prior=context * labels,
         )
 
@@ -173,6 +196,37 @@ class Budget:
             limit is not None
             for limit in (self.config.max_pairs, self.config.max_hours, self.config.documents)
         )
+
+    @property
+    def calibrating(self) -> int:
+        """Documents the calibration asks about, the first in hash order: of more, the same ones again."""
+        if self.config.calibration is None:
+            return self._calibration
+        return -(-self.kept_to_calibrate // self._depth)
+
+    @property
+    def kept_to_calibrate(self) -> int:
+        """Pairs kept for the calibration that comparing students has not taken."""
+        return self.reserved - (0 if self.config.max_pairs is None else self.compared)
+
+    @property
+    def most(self) -> int:
+        """The most pairs that a run asks about, its calibration included."""
+        whole = self._for_cycles + self.reserved + self.prior
+        return whole if self.config.max_pairs is not None else whole + self.comparing
+
+    def to_compare(self, pairs: Sequence[int], cycle: int | None = None) -> list[int]:
+        """Positions of the documents that students are compared on: the first of `selecting`.
+
+        Args:
+            pairs: What each of `selecting` costs beside what the cycles asked.
+            cycle: After which all students so far are compared, whatever was asked to compare the
+                earlier ones included; `None`: after the last comparison of cycles.
+        """
+        left = self.comparing - self.compared
+        if cycle is not None:
+            left = self.comparing * (cycle - 1) // self.comparisons
+        return [i for i, cost in zip(self.selecting, accumulate(pairs), strict=True) if cost <= left]
 
     def pairs(self, cycle: int) -> int:
         """The most pairs that cycles 1 to `cycle` may ask about together."""
@@ -210,18 +264,24 @@ class Budget:
         self._allotted += sum(map(len, found.rows))
         return found
 
-    def stop(self, store: FeedbackStore, teacher: str, cycle: int | None = None) -> Callable[[], bool] | None:
+    def stop(
+        self, store: FeedbackStore, teacher: str, cycle: int | None = None, *, compares: bool = False
+    ) -> Callable[[], bool] | None:
         """Tells `annotate` when the limits are reached; `None` without limits.
 
         Args:
             store: Counts what all sessions spent.
             teacher: Whose judgments are counted.
             cycle: Whose part of the hours counts; `None`: all of them.
+            compares: Whether students are compared after this cycle, for which half of the
+                calibration's hours may be used.
         """
         if not self.limited:
             return None
         reached = sum(self._parts[:cycle]) / sum(self._parts)
         part = 1.0 if cycle is None else self._cycle_share * reached
+        if compares:
+            part += (1 - self._cycle_share) / 2
         seconds = None if self.config.max_hours is None else self.config.max_hours * 3600 * part
         return _Limit(store, teacher, self.config.max_pairs, seconds)
 

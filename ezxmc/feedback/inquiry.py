@@ -41,7 +41,13 @@ class Inquiry:
         self.problem_docs: list[str] = []
 
     def ask(
-        self, documents: Sequence[int], rows: Sequence[Sequence[int]], title: str, cycle: int | None = None
+        self,
+        documents: Sequence[int],
+        rows: Sequence[Sequence[int]],
+        title: str,
+        cycle: int | None = None,
+        *,
+        compares: bool = False,
     ) -> AnnotateSummary:
         """Ask what is not known yet.
 
@@ -50,12 +56,13 @@ class Inquiry:
             rows: Labels of each.
             title: For the progress bar.
             cycle: Whose part of the hours counts; `None`: all of them.
+            compares: As for `Budget.stop`.
         """
         summary = annotate(
             lambda: self._pairs(documents, rows),
             self.teacher,
             self.store,
-            stop=self.budget.stop(self.store, self.teacher.fingerprint, cycle),
+            stop=self.budget.stop(self.store, self.teacher.fingerprint, cycle, compares=compares),
             progress=self._watch.stage(title),
         )
         if summary.stopped:

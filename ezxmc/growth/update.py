@@ -65,8 +65,8 @@ def update(
 ) -> UpdateReport:
     """Bring a finished run up to date with its documents and labels, or go on with an update.
 
-    Documents keep the parts they serve (training, selection, calibration): the
-    split is by uid. Interrupted at any point, the same call goes on.
+    Documents keep the parts they serve (training, selection, calibration), and new ones
+    join a text that is known. Interrupted at any point, the same call goes on.
 
     Args:
         config: The run's configuration; documents and labels may be other files now.
@@ -123,7 +123,9 @@ class _Update:
                 f"nothing is known of this teacher: {unused_judgments(store, teacher)}",
                 "set the teacher and its prompt back, or run in full without --update",
             )
-        self.catalog = Catalog.load(config.data, config.training.held_out, config.seed, watch.say)
+        self.catalog = Catalog.load(
+            config.data, config.training.held_out, config.seed, watch.say, former=former.placing
+        )
         now = Snapshot.of(self.catalog, *split, former)
         self.grown = Grown(former, now, Changes.between(former, self.catalog))
 
@@ -139,7 +141,7 @@ class _Update:
             data=data_summary(self.catalog, self.teacher),
             changes=changes.counts(),
             renamed=[(titles[label.uid], label.title) for label in renamed],
-            full_run=whole.pairs(self.config.cycles) + whole.reserved + whole.prior,
+            full_run=whole.most,
             windows=self._windows(),
         )
         if not changes.any:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ezxmc.bundle import add_labels, labels_of, remove_labels, save_bundle
 from ezxmc.config import RunConfig
 from ezxmc.cycles import UNKEYED
+from ezxmc.data.catalog import parts
 from ezxmc.data.growth import Changes, Snapshot
 from ezxmc.feedback.budget import in_hash_order
 from ezxmc.feedback.inquiry import Inquiry
@@ -58,6 +59,16 @@ class Grown:
     now: Snapshot
     changes: Changes
 
+    @property
+    def elsewhere(self) -> set[str]:
+        """Uids whose text served, or serves, another part under another uid: it may have been trained on."""
+        placed = {**self.former.placed_by, **self.now.placed_by}
+        also = self.now.also
+        uids = {*also, *(other for others in also.values() for other in others)}
+        part_of = parts((placed.get(uid, uid) for uid in uids), self.now.held_out, self.now.seed)
+        part = {uid: part_of[placed.get(uid, uid)] for uid in uids}
+        return {uid for uid, others in also.items() if any(part[other] != part[uid] for other in others)}
+
 
 class Work:
     """The state of one update.
@@ -86,8 +97,9 @@ class Work:
         self.notes: list[str] = []
         changes, uids = grown.changes, [document.uid for document in self.catalog.documents]
         self.row_of = {label.uid: row for row, label in enumerate(self.catalog.labels)}
-        # A text that is there twice, or was, may have been trained on under its other uid.
-        apart = [i for i in self.catalog.to_calibrate if uids[i] not in grown.now.also]
+        self.elsewhere = grown.elsewhere
+        """Documents of a text that served, or serves, another part under another uid."""
+        apart = [i for i in self.catalog.to_calibrate if uids[i] not in self.elsewhere]
         unseen = set(changes.unseen)
         self.old_apart = in_hash_order(uids, (i for i in apart if i not in unseen))
         """Old documents no student has learnt from, in random order."""
@@ -196,8 +208,7 @@ class Work:
         said = [[*pair, yes] for pair, yes in sorted(verdicts.items())]
         content = [*([j.key, j.status, j.log_odds] for j in judgments), *said]
         documents = self.inquiry.documents(self.catalog.to_train)
-        twice = self.grown.now.also
-        select_on = [d for d in self.inquiry.documents(self.catalog.to_select) if d.uid not in twice]
+        select_on = [d for d in self.inquiry.documents(self.catalog.to_select) if d.uid not in self.elsewhere]
 
         def targets() -> Targets:
             former = self.student.bundle.encoder
@@ -220,6 +231,7 @@ class Work:
                 base=base,
                 former=base,
                 held_out=select_on,
+                held_out_targets=self.targets(judgments, verdicts=verdicts),
                 seed=self.config.seed,
                 progress=lambda done, total, loss: bar(done, total),
             ).to_dict(),

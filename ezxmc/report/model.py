@@ -58,6 +58,8 @@ class DataSummary(_Part):
     gold: RowSummary | None = None
     judgments: RowSummary | None = None
     """Of a teacher that replays recorded judgments."""
+    repeats: str = ""
+    """What documents of equal text mean, in words; empty where there are none."""
 
     @property
     def bad(self) -> int:

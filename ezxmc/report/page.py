@@ -99,6 +99,8 @@ def summary(data: RunReport) -> list[str]:
             f"{number(data.data.documents.kept)} documents, {number(data.data.labels.kept)} possible tags, "
             "no annotated example used for training."
         )
+        if data.data.repeats:
+            sentences.append(f"{data.data.repeats}.")
     if data.teacher and data.teacher.warning:
         sentences.append(data.teacher.warning)
     if data.evaluation:

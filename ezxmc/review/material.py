@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ezxmc.calibration import JudgedRows, Platt
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
+from ezxmc.data.growth import Snapshot
 from ezxmc.errors import ConfigError
 from ezxmc.feedback.priors import context_of
 from ezxmc.feedback.recall import judgments_of
@@ -68,7 +69,8 @@ class Material:
         if not store.exists():
             raise ConfigError(f"{run_dir} holds no {STORE}", "give the run_dir of an `ezxmc run`")
         config = RunConfig.load(run_dir / "config.yaml")
-        catalog = Catalog.load(config.data, config.training.held_out, config.seed, say)
+        places = Snapshot.places(run_dir)
+        catalog = Catalog.load(config.data, config.training.held_out, config.seed, say, former=places)
         return cls(config, catalog, run_dir, Decided.load(store, catalog.documents, catalog.labels))
 
     def for_training(

@@ -8,13 +8,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from ezxmc.feedback.budget import JUDGED_TOP
 from ezxmc.feedback.targets import Proposals, Targets
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder
 from ezxmc.training.dataset import Example, examples
 from ezxmc.training.ranks import ALONE, Ranks
-
-_DEPTH = 5
 
 
 def agreement(
@@ -44,7 +43,7 @@ def agreement(
 def ndcg(scores: NDArray[np.floating], gains: NDArray[np.float64]) -> float:
     """nDCG@5 of the labels of one document, ordered by (J,) scores, with (J,) gains; 0 without any gain."""
     order = np.argsort(-scores, kind="stable")
-    discounts = 1 / np.log2(np.arange(2, min(_DEPTH, len(gains)) + 2))
+    discounts = 1 / np.log2(np.arange(2, min(JUDGED_TOP, len(gains)) + 2))
     ideal = float(np.sort(gains)[::-1][: len(discounts)] @ discounts)
     return float(gains[order][: len(discounts)] @ discounts) / ideal if ideal else 0.0
 
@@ -113,7 +112,8 @@ def held_out_agreement(
         encoder: The student.
         documents: Held-out documents.
         labels: All labels.
-        targets: Of these documents at least.
+        targets: Of these documents at least. A student whose own first labels are not among
+            them looks better than it is: nobody has judged its mistakes.
 
     Returns:
         Mean nDCG@5 in [0, 1], or `None` without a usable judgment.

@@ -37,6 +37,7 @@ def train_bi_encoder(
     base: str | Path | None = None,
     former: str | Path | None = None,
     held_out: Iterable[Any] = (),
+    held_out_targets: Targets | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TrainSummary:
@@ -64,6 +65,8 @@ def train_bi_encoder(
             `config.average` says so: a soup of two (Wortsman et al., arXiv 2203.05482).
         held_out: Documents for selection, disjoint from `documents`; without
             any judged ones the last epoch is kept.
+        held_out_targets: Of the held-out documents, if `targets` are not to judge them: what is fused
+            with a former student's opinion teaches well, and prefers students that agree with that.
         seed: Of the order and of the positives drawn.
         progress: Called with (step, steps, loss), in the first process alone.
 
@@ -86,7 +89,7 @@ def train_bi_encoder(
             "split the documents by uid",
         )
     pool = [example for example in examples(documents, labels, targets) if example.positives]
-    judged = examples(held_out, labels, targets)
+    judged = examples(held_out, labels, held_out_targets or targets)
     if not pool:
         raise TrainingError(
             f"none of {len(documents)} documents has a label the teacher calls probable",

@@ -62,6 +62,46 @@ def quality_alone(
     )
 
 
+def confirmed(
+    choice: FusionChoice,
+    head: SparseHead,
+    index: LabelIndex,
+    vectors: NDArray[np.float32],
+    pool: Sequence[Example],
+    beat: NDArray[np.float64],
+) -> FusionChoice:
+    """What `choose_fusion` chose, held to documents on which both rankings' own first labels are judged.
+
+    Elsewhere only what the bi-encoder proposed is: the head's own mistakes do not count.
+
+    Args:
+        choice: A fusion with a weight.
+        head: As for `choose_fusion`.
+        index: Beside it.
+        vectors: (N, D) of the held-out documents.
+        pool: Their judgments.
+        beat: `quality_alone` on the same judgments, of what the fused ranking would replace.
+    """
+    pool, fusion = _ordered(pool), choice.fusion
+    if len(pool) < _FEWEST:
+        return FusionChoice(Fusion(weight=0.0), {}, len(pool))
+    quality = []
+    for example in pool:
+        vector = vectors[example.document]
+        mine = index.vectors(example.labels) @ vector
+        z = head.scores(vector[None], example.labels[None])[0]
+        quality.append(ndcg(fusion(mine, z), example.probabilities))
+    agreement = {0.0: float(beat.mean()), fusion.weight: float(np.mean(quality))}
+    kept = fusion if _gains(np.array(quality), beat) else Fusion(weight=0.0)
+    return FusionChoice(kept, agreement, len(pool))
+
+
+def _gains(quality: NDArray[np.float64], beat: NDArray[np.float64]) -> bool:
+    """Whether the mean is higher by more than the standard error of the difference."""
+    gain = quality - beat
+    return bool(gain.mean() > gain.std() / np.sqrt(len(gain)))
+
+
 def choose_fusion(
     head: SparseHead,
     index: LabelIndex,
@@ -111,8 +151,7 @@ def choose_fusion(
     quality[0.0] = quality_alone(index, vectors, pool) if beat is None else beat
     agreement = {weight: float(values.mean()) for weight, values in sorted(quality.items())}
     best = max(agreement, key=lambda weight: (agreement[weight], -weight))
-    gain = quality[best] - quality[0.0]
-    if gain.mean() <= gain.std() / np.sqrt(len(gain)):
+    if not _gains(quality[best], quality[0.0]):
         best = 0.0
     return FusionChoice(ways[best], agreement, len(pool))
 
