@@ -264,9 +264,9 @@ class Work:
         if not former or not without:
             return []
         return [
-            f"{without:,} of {len(labels):,} labels have no prior of their own, for they were not asked about "
-            "on the documents of the label priors: an update with a higher update.max_pairs, or a run "
-            "without --update, asks."
+            f"{without:,} of {len(labels):,} labels have no prior of their own, for they were not asked "
+            "about on the documents of the label priors: an update with a higher update.max_pairs, or a "
+            "run without --update, asks."
         ]
 
     def learnt(self, judgments: Iterable[Judgment], also: Collection[int] = ()) -> list[Judgment]:
