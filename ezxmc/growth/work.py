@@ -98,8 +98,11 @@ class Work:
         limit = config.update.max_pairs
         if limit is not None:
             drawn = min(drawn, int(limit * _MOST_PROBED) // self.depth)
-        self.probed = in_hash_order(uids, changes.unseen)[:drawn]
-        """New documents that test for drift."""
+        texts: dict[str, int] = {}
+        for i in in_hash_order(uids, changes.unseen):
+            texts.setdefault(self.catalog.documents[i].shown, i)
+        self.probed = list(texts.values())[:drawn]
+        """New documents that test for drift; of equal ones one, for the others would tell nothing more."""
         seen = student.bundle.rows().keys() - {self.catalog.labels[row].uid for row in changes.unseen_labels}
         self.seen = seen & self.row_of.keys()
         """Labels that are what they were."""

@@ -10,7 +10,8 @@ Resampled documents spread less than new ones would, the more so the fewer they
 are, so intervals end at the "expanded" percentiles (Hesterberg, "What Teachers
 Should Know About the Bootstrap", The American Statistician 2015, §4.2). Where
 all count alike, resamples show no spread at all, though other documents may be
-otherwise: the interval then reaches as far as so many alike leave open. Where
+otherwise: the interval then reaches as far as so many alike leave open, and
+that of fewer than five documents so far beyond these. Where
 fewer than `FEW` documents part two runs, p comes from an exact test instead
 (Fisher's sign-flip), and from one document there is neither.
 """
@@ -28,6 +29,7 @@ from ezxmc.metrics.sparse import Floats
 RESAMPLES = 2_000
 FEW = 20
 """Documents below which an interval is rough, and, of those that part two runs, p is of an exact test."""
+_FEWEST = 5  # of 2 to 4 rows the percentiles hold the truth in 50 to 88 of 100
 _BLOCK = 50
 _ALL_FLIPS = 12  # rows up to which every flip is tried; beyond, `_FLIPS` at random
 _FLIPS = 4_000
@@ -97,7 +99,7 @@ def intervals(terms: Terms, *, resamples: int = RESAMPLES, seed: int = 0) -> dic
 
     Returns:
         Lower and upper end by metric, of those at least two rows count for; without those
-            that have no bounds and are alike in all rows.
+            that have no bounds and are alike in all rows, or have fewer than five.
     """
     drawn = _resampled(terms, resamples, seed)
     rows = np.count_nonzero(terms.denominators, axis=0)
@@ -198,10 +200,10 @@ def _ratios(numerators: Floats, denominators: Floats) -> Floats:
 
 
 def _ends(values: Floats, rows: int, least: float, most: float | None) -> tuple[float, float] | None:
-    """The interval; of rows all alike that of a metric between `least` and `most`, if it is."""
+    """The interval; of very few rows, or all alike, that of a metric between `least` and `most`, if it is."""
     tail = 100 * float(ndtr(np.sqrt(rows / (rows - 1)) * stdtrit(rows - 1, 0.025)))
     low, high = (float(end) for end in np.nanpercentile(values, (tail, 100 - tail)))
-    if high - low > _ROUNDING:
+    if rows >= _FEWEST and high - low > _ROUNDING:
         return low, high
     if most is None:
         return None
