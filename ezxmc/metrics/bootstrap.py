@@ -11,7 +11,8 @@ are, so intervals end at the "expanded" percentiles (Hesterberg, "What Teachers
 Should Know About the Bootstrap", The American Statistician 2015, §4.2). Where
 all count alike, resamples show no spread at all, though other documents may be
 otherwise: the interval then reaches as far as so many alike leave open, and
-that of fewer than five documents so far beyond these. Where
+that of fewer than five documents so far beyond these. Where nearly all count
+alike, intervals are short (tests/bench/promises.py). Where
 fewer than `FEW` documents part two runs, p comes from an exact test instead
 (Fisher's sign-flip), and from one document there is neither.
 """
