@@ -228,6 +228,16 @@ def test_a_plan_asks_and_writes_nothing_and_is_no_less_than_what_is_asked(grown:
     assert len(asked.asked) <= planned
 
 
+def test_of_equal_new_documents_one_tests_for_drift(grown: Callable[..., Path]) -> None:
+    def twice(rows: list[dict[str, Any]], _: Any) -> None:
+        for row in rows[BEFORE + 20 :]:
+            row["title"], row["text"] = rows[BEFORE]["title"], rows[BEFORE]["text"]
+
+    report, _ = updated(grown(edit=twice), plan=True)
+    distinct = len({(document(i)["title"], document(i)["text"]) for i in range(BEFORE, BEFORE + 20)})
+    assert report.probe == distinct * 6, "300 pairs would pay for 50 documents"
+
+
 def test_no_more_documents_select_than_in_a_run(
     grown: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
