@@ -71,12 +71,15 @@ class Evaluation:
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Name, value and 95% interval of every metric, to four digits, for a table."""
-        rough = f" (rough: {self.n_documents} documents)" if self.n_documents < FEW else ""
+        counting = np.count_nonzero(self.terms.denominators, axis=0).tolist()
+        rough = {name: roughly(rows) for name, rows in zip(self.terms.names, counting, strict=True)}
         return [
             (
                 name,
                 f"{value:.4f}",
-                "{:.4f} to {:.4f}".format(*self.intervals[name]) + rough if name in self.intervals else "",
+                "{:.4f} to {:.4f}".format(*self.intervals[name]) + rough[name]
+                if name in self.intervals
+                else "",
             )
             for name, value in self.values.items()
         ]
@@ -96,6 +99,11 @@ class Evaluation:
         found = asdict(replace(self, terms=Terms((), np.empty((0, 0)), np.empty((0, 0)))))
         del found["terms"]
         return found
+
+
+def roughly(documents: int) -> str:
+    """What to add to an interval of so few documents that its ends are rough; else nothing."""
+    return f" (rough: {documents} documents)" if documents < FEW else ""
 
 
 def evaluate(

@@ -383,19 +383,25 @@ class _Run:
         rows = [[row[uid] for uid in found.labels] for found in predictions]
         # Where a budget ends, the calibrator is fitted on a random part of its documents.
         order = in_hash_order([found.uid for found in predictions], range(len(part)))
-        asked = order[: self.inquiry.budget.calibrating]
+        calibrating = self.inquiry.budget.calibrating
+        asked = order[:calibrating]
         left = self.inquiry.unasked_pairs, len(self.inquiry.problem_docs)
-        self.inquiry.ask([part[i] for i in asked], [rows[i] for i in asked], "calibration: teacher judges")
-        for i in order[len(asked) :]:
-            # Asked when more were wanted. Others, of which a cycle asked some labels, would mislead.
-            if len(self.inquiry.judged(part[i], rows[i])) < len(rows[i]):
+        done = self.inquiry.ask(
+            [part[i] for i in asked], [rows[i] for i in asked], "calibration: teacher judges"
+        )
+        # Labels that a cycle asked about mislead, for the student does not rank all of them first: whole
+        # documents count, some of them asked when more were wanted, and none that is whole by chance.
+        whole = []
+        for place, i in enumerate(order):
+            if len(self.inquiry.judged(part[i], rows[i])) == len(rows[i]):
+                whole.append(i)
+            elif done.stopped or place >= calibrating:
                 break
-            asked.append(i)
-        teacher = teacher_verdicts(self.inquiry.answers([part[i] for i in asked], [rows[i] for i in asked]))
+        teacher = teacher_verdicts(self.inquiry.answers([part[i] for i in whole], [rows[i] for i in whole]))
         reviewed = self.decided.lists(predictions, depth)
         calibrate(bundle, predictions, teacher, reviewed, depth, self.watch)
-        whole = left == (self.inquiry.unasked_pairs, len(self.inquiry.problem_docs))
-        return {"whole": whole, "reviewed": reviewed.line}
+        all_asked = left == (self.inquiry.unasked_pairs, len(self.inquiry.problem_docs))
+        return {"whole": all_asked, "reviewed": reviewed.line}
 
     def recall(self) -> list[Judgment]:
         """All that is known of the catalog's texts; what the store holds of others is told."""

@@ -20,15 +20,22 @@ LAW = expit(6 * SCORES - 3 - 1.2 * np.log(np.arange(1, 7)))
 ROWS = JudgedRows.of(SCORES, RNG.random(SCORES.shape) < LAW, RNG.random(SCORES.shape) < 0.8)
 
 
-def reference(features: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray, float]:
-    """scikit-learn's logistic regression; a fractional hit is a yes and a no with weights."""
-    model = LogisticRegression(C=np.inf, tol=1e-10, max_iter=10_000)
+def reference(
+    features: np.ndarray, hits: np.ndarray, units: np.ndarray | None = None
+) -> tuple[np.ndarray, float]:
+    """scikit-learn's logistic regression; a fractional hit is a yes and a no with weights.
+
+    `units`: of each feature; then weights in these units have a prior of deviation √10.
+    """
+    size = np.ones(features.shape[1]) if units is None else units
+    model = LogisticRegression(C=np.inf if units is None else 10.0, tol=1e-10, max_iter=10_000)
+    scaled = features / size
     model.fit(
-        np.concatenate([features, features]),
+        np.concatenate([scaled, scaled]),
         np.repeat([1, 0], len(hits)),
         sample_weight=np.concatenate([hits, 1 - hits]),
     )
-    return model.coef_[0], float(model.intercept_[0])
+    return model.coef_[0] / size, float(model.intercept_[0])
 
 
 def platt_targets(hits: np.ndarray) -> np.ndarray:
@@ -62,7 +69,7 @@ def test_what_isotonic_says_of_a_short_block_stays_in_it() -> None:
 
 def test_platt_equals_scikit_learn_on_platts_targets() -> None:
     scores = ROWS.scores[ROWS.known]
-    (slope,), offset = reference(scores[:, None], platt_targets(ROWS.verdicts))
+    (slope,), offset = reference(scores[:, None], platt_targets(ROWS.verdicts), scores.std(keepdims=True))
     found = Platt.fit(ROWS)
     assert (found.slope, found.offset) == pytest.approx((slope, offset), rel=1e-3)
     assert found.transform(0.4) == pytest.approx(1 / (1 + np.exp(-slope * 0.4 - offset)), rel=1e-3)
@@ -91,7 +98,8 @@ def test_ranked_equals_scikit_learn_inside_its_bounds() -> None:
     best = np.repeat(ROWS.scores[:, :1], 6, axis=1)
     columns = [best, ROWS.scores - best, -np.log(np.tile(np.arange(1, 7), (800, 1)))]
     features = np.stack([column[ROWS.known] for column in columns], axis=1)
-    weights, offset = reference(features, platt_targets(ROWS.verdicts))
+    deviation = ROWS.scores[ROWS.known].std()
+    weights, offset = reference(features, platt_targets(ROWS.verdicts), np.array([deviation, deviation, 1]))
     assert weights[1] > 0 and weights[2] > 0
     found = Ranked.fit(ROWS)
     assert [found.best, found.margin, found.rank, found.offset] == pytest.approx(

@@ -182,10 +182,16 @@ def test_the_line_step_by_step(ezxmc: Ezxmc, catalog: Path, tiny_encoder: Path, 
     assert (indexed["labels"], indexed["dimension"]) == (25, 32)
 
     part = ("--held-out", 0.4, "--depth", 10)
-    fitted = ezxmc("calibrate", "bundle", "documents.jsonl", "--store", "f.sqlite", *part, "--json").json
-    assert fitted["target"] == "teacher" and fitted["pairs"] >= 20
+    fit = ("calibrate", "bundle", "documents.jsonl", "--store", "f.sqlite", *part)
+    refused = ezxmc(*fit)
+    assert refused.code == 1 and "own top 10 were never judged" in refused.err and "--missing" in refused.err
+    lacking = ezxmc(*fit, "--missing", "missing.jsonl", "--json").json
+    asked = ezxmc("annotate", *inputs, "missing.jsonl", *ask[4:]).json
+    assert asked["asked"] == lacking["pairs"] > 10
+    fitted = ezxmc(*fit, "--json").json
+    assert fitted["target"] == "teacher" and fitted["pairs"] == 10 * fitted["documents"]
     human = ezxmc("calibrate", "bundle", "documents.jsonl", "--gold", "gold.tsv", *part, "--json").json
-    assert human["target"] == "human" and human["pairs"] > fitted["pairs"]
+    assert human["target"] == "human" and human["pairs"] >= 20
 
     tagged = ezxmc("predict", "bundle", "documents.jsonl", "-o", "tags.jsonl", "--k", 10)
     assert tagged.code == 0 and tagged.out == ""

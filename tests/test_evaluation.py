@@ -259,6 +259,13 @@ def test_command(tmp_path: Path) -> None:
     assert set(found["rows"]) == {"gold", "train_gold", "predictions", "compare"}
     shown = ezxmc(*more[-2:])
     assert shown.exit_code == 0 and "difference" in shown.stdout and f"{gap['value']:+.4f}" in shown.stdout
+    assert "rough" not in shown.stdout
+    (tmp_path / "g.tsv").write_text("\n".join(pair for pair in pairs if pair < "d2"))
+    few = len({pair.split("\t")[0] for pair in pairs if pair < "d2"})
+    for options in ((), more[-2:]):
+        told = " ".join(ezxmc(*options).stdout.split())
+        assert few < 20 and f"(rough: {few} documents)" in told, told
+    (tmp_path / "g.tsv").write_text("\n".join(pairs))
     filtered = ezxmc("--filter", tmp_path / "f.tsv", "--json")
     assert filtered.exit_code == 3, "the broken row of the filter"
     assert json.loads(filtered.stdout)["rows"]["filter"]["counts"] == {"field_count": 1}

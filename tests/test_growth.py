@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from fakes import FakeTeacher
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 import ezxmc.disk as disk
 import ezxmc.growth.history as growth_history
+from ezxmc.config import RunConfig
 from ezxmc.data import Catalog, RowReport
 from ezxmc.data.catalog import parts
 from ezxmc.data.growth import Changes, Snapshot
 from ezxmc.disk import exchange
 from ezxmc.errors import DataError
+from ezxmc.feedback.priors import context_of
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.growth.history import History
 from ezxmc.growth.pool import known_judgments
+from ezxmc.growth.selection import PRIORS, select
 from ezxmc.growth.work import Grown
 from ezxmc.manifest import Manifest, read_manifest
-from ezxmc.records import Document, Label, Pair
+from ezxmc.records import Document, Judgment, Label, Pair, Status
+from ezxmc.retrieval import BiEncoder
 from ezxmc.rundir import RunDir
 
 
@@ -53,6 +63,62 @@ def test_every_kind_of_change_is_told_apart() -> None:
     assert [[now.labels[i].uid for i in rows] for rows in parts] == [["w"], ["y"], ["z"], ["r"]]
     assert found.gone_labels == [] and found.any
     assert sum(found.counts().values()) == 8
+
+
+class AnyEncoder:
+    """Vectors that say nothing, the same for the same text."""
+
+    def encode_documents(self, texts: Sequence[str], progress: Any = None) -> NDArray[np.float32]:
+        seeds = [zlib.crc32(text.encode()) for text in texts]
+        found = np.array([np.random.default_rng(seed).normal(size=8) for seed in seeds], dtype=np.float32)
+        return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True))
+
+    encode_labels = encode_documents
+
+
+def test_a_limit_pays_for_the_priors_of_whole_labels_and_the_next_update_for_the_rest() -> None:
+    documents = {f"d{i}": f"document {i}" for i in range(60)}
+    old = {f"l{i}": f"old {i}" for i in range(40)}
+    now = catalog(documents, old | {f"n{i}": f"new {i}" for i in range(6)})
+    config = RunConfig.model_validate(
+        {
+            "data": {"documents": "documents.jsonl", "labels": "labels.jsonl"},
+            "shortlist": {"size": 5, "explore": 1, "lexical": False},
+        }
+    )
+    asked_on = [f"d{i}" for i in (3, 14, 15, 9)]
+
+    def judged(docs: Iterable[str], labels: Iterable[str]) -> list[Judgment]:
+        pairs = itertools.product(docs, labels)
+        return [Judgment(f"{doc} {label}", doc, label, Status.OK, 0.0, 1.0) for doc, label in pairs]
+
+    known = judged(asked_on, old) + judged(["d20", "d21"], ["l1", "l2", "l3"])
+
+    def selected(known: list[Judgment], former: Catalog, limit: int | None) -> dict[str, set[str]]:
+        changes = Changes.between(seen(former), now)
+        found = select(config, now, changes, cast(BiEncoder, AnyEncoder()), known, (), limit)
+        assert limit is None or sum(found.counts().values()) <= limit
+        pairs = [(i, row) for rows in found.parts.values() for i, labels in enumerate(rows) for row in labels]
+        assert len(pairs) == len(set(pairs)), "a pair stands twice"
+        priors = enumerate(found.parts[PRIORS])
+        return {now.documents[i].uid: {now.labels[row].uid for row in rows} for i, rows in priors if rows}
+
+    def on(labels: set[str]) -> dict[str, set[str]]:
+        return {uid: labels for uid in asked_on}
+
+    first = catalog(documents, old)
+    new = {f"n{i}" for i in range(6)}
+    assert selected(known, first, None) == on(new)
+    # A quarter of the limit pays for 3 of the 6 labels on the 4 documents.
+    part = selected(known, first, 55)
+    assert part == on({"n0", "n1", "n2"})
+    after = known + judged(asked_on, ["n0", "n1", "n2"])
+    assert {(j.doc_uid, j.label_uid) for j in context_of(after, 46)} == {
+        (doc, label) for doc in asked_on for label in [*old, "n0", "n1", "n2"]
+    }
+    # Next time these labels are not new.
+    later = catalog(dict(list(documents.items())[:50]), old | {f"n{i}": f"new {i}" for i in range(6)})
+    assert selected(after, later, None) == on({"n3", "n4", "n5"})
 
 
 texts = st.dictionaries(

@@ -134,10 +134,43 @@ def test_an_interval_of_few_documents_holds_the_truth_as_often(documents: int) -
     assert binomtest(inside, 200, 0.92, alternative="less").pvalue > 0.001, inside
 
 
+@pytest.mark.parametrize(("documents", "rate"), [(5, 0.9), (50, 0.99), (200, 0.995)])
+def test_documents_that_are_all_alike_are_no_certainty(documents: int, rate: float) -> None:
+    rng = np.random.default_rng(documents)
+    inside = apart = 0
+    for _ in range(200):
+        right = mean_of(rng.random(documents) < rate)
+        low, high = intervals(right, resamples=100)["mean"]
+        inside += low <= rate <= high
+        gap = differences(right, mean_of(np.ones(documents)), resamples=100)["mean"]
+        apart += gap.low <= rate - 1 <= gap.high
+    # Resamples alone hold it in 41, 39 and 63 of 100.
+    for count in (inside, apart):
+        assert binomtest(count, 200, 0.92, alternative="less").pvalue > 0.001, count
+
+
+def test_how_far_documents_that_are_all_alike_leave_it_open() -> None:
+    low, high = intervals(mean_of(np.ones(30)))["mean"]
+    assert high == 1 and binomtest(30, 30).proportion_ci(0.95).low == pytest.approx(low)
+    # A loss without bounds may be anything elsewhere: nothing is said.
+    loss = Terms(("NLL",), np.full((30, 1), 1.5), np.ones((30, 1)))
+    assert intervals(loss) == differences(loss, loss) == {}
+
+
 def test_equal_runs_do_not_differ() -> None:
     same = mean_of(np.array([0.0, 1.0, 0.5]))
     found = differences(same, same)["mean"]
-    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
+    assert (found.value, found.p, found.rows) == (0, 1, 3) and found.high == -found.low < 1
+
+
+@pytest.mark.parametrize(("for_one", "for_other"), [(4, 0), (5, 0), (6, 1), (11, 3)])
+def test_p_is_that_of_the_documents_that_part_the_runs(for_one: int, for_other: int) -> None:
+    """However many others there are: the test of McNemar, exactly."""
+    first, second = np.ones(1_000), np.ones(1_000)
+    second[:for_one] = first[for_one : for_one + for_other] = 0
+    found = differences(mean_of(first), mean_of(second))["mean"]
+    exact = binomtest(for_one, for_one + for_other).pvalue
+    assert found.p == pytest.approx(exact, abs=0.01) and found.rows == 1_000
 
 
 def test_what_has_no_value_has_no_interval() -> None:
@@ -147,7 +180,8 @@ def test_what_has_no_value_has_no_interval() -> None:
     assert set(intervals(terms)) == {"P@1"} == set(differences(terms, terms))
     # Two documents in three count for this one: draws without them are left out.
     rare = Terms(("tail",), np.array([[0.5], [0.5], [0.0]]), np.array([[1.0], [1.0], [0.0]]))
-    assert intervals(rare)["tail"] == (0.5, 0.5)
+    low, high = intervals(rare)["tail"]
+    assert (low, high) == pytest.approx((0.5 * 0.025**0.5, 1 - 0.5 * 0.025**0.5))
     only = Terms(("P@1",), numbers[:, :1], np.ones((3, 1)))
     assert set(differences(terms, only)) == {"P@1"}
     with pytest.raises(ValueError, match="cannot be paired"):

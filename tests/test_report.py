@@ -281,6 +281,14 @@ def test_user_text_is_escaped_everywhere() -> None:
     assert html.count("&lt;script&gt;") > 15
 
 
+@pytest.mark.parametrize(("documents", "rough"), [(19, True), (20, False)])
+def test_intervals_of_few_documents_say_so(documents: int, rough: bool) -> None:
+    evaluation = full().model_dump()["evaluation"] | {"documents": documents, "reliability": {}}
+    one = evaluation | {"after_intervals": {"P@1": (0.4, 0.7)}}
+    html = render_report(RunReport.model_validate({"title": "t", "created": "now", "evaluation": one}))
+    assert (f"Of {documents} documents, intervals are rough." in html) == rough
+
+
 def test_nothing_is_loaded_and_nothing_runs() -> None:
     html = render_report(full())
     for tag, attrs in Page(html).tags:

@@ -95,13 +95,30 @@ def test_context_shows_a_prior_that_shortlists_hide() -> None:
 
 def test_context_is_found_among_judgments_and_drawn_the_same_every_time() -> None:
     full = [ok("c", f"l{i:02}", 0.0) for i in range(20)]
-    assert context_of([*grid(), *full], 20) == full
-    assert context_of([*grid(), *full[:18]], 20) == []
+    listed = grid(labels=9)
+    assert context_of([*listed, *full], 20) == full
+    assert context_of([*listed, *full[:18]], 20) == []
     documents = [Document(f"d{i}", "", "text") for i in range(50)]
     there = [documents[i] for i in context_documents(documents, range(40), 5)]
     documents.reverse()
     back = [documents[i] for i in context_documents(documents, range(10, 50), 5)]
     assert len(set(there)) == 5 and back == there
+
+
+@pytest.mark.parametrize("late", [1, 25, 400])
+def test_labels_that_came_later_do_not_cost_the_others_their_priors(late: int) -> None:
+    context = [ok(f"c{i}", f"l{j:03}", -1.0) for i in range(8) for j in range(466)]
+    rng = np.random.default_rng(late)
+    listed = [
+        ok(f"d{i}", f"l{j:03}", 2.0) for i in range(300) for j in rng.permutation(466 + late)[: 14 + i % 50]
+    ]
+    # One of the documents is near a new label.
+    near = [ok("c3", "l466", 5.0)]
+    assert context_of([*listed, *context, *near], 466 + late) == context
+    # Every document's shortlist holds most of a small catalog; none was asked on purpose.
+    short = [ok(f"d{i}", f"l{j}", 0.0) for i in range(40) for j in rng.permutation(20)[: 12 + i % 3]]
+    assert context_of(short, 20) == []
+    assert context_of([*short, *(ok("c", f"l{j}", 0.0) for j in range(20))], 21)[0].doc_uid == "c"
 
 
 @pytest.mark.parametrize(

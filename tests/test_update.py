@@ -235,6 +235,16 @@ def test_a_plan_asks_and_writes_nothing_and_is_no_less_than_what_is_asked(grown:
     assert len(asked.asked) <= planned
 
 
+def test_of_equal_new_documents_one_tests_for_drift(grown: Callable[..., Path]) -> None:
+    def twice(rows: list[dict[str, Any]], _: Any) -> None:
+        for row in rows[BEFORE + 20 :]:
+            row["title"], row["text"] = rows[BEFORE]["title"], rows[BEFORE]["text"]
+
+    report, _ = updated(grown(edit=twice), plan=True)
+    distinct = len({(document(i)["title"], document(i)["text"]) for i in range(BEFORE, BEFORE + 20)})
+    assert report.probe == distinct * 6, "300 pairs would pay for 50 documents"
+
+
 def test_no_more_documents_select_than_in_a_run(
     grown: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -658,15 +668,25 @@ def test_the_command_plans_updates_and_says_when_there_is_nothing(
     assert called().exit_code == 3, "the gold names labels that come later"
     nothing = called("--update")
     assert nothing.exit_code == 3 and "nothing was asked" in nothing.stdout
+
+    def poor(rows: list[Any], labels: list[Any]) -> None:
+        labels.extend({"uid": f"x{i}", "title": f"other {i}"} for i in range(3))
+
+    write_day(tmp_path / "w", tiny_encoder, 75, late=False, edit=poor, **settings, update={"probe": 0})
+    few = json.loads(called("--update", "--max-pairs", "24", "--json").stdout)
+    # A quarter of what the calibration leaves pays for two of three labels on both documents.
+    assert few["selected"][PRIORS] == 4 and few["asked"] <= 24
+    assert any("1 of 23 labels have no prior of their own" in note for note in few["notes"])
     write_day(tmp_path / "w", tiny_encoder, 90, late=True, **settings)
     planned = called("--update", "--plan", "--json")
-    assert planned.exit_code == 0 and json.loads(planned.stdout)["changes"]["new documents"] == 20
+    assert planned.exit_code == 0 and json.loads(planned.stdout)["changes"]["new documents"] == 15
     done = called("--update", "--max-pairs", "150", "--json")
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     # Two documents were asked about all labels: the new ones are now asked there too.
     assert told["selected"][PRIORS] == 2 * len(LATE)
-    assert told["number"] == 1 and told["asked"] <= 150 and told["student"] == "trained"
+    assert not any("no prior" in note for note in told["notes"])
+    assert told["number"] == 2 and told["asked"] <= 150 and told["student"] == "trained"
     with (tmp_path / "w" / "documents.jsonl").open("a") as handle:
         handle.write("{broken\n")
     assert called("--update").exit_code == 3, "a bad row is not dropped in silence"

@@ -2,7 +2,7 @@
 
 from ezxmc.calibration.calibrator import KINDS, Calibrator, Kind, Target
 from ezxmc.calibration.corrected import Corrected
-from ezxmc.calibration.fit import Verdict, fit_calibrator, fit_few_shot, judged_rows
+from ezxmc.calibration.fit import LEAST_JUDGED, Verdict, fit_calibrator, fit_few_shot, judged_rows, unjudged
 from ezxmc.calibration.isotonic import Isotonic
 from ezxmc.calibration.platt import Platt
 from ezxmc.calibration.ranked import Ranked
@@ -11,6 +11,7 @@ from ezxmc.calibration.temperature import Temperature
 
 __all__ = [
     "KINDS",
+    "LEAST_JUDGED",
     "Calibrator",
     "Corrected",
     "Isotonic",
@@ -24,4 +25,5 @@ __all__ = [
     "fit_calibrator",
     "fit_few_shot",
     "judged_rows",
+    "unjudged",
 ]

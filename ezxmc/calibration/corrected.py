@@ -11,7 +11,7 @@ from pydantic import Field
 from scipy.special import expit, logit
 
 from ezxmc.calibration.isotonic import Isotonic
-from ezxmc.calibration.logistic import fit_logistic
+from ezxmc.calibration.logistic import PULL, fit_logistic
 from ezxmc.calibration.platt import Platt
 from ezxmc.calibration.ranked import Ranked
 from ezxmc.calibration.rows import Floats, JudgedRows, log_ranks
@@ -19,10 +19,6 @@ from ezxmc.calibration.temperature import Temperature
 
 Simple = Annotated[Isotonic | Platt | Temperature | Ranked, Field(discriminator="kind")]
 
-_PULL = 0.1
-"""Of the identity, in nats per squared unit of each weight: a normal prior of deviation 3.
-
-A stronger one holds on to the teacher's zero point, which can be off by several nats."""
 _EDGE = 1e-4
 
 
@@ -63,7 +59,8 @@ class Corrected:
             rows.verdicts,
             lower=[0.0, 0.0, -np.inf],
             prior=[1.0, 0.0, 0.0],
-            strength=_PULL,
+            # A stronger one holds on to the teacher's zero point, which can be off by several nats.
+            strength=PULL,
         )
         return cls(shape, float(slope), float(rank), float(offset))
 

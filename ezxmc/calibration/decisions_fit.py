@@ -62,7 +62,9 @@ def control_missed_rate(reviewed: Reviewed, target: float, *, abstain_below: flo
     Conformal risk control (arXiv 2208.02814), exact over all thresholds: the
     loss only rises with the threshold, in steps at the probabilities of right
     labels. Documents without a gold label have no missed-label rate and are
-    left out, so the promise is for documents that have one.
+    left out, so the promise is for documents that have one. It is an
+    expectation over draws of reviewed documents: where even all candidates miss
+    more than `target`, a lucky draw of few documents does not show it.
 
     Args:
         reviewed: The documents.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,6 +14,31 @@ from ezxmc.records import Prediction
 
 Verdict = Callable[[str, str], float | None]
 """(document uid, label uid) to how far the label applies, in [0, 1]; `None`: nobody said."""
+
+
+LEAST_JUDGED = 0.9
+"""Share of a student's own first labels that must be judged: as much too high may a probability be."""
+
+
+def unjudged(
+    predictions: Sequence[Prediction], judged: Collection[tuple[str, str]], k: int
+) -> dict[str, list[str]]:
+    """What is missing of documents that somebody judged, or of all where nobody judged any.
+
+    Pairs that another model proposed are right more often than those only this
+    student ranks first, so rates among them are too high for it.
+
+    Args:
+        predictions: Of N documents, best label first.
+        judged: Pairs of a document's and a label's uid that were asked about, answered or not.
+        k: Ranks used.
+
+    Returns:
+        By document the labels of its top k that nobody judged; empty if there are none.
+    """
+    begun = {doc for doc, _ in judged}
+    some = [p for p in predictions if p.uid in begun] or predictions
+    return {p.uid: [label for label in p.labels[:k] if (p.uid, label) not in judged] for p in some}
 
 
 def judged_rows(predictions: Sequence[Prediction], verdict: Verdict, k: int) -> JudgedRows:

@@ -17,9 +17,9 @@ def fit_logistic(
     *,
     lower: Sequence[float],
     prior: Sequence[float] | None = None,
-    strength: float = 0.0,
+    strength: float | Sequence[float] = 0.0,
 ) -> Floats:
-    """Weights w that minimise Σ_i NLL(h_i, σ(x_i·w)) + ½·strength·Σ_j (w_j − prior_j)².
+    """Weights w that minimise Σ_i NLL(h_i, σ(x_i·w)) + ½·Σ_j strength_j·(w_j − prior_j)².
 
     The problem is convex; fractional hits weigh both answers.
 
@@ -28,7 +28,7 @@ def fit_logistic(
         hits: (n,) in [0, 1].
         lower: (d,) least weights; −inf where any is allowed.
         prior: (d,) where the weights are drawn to; zeros by default.
-        strength: How strongly, in nats per squared unit; 0 for maximum likelihood.
+        strength: How strongly, in nats per squared unit, all alike or each; 0 for maximum likelihood.
 
     Returns:
         (d,) weights.
@@ -38,12 +38,12 @@ def fit_logistic(
     size = np.sqrt(np.mean(features**2, axis=0))
     size[size == 0] = 1.0
     scaled = features / size
-    n = len(hits)
+    n, pull = len(hits), np.broadcast_to(np.asarray(strength, dtype=np.float64), center.shape)
 
     def loss(weights: Floats) -> tuple[float, Floats]:
         logits, away = scaled @ weights, weights / size - center
-        value = np.logaddexp(0.0, logits).sum() - hits @ logits + 0.5 * strength * away @ away
-        slope = scaled.T @ (expit(logits) - hits) + strength * away / size
+        value = np.logaddexp(0.0, logits).sum() - hits @ logits + 0.5 * pull @ away**2
+        slope = scaled.T @ (expit(logits) - hits) + pull * away / size
         return float(value) / n, slope / n
 
     bounds = [(low * by if np.isfinite(low) else None, None) for low, by in zip(lower, size, strict=True)]
@@ -52,6 +52,19 @@ def fit_logistic(
         loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-14, "gtol": 1e-9}
     )
     return np.asarray(found.x / size, dtype=np.float64)
+
+
+PULL = 0.1
+"""Nats per squared unit of a weight: a normal prior of deviation 3."""
+
+
+def pull_of_scores(scores: Floats) -> float:
+    """`PULL` for the weight of scores, their own deviation being the unit.
+
+    Few documents may part hits and misses by the last digits of their scores:
+    then nothing but a prior keeps other scores from certainty.
+    """
+    return PULL * float(np.var(scores))
 
 
 def smoothed(hits: Floats) -> Floats:

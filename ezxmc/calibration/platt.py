@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from ezxmc.calibration.logistic import fit_logistic, smoothed
+from ezxmc.calibration.logistic import fit_logistic, pull_of_scores, smoothed
 from ezxmc.calibration.rows import Floats, JudgedRows
 
 
@@ -34,10 +34,15 @@ class Platt:
 
     @classmethod
     def fit(cls, rows: JudgedRows) -> Platt:
-        """Maximum likelihood on Platt's smoothed targets."""
+        """Maximum a posteriori on Platt's smoothed targets; see `pull_of_scores`."""
         scores = rows.scores[rows.known]
         features = np.stack([scores, np.ones_like(scores)], axis=1)
-        slope, offset = fit_logistic(features, smoothed(rows.verdicts), lower=[0.0, -np.inf])
+        slope, offset = fit_logistic(
+            features,
+            smoothed(rows.verdicts),
+            lower=[0.0, -np.inf],
+            strength=[pull_of_scores(scores), 0.0],
+        )
         return cls(float(slope), float(offset))
 
     def transform(self, scores: ArrayLike) -> Floats:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from ezxmc.calibration.logistic import fit_logistic, smoothed
+from ezxmc.calibration.logistic import PULL, fit_logistic, pull_of_scores, smoothed
 from ezxmc.calibration.rows import Floats, JudgedRows, log_ranks
 
 
@@ -41,11 +41,13 @@ class Ranked:
 
     @classmethod
     def fit(cls, rows: JudgedRows) -> Ranked:
-        """Maximum likelihood on Platt's smoothed targets, the weights bounded so that the order is kept."""
+        """Maximum a posteriori on Platt's smoothed targets, the weights bounded so that the order is kept."""
+        pull = pull_of_scores(rows.scores[rows.known])
         best, margin, rank, offset = fit_logistic(
             np.stack([column[rows.known] for column in _features(rows.scores)], axis=1),
             smoothed(rows.verdicts),
             lower=[-np.inf, 0.0, 0.0, -np.inf],
+            strength=[pull, pull, PULL, 0.0],
         )
         return cls(float(best), float(margin), float(rank), float(offset))
 

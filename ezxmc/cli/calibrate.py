@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 from ezxmc.cli.console import Column, Json, Untagged, answer, bad_rows, columns_of, settle_untagged, watching
 from ezxmc.cli.judgments import opened
 from ezxmc.cli.pipeline import Documents, Seed, newest_judgments
+from ezxmc.records import Prediction
 
 
 class TargetName(StrEnum):
@@ -57,6 +59,10 @@ def calibrate(
     held_out: Annotated[
         float | None, typer.Option(help="As given to `ezxmc train`; else all are used.")
     ] = None,
+    missing: Annotated[
+        Path | None,
+        typer.Option(help="Fit nothing: write the pairs --store lacks, for `ezxmc annotate`."),
+    ] = None,
     seed: Seed = 0,
     without_gold: Untagged = None,
     column: Column = None,
@@ -70,13 +76,26 @@ def calibrate(
     of --gold, --reviewed takes what `ezxmc review` put into a store.
 
     Use documents the student was not trained on: --held-out and --seed as in
-    `ezxmc train` pick the part it kept apart, or give a file of their own.
+    `ezxmc train` pick the part it kept apart, or give a file of their own. The
+    teacher must have judged the bundle's own top labels of them, not only a
+    shortlist that another model made: --missing writes what to ask yet.
 
     Example: ezxmc calibrate bundle reviewed.jsonl --gold reviewed.tsv --target both
     """
     from ezxmc.bundle import add_calibrator
-    from ezxmc.calibration import KINDS, Calibrator, Verdict, fit_calibrator, fit_few_shot, judged_rows
+    from ezxmc.calibration import (
+        KINDS,
+        LEAST_JUDGED,
+        Calibrator,
+        Verdict,
+        fit_calibrator,
+        fit_few_shot,
+        judged_rows,
+        unjudged,
+    )
     from ezxmc.data import calibration_part, columns_for, read_documents, read_gold
+    from ezxmc.data.shortlists import check_shortlist, write_shortlist
+    from ezxmc.errors import TrainingError
     from ezxmc.feedback.reviews import Decided, tag_verdicts
     from ezxmc.feedback.targets import teacher_verdicts
     from ezxmc.manifest import check_changeable
@@ -88,6 +107,10 @@ def calibrate(
     aim = target or _target(store is not None, people)
     if (aim is not TargetName.TEACHER and not people) or (aim is TargetName.TEACHER and store is None):
         raise typer.BadParameter(f"--target {aim} needs {'--store' if people else '--gold or --reviewed'}")
+    if missing is not None:
+        if store is None:
+            raise typer.BadParameter("--missing needs --store")
+        check_shortlist(missing, [documents, store])
     kinds = KINDS if kind is None else (kind.value,)
     check_changeable(bundle)
     docs, doc_rows = read_documents(documents, columns=columns_for("documents", columns_of(column)))
@@ -127,6 +150,21 @@ def calibrate(
     else:
         recalled = newest_judgments(store, everything, predictor.bundle.labels, watch.say)
         teacher = teacher_verdicts(recalled.judgments)
+        lacking = unjudged(predictions, {(j.doc_uid, j.label_uid) for j in recalled.judgments}, depth)
+        if missing is not None:
+            wanted = [{"doc": doc, "labels": labels} for doc, labels in lacking.items() if labels]
+            write_shortlist(missing, wanted, [documents, store])
+            pairs = sum(map(len, lacking.values()))
+            told = {"documents": len(wanted), "pairs": pairs, "out": str(missing)}
+            answer(json, told, {"documents": doc_rows})
+            bad_rows(documents=doc_rows)
+            return
+        if found := _unjudged(lacking, predictions, depth):
+            share, line, cure = found
+            # People set right what the teacher's rates are off by.
+            if share < LEAST_JUDGED and aim is TargetName.TEACHER:
+                raise TrainingError(line, cure.format(store=store, documents=documents))
+            watch.say(line)
         if aim is TargetName.TEACHER:
             calibrator = fit_calibrator(predictions, teacher, target="teacher", k=depth, kinds=kinds)
         else:
@@ -146,6 +184,23 @@ def calibrate(
     rows = {"documents": doc_rows, "gold": tag_rows}
     answer(json, {name: value for name, value in facts.items() if value is not None}, rows)
     bad_rows(**rows)
+
+
+def _unjudged(
+    lacking: Mapping[str, Sequence[str]], predictions: Sequence[Prediction], depth: int
+) -> tuple[float, str, str] | None:
+    """Judged share of the documents' top pairs, what to say of the others, and their cure; `None` if none."""
+    pairs = sum(min(depth, len(p.labels)) for p in predictions if p.uid in lacking)
+    missing = sum(map(len, lacking.values()))
+    if missing in (0, pairs):
+        return None
+    return (
+        1 - missing / pairs,
+        f"{missing:,} of {pairs:,} pairs of the bundle's own top {depth} were never judged. Those that were, "
+        "another model proposed, and of these more are right: probabilities fitted to them are too high",
+        "write the missing pairs with the same command and `--missing missing.jsonl`, ask about them with "
+        "`ezxmc annotate {documents} LABELS missing.jsonl --store {store}`, then calibrate again",
+    )
 
 
 def _target(teacher: bool, people: bool) -> TargetName:

@@ -162,4 +162,7 @@ def evaluate(
 def _cells(gap: Difference | None) -> list[str]:
     if gap is None:
         return ["", "", ""]
-    return [f"{gap.value:+.4f}", f"{gap.low:+.4f} to {gap.high:+.4f}", f"{gap.p:.3f}"]
+    from ezxmc.evaluation import roughly
+
+    ends = f"{gap.low:+.4f} to {gap.high:+.4f}{roughly(gap.rows)}"
+    return [f"{gap.value:+.4f}", ends, f"{gap.p:.3f}"]

@@ -10,7 +10,7 @@ place of empty ones.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -23,8 +23,9 @@ _PSEUDO_COUNTS = 8.0
 # `auto` spends at most this share of the shortlists' pairs on it, holds at most
 # so many judgments in memory, and wants so many documents.
 _MOST, _HELD, _FEWEST = 0.5, 200_000, 2
-COMPLETE = 0.95
-"""Share of all labels that a document must be judged on: a failed pair or two does not spoil it."""
+_COMPLETE = 0.95  # of the labels: a failed pair or two does not spoil a document
+# Documents judged on this share of what the longest judged one is are of its kind.
+_AS_LONG = 0.75
 
 
 def context_size(config: TrainingConfig, labels: int, pairs: int) -> int:
@@ -49,11 +50,28 @@ def context_documents(documents: Sequence[Document], among: Iterable[int], count
 
 
 def context_of(judgments: Iterable[Judgment], labels: int) -> list[Judgment]:
-    """Those judgments that are of documents judged on (nearly) all `labels`."""
+    """Those judgments that tell of labels' priors: of documents judged on (nearly) all labels.
+
+    Labels that came later may never have been asked on these documents. So the
+    documents judged on most labels count where they share nearly all of these,
+    and these are at least half of all; a label judged on few of the documents,
+    those near it, is left out. Else only documents judged on nearly all labels count.
+
+    Args:
+        judgments: Of any documents.
+        labels: How many labels there are.
+    """
     by_document: dict[str, list[Judgment]] = defaultdict(list)
     for judgment in judgments:
         by_document[judgment.doc_uid].append(judgment)
-    return [j for row in by_document.values() if len(row) >= COMPLETE * labels for j in row]
+    most = max(map(len, by_document.values()), default=0)
+    rows = [row for row in by_document.values() if 2 * len(row) >= labels and len(row) >= _AS_LONG * most]
+    times = Counter(judgment.label_uid for row in rows for judgment in row)
+    shared = {label for label, count in times.items() if 2 * count >= len(rows)}
+    kept = [[judgment for judgment in row if judgment.label_uid in shared] for row in rows]
+    if len(rows) >= _FEWEST and 2 * len(shared) >= labels and min(map(len, kept)) >= _COMPLETE * len(shared):
+        return [judgment for row in kept for judgment in row]
+    return [judgment for row in rows if len(row) >= _COMPLETE * labels for judgment in row]
 
 
 def label_shifts(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.data.growth import Changes
 from ezxmc.feedback.budget import Budget, cut, in_hash_order
-from ezxmc.feedback.priors import COMPLETE
+from ezxmc.feedback.priors import context_of
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder, LabelIndex, shortlist
 from ezxmc.retrieval.lexical import LexicalIndex
@@ -65,8 +65,9 @@ def select(
     New documents get a shortlist by the student. A new label is asked on the
     documents, old and new, whose shortlist it is in, and on at least
     `shortlist.size` documents nearest to it; and on those few that all labels
-    were asked on, for its prior. A drifting label is asked on further
-    documents whose first tags it is among, new ones first.
+    were asked on, for its prior, as is a label that an earlier limit left out
+    there. A drifting label is asked on further documents whose first tags it
+    is among, new ones first.
 
     Args:
         config: Of the run.
@@ -125,7 +126,7 @@ def select(
                     if row not in asked[i] and row not in new_labels[i] and row not in new_documents[i]:
                         new_labels[i].append(row)
         _deal(catalog, wishes, unseen, config.update.probe, drifted)
-    priors = _priors(catalog, asked, fresh, new_labels)
+    priors = _priors(catalog, known, asked, fresh, (new_labels, drifted))
     parts = {PRIORS: priors, NEW_LABELS: new_labels, DRIFTING: drifted, NEW_DOCUMENTS: new_documents}
     explored = min(plain.explore, size) / size
     return Selection(parts, 0) if limit is None else _cut(catalog, parts, limit, explored)
@@ -170,16 +171,23 @@ def _deal(
             into[i].append(row)
 
 
-def _priors(catalog: Catalog, asked: Sequence[set[int]], fresh: Collection[int], others: Rows) -> Rows:
-    """New labels on the documents that all other labels were asked on."""
-    old = len(catalog.labels) - len(fresh)
+def _priors(
+    catalog: Catalog,
+    known: Iterable[Judgment],
+    asked: Sequence[set[int]],
+    fresh: Collection[int],
+    others: Sequence[Rows],
+) -> Rows:
+    """On the documents that all other labels were asked on: new ones, and what a limit left out earlier."""
+    new = {catalog.labels[row].uid for row in fresh}
+    train = {catalog.documents[i].uid: i for i in catalog.to_train}
+    old = [judgment for judgment in known if judgment.doc_uid in train and judgment.label_uid not in new]
     rows = _empty(catalog)
-    if not fresh or not old:
-        return rows
-    for i in catalog.to_train:
-        if len(asked[i] - set(fresh)) >= COMPLETE * old:
-            rows[i] = sorted(set(fresh) - asked[i])
-            others[i] = [row for row in others[i] if row not in fresh]
+    for uid in {judgment.doc_uid for judgment in context_of(old, len(catalog.labels) - len(new))}:
+        i = train[uid]
+        rows[i] = [row for row in range(len(catalog.labels)) if row not in asked[i]]
+        for other in others:
+            other[i] = [row for row in other[i] if row not in rows[i]]
     return rows
 
 
@@ -196,9 +204,8 @@ def _cut(catalog: Catalog, parts: Mapping[str, Rows], limit: int, explored: floa
         wanted, allowed = sum(map(len, rows)), int(left * share)
         if wanted > allowed:
             order = in_hash_order(uids, (i for i in range(len(uids)) if rows[i]))
-            # A prior needs all labels of a document.
             rows = (
-                _empty(catalog)
+                _whole_labels(rows, allowed)
                 if why == PRIORS
                 else cut(rows, order, allowed, explored if why == NEW_DOCUMENTS else 0.0).rows
             )
@@ -207,6 +214,17 @@ def _cut(catalog: Catalog, parts: Mapping[str, Rows], limit: int, explored: floa
         unasked += wanted - taken
         left -= taken
     return Selection(found, unasked)
+
+
+def _whole_labels(rows: Rows, pairs: int) -> Rows:
+    """As many labels as `pairs` pay for, each on all documents that want it: else it has no prior."""
+    wanting = Counter(label for row in rows for label in row)
+    kept = set()
+    for label, count in sorted(wanting.items()):
+        if count <= pairs:
+            kept.add(label)
+            pairs -= count
+    return [[label for label in row if label in kept] for row in rows]
 
 
 def pair_rows(catalog: Catalog, parts: Mapping[str, Rows]) -> Iterator[dict[str, object]]:

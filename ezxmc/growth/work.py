@@ -116,8 +116,11 @@ class Work:
         limit = config.update.max_pairs
         if limit is not None:
             drawn = min(drawn, int(limit * _MOST_PROBED) // self.depth)
-        self.probed = in_hash_order(uids, changes.unseen)[:drawn]
-        """New documents that test for drift."""
+        texts: dict[str, int] = {}
+        for i in in_hash_order(uids, changes.unseen):
+            texts.setdefault(self.catalog.documents[i].shown, i)
+        self.probed = list(texts.values())[:drawn]
+        """New documents that test for drift; of equal ones one, for the others would tell nothing more."""
         seen = student.bundle.rows().keys() - {self.catalog.labels[row].uid for row in changes.unseen_labels}
         self.seen = seen & self.row_of.keys()
         """Labels that are what they were."""
@@ -205,6 +208,7 @@ class Work:
         judgments = self.learnt(self.known())
         apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
         verdicts = self.decided.verdicts_outside(apart)
+        self.notes += self.without_priors(judgments)
         said = [[*pair, yes] for pair, yes in sorted(verdicts.items())]
         content = [*([j.key, j.status, j.log_odds] for j in judgments), *said]
         documents = self.inquiry.documents(self.catalog.to_train)
@@ -274,6 +278,22 @@ class Work:
         apart = {j.doc_uid for j in context} if labels > _FEW_SHORTLISTS * self.config.shortlist.size else ()
         taught = [judgment for judgment in judgments if judgment.doc_uid not in apart]
         return build_targets(taught, self.config.training, context, proposals, verdicts)
+
+    def without_priors(self, judgments: Sequence[Judgment]) -> list[str]:
+        """What to tell where labels have no prior of their own, though others have."""
+        if self.config.training.prior == "none":
+            return []
+        labels = self.catalog.labels
+        new = {labels[row].uid for row in self.grown.changes.unseen_labels}
+        former = context_of((j for j in judgments if j.label_uid not in new), len(labels) - len(new))
+        without = len(labels) - len({judgment.label_uid for judgment in context_of(judgments, len(labels))})
+        if not former or not without:
+            return []
+        return [
+            f"{without:,} of {len(labels):,} labels have no prior of their own, for they were not asked "
+            "about on the documents of the label priors: an update with a higher update.max_pairs, or a "
+            "run without --update, asks."
+        ]
 
     def learnt(self, judgments: Iterable[Judgment], also: Collection[int] = ()) -> list[Judgment]:
         """Those of documents that are not kept apart, or are among `also`."""

@@ -29,6 +29,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 from scipy.stats import false_discovery_control
 
 from ezxmc.metrics.calibration import ReliabilityBin, ece_at_k, reliability_bins
@@ -41,7 +42,7 @@ _FEWEST_PAIRS = 5  # of a label, in either sample
 _BANDS = 3
 _PERMUTATIONS = 9_999
 _BLOCK = 500
-_INTERVAL = 1.96
+_ROUNDING = 1e-18
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,15 +268,29 @@ class _Sums:
         (error, variance), (error_before, _) = (
             self._mean(side[None].astype(np.float64)) for side in (new, ~new)
         )
+        reach = _reach(error[0], variance[0], np.count_nonzero(self.m[new], axis=0))
         return [
             Shift(
                 int((member & ~is_new).sum()),
                 int((member & is_new).sum()),
                 float(error_before[0, c]),
                 float(error[0, c]),
-                _INTERVAL * float(np.sqrt(variance[0, c])),
+                float(reach[c]),
                 float(p[c]),
                 bool(rejected[c]),
             )
             for c, member in enumerate(members)
         ]
+
+
+def _reach(error: _Floats, variance: _Floats, documents: NDArray[np.int64]) -> _Floats:
+    """(C,) half widths of the 95% intervals of mean residuals: Student's, for few documents.
+
+    Residuals that are all alike have no variance; others may yet be anything,
+    as far as the share of documents not seen among so many may reach.
+    """
+    few = np.maximum(documents, 2)
+    half = stdtrit(few - 1, 0.975) * np.sqrt(variance * few / (few - 1))
+    unseen = np.where(documents > 1, 1 - 0.025 ** (1 / few), 1.0)
+    alike = (documents < 2) | (variance < _ROUNDING)
+    return np.where(alike, unseen * (1 + np.abs(error)), half)

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ezxmc.files import write_file
+from ezxmc.metrics import FEW
 from ezxmc.report import figures
 from ezxmc.report.model import EvaluationSummary, RowSummary, RunReport
 
@@ -62,6 +63,7 @@ def render_report(data: RunReport) -> str:
         .render(
             report=data,
             most=_MOST,
+            few=FEW,
             summary=summary(data),
             quality=_quality_rows(data.evaluation),
             quality_held_out=_quality_rows(data.held_out),
