@@ -166,7 +166,7 @@ def kept_aside(place: Path, before: Bundle, told: str) -> None:
     assert str(decision) in told and f"ezxmc decide {place / 'bundle'}" in told
 
 
-@pytest.mark.parametrize("epochs", [4, 2])
+@pytest.mark.parametrize("epochs", [2, 3])
 def test_another_bundle_gets_what_fits_and_tells_what_does_not_whenever_it_is_interrupted(
     copy: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, epochs: int
 ) -> None:
@@ -188,7 +188,7 @@ def test_another_bundle_gets_what_fits_and_tells_what_does_not_whenever_it_is_in
     after = load_bundle(place / "bundle")
     assert found.trained == [] and after.manifest.k == 4 and not (place / "fresh").exists()
     labels_stay(place, after)
-    if epochs == 4:  # the same student
+    if epochs == 2:  # the same student
         assert after.calibrator == before.calibrator and after.decision == before.decision
         assert found.teacher.asked == []
         return

@@ -406,9 +406,9 @@ def test_a_run_repeats_exactly(first: Spy, tmp_path: Path, tiny_encoder: Path) -
 def test_a_changed_training_setting_retrains_without_asking_what_is_known(
     copy: Callable[..., Path], first: Spy
 ) -> None:
-    again = spied(copy(training__epochs=2, cycles=1))
+    again = spied(copy(training__epochs=3, cycles=1))
     assert len(again.trained) == 1 and again.report.cycles[0].training is not None
-    assert again.report.cycles[0].training.epochs == 2
+    assert again.report.cycles[0].training.epochs == 3
     assert again.report.cycles[0].pairs_new == 0
     # The new student answers other labels on the calibration part: only those may be new.
     assert not set(again.teacher.asked) & set(first.teacher.asked)

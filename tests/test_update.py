@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 BEFORE, NOW = 130, 200
 SETTINGS: dict[str, Any] = {
     "cycles": 1,
-    "training__epochs": 4,
+    "training__epochs": 2,
     "training__held_out": 0.5,
     "training__positive_share": 0.5,
     "update": {"probe": 300},
@@ -269,7 +269,8 @@ def test_no_more_documents_select_than_in_a_run(
     more, fewer = selecting("more", 15)
     every, none = selecting("every", None)
     assert idle and not some & idle and not more & fewer and not none
-    assert some < more < every and every & idle
+    # A new label is asked on the documents that are nearest to it, so one may give way to another.
+    assert len(some) < len(more) < len(every) and every & idle
 
 
 def test_all_that_people_reviewed_calibrates_however_few_the_teacher_is_asked_about(

@@ -73,9 +73,9 @@ def write_catalog(folder: Path, encoder: Path, *, documents: int = 60, **changes
         "shortlist": {"size": 4, "explore": 1},
         "training": {
             "encoder": str(encoder),
-            "epochs": 4,
+            "epochs": 2,
             "batch_size": 8,
-            "learning_rate": 5e-3,
+            "learning_rate": 1e-2,
             "max_length": 32,
             "held_out": 0.4,
             "positives": 3,
