@@ -703,7 +703,8 @@ def test_the_real_encoder_learns_new_labels_and_keeps_old_ones(tmp_path: Path) -
     report, teacher = updated(config)
     assert report.student == "trained" and report.forgetting is not None
     kept = report.forgetting.metrics[report.forgetting.primary]
-    assert kept.low is not None and kept.low > -0.1 and kept.new > kept.former - 0.05
+    # Of so few documents even like answers leave a sixth open.
+    assert kept.low is not None and kept.low > -0.2 and kept.new > kept.former - 0.05
     assert len(teacher.asked) < report.full_run
     catalog = catalog_of(config)
     documents = [catalog.documents[i] for i in catalog.to_calibrate]
