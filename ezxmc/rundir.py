@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -203,5 +203,7 @@ class RunDir:
 
 
 def _minor(distribution: str) -> str:
-    """Major and minor version of a library."""
-    return ".".join(version(distribution).split(".")[:2])
+    """Major and minor version of a library; empty where it came by another way than its distribution."""
+    with suppress(PackageNotFoundError):
+        return ".".join(version(distribution).split(".")[:2])
+    return ""
