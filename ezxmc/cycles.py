@@ -34,7 +34,7 @@ from ezxmc.runreport import CycleFindings
 from ezxmc.training import cosines_of, held_out_agreement, refined_label_vectors, train_bi_encoder
 from ezxmc.watch import Watch
 
-_COMPARED = "agreement, each student's first 5 labels judged"
+_COMPARED = f"agreement, each student's first {JUDGED_TOP} labels judged"
 _COMPARED_ONCE = "agreement over all judgments"  # in runs of releases that judged no student's own
 
 UNKEYED = {"processes", "revision"}

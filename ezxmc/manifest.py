@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ezxmc.calibration.decisions import Decision
 from ezxmc.disk import is_temporary, sync_tree
 from ezxmc.errors import BundleError, ModelError
 from ezxmc.files import Inputs, check_folder, replacing
@@ -142,6 +143,16 @@ def check_changeable(path: Path) -> None:
     read_manifest(path)
     if not os.access(path, os.W_OK | os.X_OK):
         raise BundleError(f"bundle {path} cannot be changed: its folder is not writable", _CHANGE_A_COPY)
+
+
+def guarantee_of(path: Path) -> str | None:
+    """What a bundle's decision guarantees, in words, without opening the bundle; `None` where it has none.
+
+    Raises:
+        BundleError: There is no readable bundle, or its decision is damaged.
+    """
+    name = read_manifest(path).file(DECISION)
+    return Decision.load(path / name).guarantee if name else None
 
 
 def hashes(path: Path, names: Iterable[str] | None = None) -> dict[str, str]:

@@ -26,7 +26,6 @@ from typing import Any
 
 from ezxmc.bundle import Refine, add_calibrator, add_labels, labels_of, save_bundle
 from ezxmc.calibration import Calibrator, Verdict, fit_calibrator, fit_few_shot
-from ezxmc.calibration.decisions import Decision
 from ezxmc.config import RunConfig
 from ezxmc.cycles import Cycles
 from ezxmc.data import Catalog
@@ -48,10 +47,10 @@ from ezxmc.head_stage import HeadStage
 from ezxmc.launcher import rank_and_size
 from ezxmc.manifest import (
     CALIBRATOR,
-    DECISION,
     MANIFEST,
     Manifest,
     check_bundle_place,
+    guarantee_of,
     own_files,
     read_manifest,
     writing,
@@ -336,8 +335,8 @@ class _Run:
             self.found.people.append(
                 f"the bundle's calibrator stays, because {why}: `ezxmc calibrate {bundle}` fits another"
             )
-        if DECISION in files:
-            self.found.decision = Decision.load(files[DECISION]).guarantee
+        if (guarantee := guarantee_of(bundle)) is not None:
+            self.found.decision = guarantee
             self.found.people.append("the bundle's decision stays")
             self.watch.say(f"decision: {self.found.decision}")
         self.found.people += outdated(bundle, self.place.path / FORMER)

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from io import TextIOWrapper
@@ -251,16 +251,9 @@ def read_inputs(
     columns = columns_of(column)
     docs = read_documents(documents, strict=strict, columns=columns_for("documents", columns))
     tags = read_labels(labels, strict=strict, columns=columns_for("labels", columns))
-    refuse_empty(documents, *docs, "document")
-    refuse_empty(labels, *tags, "label")
+    for source, (found, rows), what in ((documents, docs, "document"), (labels, tags, "label")):
+        rows.refuse_empty(source, what, found)
     return docs, tags
-
-
-def refuse_empty(source: str | Path, found: Sequence[object], rows: RowReport, what: str) -> None:
-    """Raise DataError if nothing of an input can be used."""
-    if not found:
-        source = "standard input" if str(source) == "-" else source
-        raise DataError(f"{source} holds no usable {what}: {rows.summary()}", "see README, Input files")
 
 
 def settle_untagged(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Column, bad_rows, columns_of, refuse_empty, standard_output, stderr, watching
+from ezxmc.cli.console import Column, bad_rows, columns_of, standard_output, stderr, watching
 from ezxmc.cli.engine import Address, Engine, Workers, cluster
 from ezxmc.config import Backend, Precision
 
@@ -110,7 +110,7 @@ def predict(
         )
         rows.tell(watch.say, "documents")
         # Bad rows have their answers; where there are none either, former tags stay.
-        refuse_empty(documents, range(rows.rows), rows, "document")
+        rows.refuse_empty(documents, "document", range(rows.rows))
     bad_rows(documents=rows)
 
 

@@ -7,17 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import (
-    Column,
-    Json,
-    answer,
-    bad_rows,
-    columns_of,
-    emit,
-    refuse_empty,
-    standard_output,
-    watching,
-)
+from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, standard_output, watching
 
 Folder = Annotated[Path, typer.Argument(help="Bundle folder.")]
 
@@ -89,7 +79,7 @@ def add(
         known=labels_of(bundle),
         columns=columns_for("labels", columns_of(column, labels_only=True)),
     )
-    refuse_empty(labels, tags, rows, "label")
+    rows.refuse_empty(labels, "label", tags)
     with watching() as watch:
         change = add_labels(bundle, tags, progress=watch.stage("encoding titles"))
     facts = {"added": change.added, "changed": change.changed, "bundle": str(bundle)}
@@ -114,11 +104,10 @@ def remove(
 
 def _decision(bundle: Path) -> dict[str, str]:
     """What a bundle's decision, if it has one, promises of the labels there are now."""
-    from ezxmc.calibration.decisions import Decision
-    from ezxmc.manifest import DECISION, read_manifest
+    from ezxmc.manifest import guarantee_of
 
-    name = read_manifest(bundle).file(DECISION)
-    return {"decision": Decision.load(bundle / name).guarantee} if name else {}
+    guarantee = guarantee_of(bundle)
+    return {} if guarantee is None else {"decision": guarantee}
 
 
 def rebuild(bundle: Folder, json: Json = False) -> None:

@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ezxmc.cli.console import (
-    Column,
-    Json,
-    answer,
-    bad_rows,
-    columns_of,
-    emit,
-    read_inputs,
-    refuse_empty,
-    table,
-    watching,
-)
+from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, read_inputs, table, watching
 from ezxmc.cli.engine import Address, Engine, Workers, cluster, with_engine
 from ezxmc.cli.judgments import opened
 from ezxmc.config import BudgetConfig, RunConfig, ShortlistConfig, TrainingConfig
@@ -312,7 +301,7 @@ def index(
     check_bundle_place(out, inputs)
     vectors = out.with_name(f"{out.name}-vectors")
     tags, tag_rows = read_labels(labels, columns=columns_for("labels", columns_of(column, labels_only=True)))
-    refuse_empty(labels, tags, tag_rows, "label")
+    tag_rows.refuse_empty(labels, "label", tags)
     with sole_writer(out), watching() as watch:
         folder = resolve_model(student, kind="encoder")
         bar = watch.stage("label index")

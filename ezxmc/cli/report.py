@@ -65,8 +65,7 @@ def finished(run_dir: Path) -> RunReport:
     """
     from pydantic import ValidationError
 
-    from ezxmc.calibration.decisions import Decision
-    from ezxmc.manifest import DECISION, MANIFEST, read_manifest
+    from ezxmc.manifest import MANIFEST, guarantee_of
     from ezxmc.report import RunReport
 
     try:
@@ -77,6 +76,5 @@ def finished(run_dir: Path) -> RunReport:
         raise DataError(f"{run_dir / 'report.json'} is damaged: {error}", "run `ezxmc run` again") from None
     bundle = run_dir / "bundle"
     if (bundle / MANIFEST).exists():
-        decided = read_manifest(bundle).file(DECISION)
-        data.decision = Decision.load(bundle / decided).guarantee if decided else ""
+        data.decision = guarantee_of(bundle) or ""
     return data

@@ -160,7 +160,7 @@ def annotate(
     from ezxmc.feedback.teachers import unused_judgments
     from ezxmc.teacher import load_teacher
     from ezxmc.teacher.base import KeepsShards
-    from ezxmc.teacher.prompt_check import faults_of
+    from ezxmc.teacher.prompt_check import tell_faults
     from ezxmc.watch import pulling
 
     if replay and server:
@@ -196,8 +196,7 @@ def annotate(
         teacher = load_teacher(config, cluster=ray, progress=pulling(watch, "teacher"), say=watch.say)
         if unused := unused_judgments(feedback, teacher):
             watch.say(unused)
-        for fault in faults_of(teacher):
-            watch.say(f"prompt and model: {fault.problem}; {fault.cure}")
+        tell_faults(teacher, watch.say)
         try:
             summary = ask(
                 lambda: pairs_of([docs[i] for i in part.order], tags, [part.rows[i] for i in part.order]),

@@ -12,7 +12,7 @@ from ezxmc.data.documents import read_documents, read_labels
 from ezxmc.data.gold import read_gold
 from ezxmc.data.split import Places, placing_uids, same_text, split_documents
 from ezxmc.data.validate import RowReport
-from ezxmc.errors import DataError, instance_of
+from ezxmc.errors import instance_of
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label
 
@@ -82,8 +82,7 @@ class Catalog:
             ("label", config.labels, label_rows),
         ):
             rows.tell(say, f"{kind}s")
-            if not rows.kept:
-                raise DataError(f"{file} holds no usable {kind}: {rows.summary()}", "see README, Input files")
+            rows.refuse_empty(file, kind, range(rows.kept))
         gold: dict[str, set[str]] = {}
         gold_rows = None
         if config.gold is not None:
@@ -94,15 +93,16 @@ class Catalog:
                 strict=config.strict,
             )
             gold_rows.tell(say, "gold")
-        placing = placing_uids(documents, former)
+        texts = [same_text(document) for document in documents]
+        placing = placing_uids(documents, texts, former)
         part_of = parts(placing, held_out, seed)
         served: dict[str, set[int]] = {}
         positions: tuple[list[int], list[int], list[int]] = ([], [], [])
-        for i, (document, uid) in enumerate(zip(documents, placing, strict=True)):
+        for i, (text, uid) in enumerate(zip(texts, placing, strict=True)):
             positions[part_of[uid]].append(i)
-            served.setdefault(same_text(document), set()).add(part_of[uid])
+            served.setdefault(text, set()).add(part_of[uid])
         repeats = len(documents) - len(served)
-        divided = sum(len(served[same_text(d)]) > 1 for d in documents) if repeats else 0
+        divided = sum(len(served[text]) > 1 for text in texts)
         if repeats:
             say(repeated(repeats, divided))
         return cls(
@@ -147,7 +147,7 @@ def repeated(repeats: int, divided: int = 0) -> str:
 def calibration_part(documents: Sequence[Document], held_out: float, seed: int) -> list[str]:
     """The uids of those `documents` that a run on them with this share and seed calibrates on."""
     instance_of(seed, int, "seed", "give a whole number")
-    placing = placing_uids(documents)
+    placing = placing_uids(documents, [same_text(document) for document in documents])
     part_of = parts(placing, held_out, seed)
     return [d.uid for d, uid in zip(documents, placing, strict=True) if part_of[uid] == CALIBRATING]
 

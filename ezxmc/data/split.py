@@ -53,7 +53,9 @@ def same_text(document: Document) -> str:
     return text_hash(" ".join(_WORD.findall(shown.casefold())) or shown)
 
 
-def placing_uids(documents: Sequence[Document], former: Places = MappingProxyType({})) -> list[str]:
+def placing_uids(
+    documents: Sequence[Document], texts: Sequence[str], former: Places = MappingProxyType({})
+) -> list[str]:
     """The uid whose hash decides which part each document serves: one for all of the same text.
 
     What a run has seen stays where it was, whatever has come or gone since; other
@@ -61,11 +63,12 @@ def placing_uids(documents: Sequence[Document], former: Places = MappingProxyTyp
 
     Args:
         documents: All of a catalog.
+        texts: `same_text` of each.
         former: What an earlier run on it has seen.
     """
     alike: dict[str, list[int]] = defaultdict(list)
-    for i, document in enumerate(documents):
-        alike[same_text(document)].append(i)
+    for i, text in enumerate(texts):
+        alike[text].append(i)
     by_text: dict[str, str] = {}
     for shown, placed in former.values():
         by_text.setdefault(shown, placed)

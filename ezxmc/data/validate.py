@@ -15,8 +15,9 @@ notes, the first problems.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ezxmc.errors import DataError
@@ -122,6 +123,12 @@ class RowReport:
             self.notes.append(text)
             if self.say:
                 self.say(text)
+
+    def refuse_empty(self, source: str | Path, what: str, found: Sized) -> None:
+        """Raise DataError if nothing of an input can be used."""
+        if not found:
+            source = "standard input" if str(source) == "-" else source
+            raise DataError(f"{source} holds no usable {what}: {self.summary()}", "see README, Input files")
 
     def summary(self) -> str:
         """One line for a person: how many rows, how many of each kind, the first bad one."""

@@ -11,7 +11,7 @@ from ezxmc.feedback.recall import recall
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Pair
 from ezxmc.teacher.base import Teacher
-from ezxmc.teacher.prompt_check import faults_of
+from ezxmc.teacher.prompt_check import tell_faults
 from ezxmc.watch import Watch
 
 
@@ -35,8 +35,7 @@ class Inquiry:
     ) -> None:
         self.catalog, self.teacher, self.store = catalog, teacher, store
         self.budget, self._watch = budget, watch
-        for fault in faults_of(teacher):
-            watch.say(f"prompt and model: {fault.problem}; {fault.cure}")
+        tell_faults(teacher, watch.say)
         self.unasked_pairs = 0
         self.problem_docs: list[str] = []
 

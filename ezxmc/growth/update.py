@@ -21,7 +21,6 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from ezxmc.calibration.decisions import Decision
 from ezxmc.config import BudgetConfig, RunConfig
 from ezxmc.data import Catalog
 from ezxmc.data.growth import CATALOG, Changes, Snapshot
@@ -38,7 +37,7 @@ from ezxmc.growth.probe import probe
 from ezxmc.growth.selection import DRIFTING
 from ezxmc.growth.settling import settle
 from ezxmc.growth.work import Grown, Work
-from ezxmc.manifest import DECISION, HEAD, STUDENT, read_manifest
+from ezxmc.manifest import HEAD, STUDENT, guarantee_of, read_manifest
 from ezxmc.metrics import Drift, Shift
 from ezxmc.people import peoples_calibrator
 from ezxmc.pipeline import check_places, refuse_torchrun
@@ -225,8 +224,8 @@ class _Update:
         """Tell what people made for the former bundle and is in the new one."""
         if why := peoples_calibrator(bundle):
             work.notes.append(f"the bundle's calibrator stays, because {why}: `ezxmc calibrate` fits another")
-        if name := read_manifest(bundle).file(DECISION):
-            work.notes.append(f"the bundle's decision stays: {Decision.load(bundle / name).guarantee}")
+        if (guarantee := guarantee_of(bundle)) is not None:
+            work.notes.append(f"the bundle's decision stays: {guarantee}")
 
     def _windows(self) -> list[Window]:
         for path in reversed(self.history.reports):

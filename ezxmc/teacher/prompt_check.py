@@ -8,7 +8,7 @@ the template does that needs no cure.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -155,6 +155,12 @@ def faults_of(teacher: object) -> list[Finding]:
     if not isinstance(renderer, PromptRenderer):
         return []
     return [one for one in check_prompt(renderer.prompt, renderer.tokenizer) if one.severity == "error"]
+
+
+def tell_faults(teacher: object, say: Callable[[str], None]) -> None:
+    """Say what `faults_of` finds, with its cure."""
+    for fault in faults_of(teacher):
+        say(f"prompt and model: {fault.problem}; {fault.cure}")
 
 
 def _wording(prompt: Prompt, tokenizer: Any) -> Iterator[Finding]:
