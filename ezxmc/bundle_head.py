@@ -47,7 +47,7 @@ def open_head(file: Path, index: LabelIndex, encoder: BiEncoder) -> SparseHead:
             f"the index has {index.dimension} and {index.total} rows",
             "make the bundle again with `ezxmc run`",
         )
-    return head.keeping(index.rows).to(encoder.model.device)
+    return head.keeping(index.rows).to(encoder.runner.device)
 
 
 def renumber_head(
