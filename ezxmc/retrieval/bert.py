@@ -101,10 +101,9 @@ def _open(folder: Path) -> PlainBert | None:
         or any(part.dtype != torch.float32 for part in weights.values())
     ):
         return None
-    with torch.device("meta"):
-        model = PlainBert(SimpleNamespace(**config), pooling, unit)
+    model = PlainBert(SimpleNamespace(**config), pooling, unit)
     # Copied: weights that are mapped from the file would change with it.
-    model.to_empty(device="cpu").load_state_dict(weights)
+    model.load_state_dict(weights)
     model.tokenizer = _Tokens(str(folder / "tokenizer.json"), read["model"]["vocab"]["[PAD]"], longest)
     return model.eval()
 
@@ -199,12 +198,24 @@ class _Tokens:
         )
 
 
+class _Linear(nn.Linear):
+    """One whose weights are read, and not drawn before."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+class _Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        pass
+
+
 class _Attention(nn.Module):
     def __init__(self, sizes: Any) -> None:
         super().__init__()
         width = sizes.hidden_size
         self.heads, self.scale = sizes.num_attention_heads, (width // sizes.num_attention_heads) ** -0.5
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.query, self.key, self.value = (_Linear(width, width) for _ in range(3))
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         shape = (*hidden.shape[:-1], self.heads, -1)
@@ -220,7 +231,7 @@ class _Added(nn.Module):
 
     def __init__(self, width: int, sizes: Any) -> None:
         super().__init__()
-        self.dense = nn.Linear(width, sizes.hidden_size)
+        self.dense = _Linear(width, sizes.hidden_size)
         self.LayerNorm = nn.LayerNorm(sizes.hidden_size, eps=sizes.layer_norm_eps)
 
     def forward(self, hidden: Tensor, before: Tensor) -> Tensor:
@@ -233,7 +244,7 @@ class _Layer(nn.Module):
         super().__init__()
         parts = {"self": _Attention(sizes), "output": _Added(sizes.hidden_size, sizes)}
         self.attention = nn.ModuleDict(parts)
-        self.intermediate = nn.ModuleDict({"dense": nn.Linear(sizes.hidden_size, sizes.intermediate_size)})
+        self.intermediate = nn.ModuleDict({"dense": _Linear(sizes.hidden_size, sizes.intermediate_size)})
         self.output = _Added(sizes.intermediate_size, sizes)
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
@@ -246,9 +257,9 @@ class _Embeddings(nn.Module):
     def __init__(self, sizes: Any) -> None:
         super().__init__()
         width = sizes.hidden_size
-        self.word_embeddings = nn.Embedding(sizes.vocab_size, width)
-        self.position_embeddings = nn.Embedding(sizes.max_position_embeddings, width)
-        self.token_type_embeddings = nn.Embedding(sizes.type_vocab_size, width)
+        self.word_embeddings = _Embedding(sizes.vocab_size, width)
+        self.position_embeddings = _Embedding(sizes.max_position_embeddings, width)
+        self.token_type_embeddings = _Embedding(sizes.type_vocab_size, width)
         self.LayerNorm = nn.LayerNorm(width, eps=sizes.layer_norm_eps)
 
     def forward(self, tokens: Tensor, types: Tensor) -> Tensor:
