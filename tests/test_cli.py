@@ -25,6 +25,7 @@ from ezxmc.config import DataConfig, RunConfig
 from ezxmc.errors import ConfigError
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.files import sole_writer
+from ezxmc.models import teachers
 from ezxmc.plan import plan as ezxmc_plan
 from ezxmc.records import Document, Label, Pair
 
@@ -141,7 +142,10 @@ def test_help_says_what_it_does_with_an_example(names: list[str]) -> None:
     assert f"Example: ezxmc {' '.join(names)}" in " ".join(shown.output.split())
 
 
-def test_init_writes_the_defaults_and_never_overwrites(ezxmc: Ezxmc, tmp_path: Path) -> None:
+def test_init_writes_the_defaults_and_never_overwrites(
+    ezxmc: Ezxmc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teachers, "machine", lambda: teachers.Machine((), 8e9, cpu_engine=True))
     done = ezxmc("init", "my.yaml", "--documents", "d.csv", "--labels", "l.txt", "--gold", "g.tsv")
     assert done.code == 0 and "ezxmc run my.yaml" in done.err and done.out == ""
     text = (tmp_path / "my.yaml").read_text()
@@ -158,6 +162,29 @@ def test_init_writes_the_defaults_and_never_overwrites(ezxmc: Ezxmc, tmp_path: P
     assert (tmp_path / "my.yaml").read_text() == "mine"
     assert ezxmc("init", "my.yaml", "--force").code == 0
     assert RunConfig.load(tmp_path / "my.yaml").data.gold is None
+
+
+def test_init_writes_the_teacher_that_fits_and_why(
+    ezxmc: Ezxmc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = (teachers.Gpu("Card", 24 * 2**30),) * 2
+    monkeypatch.setattr(teachers, "machine", lambda: teachers.Machine(pair, 64e9, cpu_engine=False))
+    monkeypatch.setattr(teachers, "in_reach", lambda model: True)
+
+    def teacher(*options: str) -> Any:
+        done = ezxmc("init", "my.yaml", "--force", *options)
+        found = RunConfig.load(tmp_path / "my.yaml").teacher
+        assert done.code == 0 and found.kind == "vllm" and f"teacher {found.model}: " in done.err
+        return found.model, found.tensor_parallel
+
+    assert teacher() == ("Qwen/Qwen3-14B", 2)
+    before, _, _ = (tmp_path / "my.yaml").read_text().partition("  model: Qwen/Qwen3-14B")
+    why = before.splitlines()[-1]
+    assert why.startswith("  # Here: ") and "Apache-2.0" in why and "2 x Card, 26 GB" in why
+    # Whoever names one is not asked after: no look at machine or hub.
+    monkeypatch.setattr(teachers, "machine", None)
+    assert teacher("--model", "org/own") == ("org/own", 1)
+    assert "as given with --model" in (tmp_path / "my.yaml").read_text()
 
 
 def test_the_line_step_by_step(ezxmc: Ezxmc, catalog: Path, tiny_encoder: Path, tmp_path: Path) -> None:

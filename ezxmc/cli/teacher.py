@@ -87,6 +87,15 @@ def plan(
             f"{found.unasked_pairs:,} candidates, {found.unasked_documents:,} documents whole"
         )
     table("", ["", ""], [[name, value] for name, value in rows.items()])
+    if found.teachers:
+        table(
+            "with another teacher",
+            ["", "licence", "memory", "here", "time, estimated"],
+            [
+                [one.model, one.licence, _size(one.memory), one.runs_on or "too large", _time(one.seconds)]
+                for one in found.teachers
+            ],
+        )
     for note in found.notes:
         typer.echo(f"note: {note}")
     bad_rows(found.bad_rows)
