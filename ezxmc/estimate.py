@@ -101,9 +101,9 @@ def teacher_costs(
             basis += "; a larger one is faster than that on a GPU that this one leaves idle"
     elif machine.usable:
         rate = _ASSUMED
-        basis = f"nothing was measured on this GPU: times assume {rate / 1e12:.0f} TFLOP/s"
+        basis = f"none of them was measured on this GPU: times assume {rate / 1e12:.0f} TFLOP/s"
     else:
-        basis = "no times: no speed was measured of a teacher of this table"
+        basis = "none of them was measured here, so there are no times"
     costs = [
         TeacherCost(
             model.model,

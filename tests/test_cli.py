@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from fakes import FakeTeacher
 from tinyworld import document, label_rows, topical, write_catalog, write_rows
 from typer.testing import CliRunner
 
@@ -261,6 +262,17 @@ def test_plan_tells_what_a_run_will_cost(ezxmc: Ezxmc, catalog: Path, tmp_path: 
     assert inspect.signature(teacher.plan).parameters["probe_pairs"].default == default
     # The run finds what the probe asked.
     assert ezxmc("run", catalog, "--json").json["cycles"][0]["pairs_known"] >= 40
+
+
+def test_plan_compares_teachers(
+    ezxmc: Ezxmc, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ezxmc.plan.load_teacher", lambda *_, **__: FakeTeacher(topical))
+    monkeypatch.setattr("ezxmc.plan.machine", lambda: teachers.Machine((), 8e9, cpu_engine=True))
+    shown = ezxmc("plan", write_catalog(tmp_path, tiny_encoder), "--no-probe").out
+    rows = [line for line in shown.splitlines() if "Apache-2.0" in line]
+    assert [("processor" in row, "too large" in row) for row in rows] == [(True, False)] + [(False, True)] * 4
+    assert "note: other teachers: an estimate" in shown
 
 
 def test_a_run_and_an_annotation_keep_to_their_budgets(ezxmc: Ezxmc, catalog: Path, tmp_path: Path) -> None:

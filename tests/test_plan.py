@@ -285,7 +285,7 @@ def test_other_teachers_are_estimated_from_the_measured_one(
     on()
     unmeasured = plan(config, teacher=EngineTeacher(**engine), probe_pairs=0)
     assert [cost.seconds for cost in unmeasured.teachers] == [None] * 5
-    assert unmeasured.notes[-1].endswith("no times: no speed was measured of a teacher of this table")
+    assert unmeasured.notes[-1].endswith("none of them was measured here, so there are no times")
 
     on(Gpu("Card", 24 * 2**30))
     assumed = plan(config, teacher=EngineTeacher(**engine), probe_pairs=0)
@@ -293,7 +293,7 @@ def test_other_teachers_are_estimated_from_the_measured_one(
     # 4.0B: two operations a parameter and token, at 100 TFLOP/s.
     assert tokens and assumed.teachers[1].seconds == pytest.approx(tokens * 8e9 / 100e12)
     assert [cost.runs_on for cost in assumed.teachers] == ["1 GPU"] * 3 + [""] * 2
-    assert assumed.notes[-1].endswith("nothing was measured on this GPU: times assume 100 TFLOP/s")
+    assert assumed.notes[-1].endswith("none of them was measured on this GPU: times assume 100 TFLOP/s")
 
     on()
     measured = plan(config, teacher=EngineTeacher(**engine), probe_pairs=60)

@@ -178,7 +178,7 @@ def test_the_hub_is_asked_as_models_are_fetched() -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = (
         "import sys; from ezxmc.models.teachers import in_reach;"
-        "print([in_reach(name) for name in sys.argv[1:]])"
+        "print([in_reach(name) for name in sys.argv[1:]], 'torch' in sys.modules)"
     )
     mirror = {
         **{name: value for name, value in os.environ.items() if "proxy" not in name.lower()},
@@ -196,10 +196,10 @@ def test_the_hub_is_asked_as_models_are_fetched() -> None:
         ).stdout.strip()
 
     try:
-        assert answers() == "[True, False]"
+        assert answers() == "[True, False] False"
         asked = f"http://mirror.invalid/models/{EIGHT}/resolve/main/config.json"
         assert _Hub.asked[0] == asked and len(_Hub.asked) == 2
-        assert answers(HF_HUB_OFFLINE="1") == "[False, False]"
+        assert answers(HF_HUB_OFFLINE="1") == "[False, False] False"
         assert len(_Hub.asked) == 2
     finally:
         server.shutdown()

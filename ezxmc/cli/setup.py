@@ -39,11 +39,11 @@ def init(
     ] = None,
     force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a commented configuration with a teacher that fits this machine.
+    """Write a commented configuration.
 
-    Without an NVIDIA GPU that is the default, whose weights install as packages. With one it is
-    the largest model of a short table that fits its memory, if the hub answers for it. No model
-    of the table but the default was measured, and none on a GPU.
+    Its teacher fits this machine. Without an NVIDIA GPU that is the default, whose weights install as
+    packages; with one, the largest model of a short table that its memory holds, if the hub answers
+    for it. Of the table only the default was measured as a teacher, and nothing was on a GPU.
 
     Example: ezxmc init ezxmc.yaml --documents products.csv --labels tags.txt
     """
