@@ -188,14 +188,14 @@ def inside(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-_LINK = re.compile(r"(?<!`)\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)", re.M)
+_LINK = re.compile(r"\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)|<img src=\"([^\"]+)\"", re.M)
 
 
 def links(page: Path) -> list[str]:
     """Where a page's links and pictures lead, those to other sites left out."""
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     text = re.sub(r"`[^`\n]+`", "", text)
-    found = [inline or reference for inline, reference in _LINK.findall(text)]
+    found = ["".join(ways) for ways in _LINK.findall(text)]
     return [link for link in found if not re.match(r"https?:|mailto:", link)]
 
 
