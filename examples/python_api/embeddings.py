@@ -9,7 +9,7 @@ from sentence_transformers import SentenceTransformer
 
 
 class StudentEmbeddings:
-    """What LangChain's vector stores ask of embeddings; inherit from `langchain_core.embeddings.Embeddings`."""
+    """What vector stores ask; in LangChain, inherit from `langchain_core.embeddings.Embeddings`."""
 
     def __init__(self, student: str) -> None:
         self.model = SentenceTransformer(student)

@@ -28,10 +28,11 @@ feedback = [
     ("t4", "crash", 0.90),
     ("t4", "billing", 0.03),
 ]
-config = TrainingConfig(encoder=(*sys.argv, "all-MiniLM-L6-v2")[1], epochs=3, batch_size=2)
+encoder = sys.argv[1] if len(sys.argv) > 1 else "all-MiniLM-L6-v2"
+config = TrainingConfig(encoder=encoder, epochs=3, batch_size=2)
 train_bi_encoder(documents, labels, feedback, config, "student")
 
-# The same as a data set. A language model's log-odds, ln p(yes) - ln p(no), go into `log_odds` in place of `score`.
+# The same as a data set. A language model's log-odds, ln p(yes) - ln p(no), go into `log_odds` instead.
 rows = Dataset.from_list(
     [{"document": doc, "label": label, "score": score} for doc, label, score in feedback]
 )

@@ -24,7 +24,7 @@ from ezxmc.config import DataConfig, ShortlistConfig, VllmTeacherConfig
 from ezxmc.data import Catalog
 from ezxmc.feedback.targets import teacher_verdicts
 
-config = TrainingConfig(encoder=(*sys.argv, "all-MiniLM-L6-v2")[3])
+config = TrainingConfig(encoder=sys.argv[3] if len(sys.argv) > 3 else "all-MiniLM-L6-v2")
 catalog = Catalog.load(DataConfig(documents=sys.argv[1], labels=sys.argv[2]), config.held_out, seed=0)
 labels, title_of = catalog.labels, {label.uid: label for label in catalog.labels}
 train, select, calibrate = (
@@ -50,7 +50,7 @@ summary = train_bi_encoder(train, labels, targets, config, "student", held_out=s
 # 6. Index the labels: a bundle that tags.
 save_bundle("bundle", "student", labels, max_length=config.max_length, k=5)
 
-# 7. Calibrate: the teacher judges what the student answers on documents that neither of them has seen.
+# 7. Calibrate: the teacher judges what the student answers on documents it was not trained on.
 answers = Predictor("bundle").predict(calibrate, k=10)
 own = [Pair(doc, title_of[uid]) for doc, one in zip(calibrate, answers, strict=True) for uid in one.labels]
 annotate(lambda: own, teacher, store)

@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.training_args import SentenceTra
 from ezxmc import DistillationLoss, TrainingConfig, targets_dataset, targets_from_rows
 from ezxmc.models import resolve_model
 
-encoder = str(resolve_model((*sys.argv, "all-MiniLM-L6-v2")[1], kind="encoder"))
+encoder = str(resolve_model(sys.argv[1] if len(sys.argv) > 1 else "all-MiniLM-L6-v2", kind="encoder"))
 documents = ["A song for guitar and drums", "Soup with flour and spice", "A concert in the harbour"]
 labels = ["music", "cooking", "sailing"]
 rows = [(0, "music", 0.9), (0, "cooking", 0.1), (1, "cooking", 0.8), (1, "sailing", 0.1), (2, "sailing", 0.6)]
