@@ -61,7 +61,8 @@ def as_labels(values: Iterable[Any]) -> list[Label]:
     labels = _all(values, "labels", Label)
     if len({label.uid for label in labels}) < len(labels):
         uid, count = Counter(label.uid for label in labels).most_common(1)[0]
-        raise DataError(f"{count} labels have the uid {reprlib.repr(uid)}", "give each a uid of its own")
+        times = "twice" if count == 2 else f"{count} times"
+        raise DataError(f"label uid {reprlib.repr(uid)} occurs {times}", "give each a uid of its own")
     return labels
 
 

@@ -32,7 +32,7 @@ from sentence_transformers import SentenceTransformer
 model = SentenceTransformer("sentence_transformers_model_id")
 documents = model.encode(["Title of a document\\nand its text."])
 labels = model.encode(["title of a label", "title of another"])
-print(model.similarity(documents, labels))
+cosines = model.similarity(documents, labels)
 ```
 
 ## Training

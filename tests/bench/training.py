@@ -8,11 +8,11 @@ SETS_FOLDER holds documents.jsonl, labels_faceted.jsonl, qrels.tsv and judgments
 
 Both sides learn from the same judgments with the same loss: decoupled softmax over two sampled positives
 per document, in-batch and judged negatives, known positives masked, each title embedded once a batch
-(`DistillationLoss`; its own losses would give the stock trainer neither masks nor that). Epochs, batch size, AdamW, peak rate,
-warm-up, weight decay, gradient norm and text length are the same too. What differs is the loop: order of
-the documents, padding, tokenising in each step, dropout, precision. Time is from the loaded model to the
-last step, tokenising included; loading, selection and saving are not. Quality is of the last epoch, on
-documents nobody judged.
+(`DistillationLoss`; its own losses would give the stock trainer neither masks nor that). Epochs, batch
+size, AdamW, peak rate, warm-up, weight decay, gradient norm and text length are the same too. What differs
+is the loop: order of the documents, padding, tokenising in each step, dropout, precision. Time is from the
+loaded model to the last step, tokenising included; loading, selection and saving are not. Quality is of the
+last epoch, on documents nobody judged.
 """
 
 from __future__ import annotations
