@@ -24,9 +24,11 @@ from tinyworld import document, label_rows, topical, write_catalog
 from ezxmc import (
     BiEncoder,
     DistillationLoss,
+    FeedbackStore,
     Judgment,
     Predictor,
     TrainingConfig,
+    annotate,
     build_targets,
     save_bundle,
     targets_dataset,
@@ -37,6 +39,7 @@ from ezxmc.data.in_memory import as_documents, as_labels
 from ezxmc.errors import ArgumentError, DataError, InputTypeError, TrainingError
 from ezxmc.feedback.targets import Targets
 from ezxmc.records import Pair, Status
+from ezxmc.training import held_out_agreement
 from ezxmc.training.dataset import collate_all, collate_in_batch, examples
 from ezxmc.training.losses import LOSSES
 from ezxmc.training.step import SAMPLED_POSITIVES, Stepper
@@ -267,6 +270,40 @@ def test_a_card_tells_nothing_of_this_machine_or_the_texts(student: Path) -> Non
     assert str(student.parent) not in text and str(Path.home()) not in text
     assert not [doc.title for doc in DOCUMENTS if doc.title in text or doc.text in text]
     assert not [label.title for label in LABELS if re.search(rf"\b{label.title}\b", text)]
+
+
+def test_a_card_tells_the_agreement_of_the_weights_it_is_with(
+    student: Path, tmp_path: Path, tiny_encoder: Path
+) -> None:
+    mean = tmp_path / "mean"
+    taught = targets_from_rows(rows(), DOCUMENTS, LABELS, CONFIG)
+    options = {"held_out": DOCUMENTS[30:], "base": tiny_encoder, "seed": 1}
+    train_bi_encoder(DOCUMENTS[:30], LABELS, taught, CONFIG, mean, former=student, **options)
+    card = ModelCard.load(mean / "README.md")
+    found = held_out_agreement(BiEncoder(mean, max_length=32), DOCUMENTS[30:], LABELS, taught)
+    assert card.data.eval_results[0].metric_value == pytest.approx(found, abs=2e-4)
+    assert "averaged with a former student's" in card.text
+
+
+def test_a_store_gives_rows_to_train_on(tmp_path: Path) -> None:
+    teacher = FakeTeacher(topical, fails=lambda pair: pair.label.title == "soup")
+    pairs = [Pair(doc, label) for doc in DOCUMENTS[:4] for label in LABELS[::3]]
+    with FeedbackStore(tmp_path / "f.sqlite") as store:
+        assert store.to_dataset().num_rows == 0
+        annotate(lambda: pairs, teacher, store)
+        found = store.to_dataset()
+        wanted = build_targets(store.judgments(), CONFIG)
+    assert found.num_rows == sum(pair.label.title != "soup" for pair in pairs)
+    assert _plain(targets_from_rows(found, DOCUMENTS, LABELS, CONFIG)) == _plain(wanted)
+
+
+def test_a_name_of_the_catalog_means_its_pinned_weights(
+    tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    resolve = lambda name, kind: asked.append(name) or tiny_encoder  # noqa: E731
+    monkeypatch.setattr("ezxmc.retrieval.encoder.resolve_model", resolve)
+    assert BiEncoder("all-MiniLM-L6-v2").dimension == 32 and asked == ["all-MiniLM-L6-v2"]
 
 
 def test_without_held_out_documents_or_a_known_licence_the_card_says_so(

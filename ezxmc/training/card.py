@@ -50,12 +50,13 @@ The texts that were judged and the terms of whoever judged them may set further 
 """
 
 
-def model_card(job: Job, summary: TrainSummary, base_card: str | None) -> str:
+def model_card(job: Job, summary: TrainSummary, agreement: float | None, base_card: str | None) -> str:
     """The card of the student that a training round made; nothing in it tells of this machine or of a text.
 
     Args:
         job: What was asked for.
         summary: What came of it.
+        agreement: With the teacher on the held-out documents, of the weights that are saved.
         base_card: Of the weights that training started from, for their licence.
 
     Returns:
@@ -65,9 +66,9 @@ def model_card(job: Job, summary: TrainSummary, base_card: str | None) -> str:
     if licence is None and base_card:
         said = ModelCard(base_card, ignore_metadata_errors=True).data.get("license")
         licence = said if isinstance(said, str) else None
-    kept = summary.selection[summary.best_epoch] if summary.selection else None
     results = []
-    if kept is not None and not job.former:  # averaged weights are others than those that were compared
+    evaluation = "None: no judged document was held out."
+    if agreement is not None:
         results = [
             EvalResult(
                 task_type="text-ranking",
@@ -75,28 +76,23 @@ def model_card(job: Job, summary: TrainSummary, base_card: str | None) -> str:
                 dataset_name="held-out documents, labels judged by the teacher",
                 metric_type="ndcg_at_5",
                 metric_name="nDCG@5, agreement with the teacher",
-                metric_value=round(kept, 4),
+                metric_value=round(agreement, 4),
             )
         ]
+        evaluation = (
+            f"nDCG@5 of its order of the judged labels on {summary.held_out:,} documents that it was not "
+            f"trained on, the gain being the teacher's probability: {agreement:.3f}; of the encoder "
+            f"before training: {summary.selection[0]:.3f}. It is agreement with the teacher, not with people."
+        )
     data = ModelCardData(
         library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
         tags=["sentence-transformers", "sentence-similarity", "feature-extraction", "ezxmc", "distillation"],
         license=licence.lower() if licence else "unknown",
         base_model=base,
-        model_name="ezxmc student",
+        model_name="ezxmc student" if results else None,
         eval_results=results or None,
     )
-    if not results:
-        del data.model_name
-    evaluation = "None: no judged document was held out."
-    if kept is not None:
-        averaged = " (before its weights were averaged with a former student's)" if job.former else ""
-        evaluation = (
-            f"nDCG@5 of its order of the judged labels on {summary.held_out:,} documents that it was not "
-            f"trained on, the gain being the teacher's probability: {kept:.3f}{averaged}; of the encoder "
-            f"before training: {summary.selection[0]:.3f}. It is agreement with the teacher, not with people."
-        )
     told = licence or "not known"
     body = _BODY.format(
         training=_table(_facts(job, summary, base)),

@@ -186,9 +186,11 @@ def _train(stepper: Stepper, job: Job, progress: Progress | None) -> TrainSummar
         peak_memory_bytes=_peak_memory(),
         processes=ranks.size,
     )
+    encoder.model.load_state_dict(averaged(best, job.former) if job.former else best)
+    # Averaged weights are others than those that were compared.
+    kept = select() if job.former else max(scores, default=None)
     if ranks.rank == 0:
-        encoder.model.load_state_dict(averaged(best, job.former) if job.former else best)
-        encoder.card = model_card(job, summary, encoder.card)
+        encoder.card = model_card(job, summary, kept, encoder.card)
         encoder.save(job.out)
     ranks.wait()
     return summary
