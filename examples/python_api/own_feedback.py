@@ -16,6 +16,8 @@ documents = [
     {"uid": "t4", "text": "After the update my phone restarts all the time."},
 ]
 labels = ["billing", "crash", "feature request"]
+encoder = sys.argv[1] if len(sys.argv) > 1 else "all-MiniLM-L6-v2"
+config = TrainingConfig(encoder=encoder, epochs=3, batch_size=2)
 
 # (document, label, score): the document's uid or text, the label's uid or title, a probability from 0 to 1.
 feedback = [
@@ -28,8 +30,6 @@ feedback = [
     ("t4", "crash", 0.90),
     ("t4", "billing", 0.03),
 ]
-encoder = sys.argv[1] if len(sys.argv) > 1 else "all-MiniLM-L6-v2"
-config = TrainingConfig(encoder=encoder, epochs=3, batch_size=2)
 train_bi_encoder(documents, labels, feedback, config, "student")
 
 # The same as a data set. A language model's log-odds, ln p(yes) - ln p(no), go into `log_odds` instead.

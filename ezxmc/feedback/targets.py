@@ -123,6 +123,9 @@ def build_targets(
 
     Raises:
         TrainingError: No judgment has a score, or all have the same.
+
+    Example:
+        >>> targets = build_targets(store.judgments(), TrainingConfig())  # doctest: +SKIP
     """
     scores: dict[str, dict[str, float]] = defaultdict(dict)
     seen: set[str] = set()

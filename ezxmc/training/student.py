@@ -82,6 +82,10 @@ def train_bi_encoder(
             or there are more processes than GPUs.
         DataError, InputTypeError: There are documents or labels that cannot be used.
         ModelError: The base or the former student cannot be loaded, or they are of two architectures.
+
+    Example:
+        >>> rows = [("A song for guitar", "music", 0.9)]  # doctest: +SKIP
+        >>> train_bi_encoder(texts, labels, rows, TrainingConfig(), "student")  # doctest: +SKIP
     """
     documents, labels, held_out = as_documents(documents), as_labels(labels), as_documents(held_out)
     out = Path(out)
