@@ -335,6 +335,7 @@ class Cycles:
             former=former,
             held_out=self.inquiry.documents(self.catalog.to_select),
             held_out_targets=plain,
+            teacher=self.inquiry.teacher.description,
             seed=self.config.seed,
             progress=lambda done, total, loss: progress(done, total),
         )

@@ -116,6 +116,12 @@ def test_a_run_leaves_everything_it_promises(first: Spy) -> None:
     assert [cycle.number for cycle in report.cycles] == [1, 2]
 
 
+def test_the_students_card_tells_who_judged_and_nothing_of_this_machine(first: Spy) -> None:
+    text = (first.place / "bundle" / "student" / "README.md").read_text(encoding="utf-8")
+    assert "| teacher | backend fake |" in text and "ndcg_at_5" in text
+    assert str(first.place.parent) not in text
+
+
 def test_the_student_learns_what_the_teacher_knows(first: Spy) -> None:
     held_out = first.report.held_out
     assert held_out is not None and held_out.documents >= 10

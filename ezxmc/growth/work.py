@@ -236,6 +236,7 @@ class Work:
                 former=base,
                 held_out=select_on,
                 held_out_targets=self.targets(judgments, verdicts=verdicts),
+                teacher=self.inquiry.teacher.description,
                 seed=self.config.seed,
                 progress=lambda done, total, loss: bar(done, total),
             ).to_dict(),

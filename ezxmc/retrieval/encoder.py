@@ -19,7 +19,8 @@ from ezxmc.config import Backend, Precision
 from ezxmc.disk import disk_errors
 from ezxmc.errors import InputTypeError, ModelError, instance_of, whole_number
 from ezxmc.files import Inputs, check_folder, sign, unchanged, whole_folder
-from ezxmc.models.resolve import hub_folder
+from ezxmc.models.catalog import find
+from ezxmc.models.resolve import hub_folder, resolve_model
 from ezxmc.models.trust import check_encoder
 from ezxmc.retrieval.backends import Forward, choose_precision, open_converted, to_bfloat16
 from ezxmc.retrieval.tokens import TokenCache, passes, tokens_per_pass
@@ -31,6 +32,7 @@ Progress = Callable[[int, int], None]
 _CHARACTERS_PER_TOKEN = 16
 _TEXTS_AT_ONCE = 512
 
+CARD = "README.md"
 STUDENT = "student"  # what its manifest says it is
 
 
@@ -51,7 +53,7 @@ class BiEncoder:
     descriptions lower retrieval (measured on package tags).
 
     Args:
-        source: A local sentence-transformers folder or a hub id.
+        source: A local sentence-transformers folder, a name of `ezxmc models list`, or a hub id.
         max_length: Tokens of a text the model reads, at most what its
             tokenizer allows; `None` keeps the length the folder was saved with.
         revision: Hub revision.
@@ -85,10 +87,17 @@ class BiEncoder:
             max_length = whole_number(max_length, "max_length")
         if backend != "torch":
             device = "cpu"
+        self.card: str | None = None
+        """The model card (README.md): as it was in the folder, and written by `save`."""
         try:
             with _without_bars():
                 # What is checked is what is opened.
-                folder = Path(source) if Path(source).is_dir() else hub_folder(str(source), revision)
+                if Path(source).is_dir():
+                    folder = Path(source)
+                elif find(str(source)) and revision is None:
+                    folder = Path(resolve_model(str(source), kind="encoder"))
+                else:
+                    folder = hub_folder(str(source), revision)
                 check_encoder(folder)
                 self.model: Any = SentenceTransformer(
                     str(folder),
@@ -97,6 +106,8 @@ class BiEncoder:
                     local_files_only=True,
                     model_kwargs={"use_safetensors": True, "weights_only": True},
                 )
+            if (card := folder / CARD).is_file():
+                self.card = card.read_text(encoding="utf-8", errors="replace")
             self.dimension = int(self.model.get_embedding_dimension())
             _read_whole(self.model)
             _forget_code(self.model)
@@ -150,7 +161,7 @@ class BiEncoder:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write a plain sentence-transformers folder, whole or not at all; no model card is invented.
+        """Write a plain sentence-transformers folder, whole or not at all; with `card` as it is.
 
         A manifest in it (`ezxmc.json`) tells later that the folder may be replaced.
 
@@ -168,6 +179,8 @@ class BiEncoder:
             raise ModelError("weights rounded to bfloat16 are not saved", "open the encoder in float32")
         with _without_bars(), disk_errors():
             self.model.save(str(path), create_model_card=False)
+            if self.card is not None:
+                (path / CARD).write_text(self.card, encoding="utf-8")
 
     def converted(self, folder: Path, backend: Backend, precision: Precision) -> BiEncoder:
         """The same encoder, its texts tokenised alike, run by the converted model in `folder`.
