@@ -128,9 +128,8 @@ def tell(report: RunReport, run_dir: Path) -> None:
             brief(tag.title, 40) + ("" if tag.probability is None else f" {percent(tag.probability, 0)}")
             for tag in example.tags
         )
-        typer.echo(
-            f"{brief(example.title or example.text or example.uid, 60)}: {'; '.join(tags) or 'no tag'}"
-        )
+        typer.echo(brief(example.title or example.text or example.uid, 80))
+        typer.echo(f"  {'; '.join(tags) or 'no tag'}")
     for place in ("report.html", "predictions.jsonl", "bundle"):
         typer.echo(run_dir / place)
     typer.echo(then.replace("`", ""))

@@ -43,7 +43,8 @@ def _done(data: RunReport) -> str:
             "no annotated example used for training."
         )
     if data.teacher:
-        took = f" in {duration(data.teacher.seconds)}" if data.teacher.seconds else ""
+        seconds = data.teacher.seconds or 0.0
+        took = f" in {duration(seconds)}" if seconds >= 1 else ""  # a recording takes no time
         sentences.append(
             f"{judge(data)} answered {number(data.teacher.judgments)} questions whether a tag fits a document"
             f"{took}; a small model learned from the answers."
