@@ -168,8 +168,13 @@ def test_sections_in_order_and_numbers() -> None:
         "configuration",
     ]
     assert "201 documents, 426 possible tags" in page.text
-    assert "its first tag is right for 55 % (42 % before training, 33 % by always answering" in page.text
-    assert "The LLM Qwen2.5-Coder-1.5B-Instruct answered 4,012 questions" in page.text
+    assert (
+        "the student's first tag is right for 55 % (42 % before training, 33 % by always answering"
+        in page.text
+    )
+    assert (
+        "In 8 minutes the LLM Qwen2.5-Coder-1.5B-Instruct, the teacher, answered 4,012 questions" in page.text
+    )
     assert "off by 4.1 points on average, judged by the LLM teacher" in page.text
     assert "The run took 10 minutes" in page.text
     assert "no person was asked" in page.text
@@ -179,7 +184,7 @@ def test_sections_in_order_and_numbers() -> None:
 
 def test_the_story_is_of_documents_never_trained_on_and_tells_what_is_doubtful() -> None:
     plain = " ".join(story(full()))
-    assert "On the 145 documents that people tagged, its" in plain and "no better" not in plain
+    assert "On the 145 documents that people tagged, the" in plain and "no better" not in plain
     assert plain.endswith("`ezxmc serve run/bundle`")
     held_out = {
         "before": {"P@1": 0.5, "R@10": 0.2},
@@ -189,8 +194,8 @@ def test_the_story_is_of_documents_never_trained_on_and_tells_what_is_doubtful()
         "documents": 20,
     }
     told = " ".join(story(full(held_out=held_out)))
-    assert "On the 20 documents that people tagged and the student never trained on, its" in told
-    assert "By P@1 and R@10 it is no better than always answering the most frequent tags." in told
+    assert "On the 20 documents that people tagged and that were not trained on, the" in told
+    assert "By P@1 and R@10 the student is no better than always answering the most frequent tags." in told
     assert "its 95 % interval holds 0" in told and "and by 25.0 points judged by people's tags" in told
     worse = held_out | {"change_intervals": {"P@1": [-0.3, -0.1]}}
     assert "worse than before training" in " ".join(story(full(held_out=worse)))

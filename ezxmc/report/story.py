@@ -31,7 +31,7 @@ def story(data: RunReport) -> list[str]:
 def told_of(data: RunReport) -> tuple[EvaluationSummary | None, str]:
     """The figures the story tells, and of which documents they are: never trained on, where those suffice."""
     if data.held_out and (data.held_out.documents >= FEW or not data.evaluation):
-        return data.held_out, "that people tagged and the student never trained on"
+        return data.held_out, "that people tagged and that were not trained on"
     return data.evaluation, "that people tagged"
 
 
@@ -44,33 +44,34 @@ def _done(data: RunReport) -> str:
         )
     if data.teacher:
         seconds = data.teacher.seconds or 0.0
-        took = f" in {duration(seconds)}" if seconds >= 1 else ""  # a recording takes no time
-        sentences.append(
-            f"{judge(data)} answered {number(data.teacher.judgments)} questions whether a tag fits a document"
-            f"{took}; a small model learned from the answers."
+        within = f"in {duration(seconds)} " if seconds >= 1 else ""  # a recording takes no time
+        told = (
+            f"{within}{judge(data)} answered {number(data.teacher.judgments)} questions whether a tag fits a "
+            "document; a small model, the student, learned from the answers."
         )
+        sentences.append(told[0].upper() + told[1:])
     if data.cost and data.cost.seconds:
         sentences.append(f"The run took {duration(sum(data.cost.seconds.values()))}.")
     return " ".join(sentences)
 
 
 def judge(data: RunReport) -> str:
-    """The teacher by name, as a sentence begins."""
+    """The teacher by name."""
     description = data.teacher.description if data.teacher else {}
     if description.get("backend") == "replay":
-        return "A recording of a teacher"
+        return "a recording of a teacher"
     name = str(description.get("model") or "").partition("@")[0]
     if name == "folder":
         config = data.config.get("teacher")
         name = Path(str(config.get("model"))).name if isinstance(config, dict) else ""
-    return f"The LLM {name}" if name else "The teacher"
+    return f"the LLM {name}, the teacher," if name else "the teacher"
 
 
 def _gained(data: RunReport) -> str:
     found, which = told_of(data)
     if found is None or "P@1" not in found.after:
         return _agreed(data)
-    first = f"its first tag is right for {percent(found.after['P@1'], 0)}"
+    first = f"the student's first tag is right for {percent(found.after['P@1'], 0)}"
     beside = _beside(found, "P@1")
     sentences = [f"On the {number(found.documents)} documents {which}, {first}{beside}."]
     if "R@10" in found.after:
@@ -135,9 +136,8 @@ def _doubtful(data: RunReport) -> str:
     if found:
         beaten = [name for name in TOLD if found.after.get(name, 1.0) <= found.constant.get(name, 0.0)]
         if beaten:
-            doubts.append(
-                f"By {' and '.join(beaten)} it is no better than always answering the most frequent tags."
-            )
+            by = " and ".join(beaten)
+            doubts.append(f"By {by} the student is no better than always answering the most frequent tags.")
         low, high = found.change_intervals.get("P@1", (1.0, 1.0))
         if high < 0:
             doubts.append("Its first tags are worse than before training.")

@@ -133,7 +133,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         rows = [Tagged.model_validate(prediction_row(prediction)) for prediction in answer.predictions]
         for row, found in zip(rows, answer.evidence, strict=False):
             for tag, one in zip(row.tags, found, strict=True):
-                tag.evidence = one and EvidenceOut(text=one.text, drop=round(one.drop, 4))
+                tag.evidence = EvidenceOut(text=one.text, drop=round(one.drop, 4)) if one else None
         return PredictOut(predictions=rows, bundle=answer.version)
 
 
