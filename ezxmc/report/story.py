@@ -92,13 +92,14 @@ def _beside(found: EvaluationSummary, metric: str) -> str:
 
 def _agreed(data: RunReport) -> str:
     """Without tags of people there is what the teacher says of documents never trained on."""
-    rounds = [cycle.training for cycle in data.cycles if cycle.training and cycle.training.selection]
-    if not rounds:
+    # The student that is kept agrees best; of equal ones the last is.
+    cycles = sorted(data.cycles, key=lambda cycle: (max(cycle.held_out.values(), default=0.0), cycle.number))
+    last = cycles[-1].training if cycles else None
+    if last is None or not last.selection:
         return ""
-    last = rounds[-1]
     told = (
-        "Nobody's tags were there to compare with. On documents the student never trained on, it orders tags "
-        f"as the teacher does to {max(last.selection):.2f} of 1 (nDCG@5)"
+        "There were no tags of people to compare with. On documents it was not trained on, the student "
+        f"orders tags as the teacher does to {max(last.selection):.2f} of 1 (nDCG@5)"
     )
     if len(last.selection) == len(last.losses) + 1:
         told += f", {last.selection[0]:.2f} before this training"
