@@ -104,6 +104,13 @@ class Bundle:
         """`LabelIndex.search`, fused with the head where there is one."""
         return self.head.search(self.index, vectors, k) if self.head else self.index.search(vectors, k)
 
+    def scores(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The scores (N, K) that `search` gives these K index rows, of N documents."""
+        cosines: NDArray[np.float32] = vectors @ self.index.vectors(rows).T
+        if self.head is None:
+            return cosines
+        return self.head.fusion(cosines, self.head.scores(vectors, np.tile(rows, (len(vectors), 1))))
+
 
 @dataclass(frozen=True, slots=True)
 class Change:

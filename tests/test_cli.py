@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -235,11 +236,18 @@ def test_the_line_step_by_step(ezxmc: Ezxmc, catalog: Path, tiny_encoder: Path, 
 
 
 def test_run_and_report(ezxmc: Ezxmc, catalog: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (tmp_path / "documents.jsonl").read_text().splitlines()]
+    rows[0]["title"] += "\x1b[2J\n" + "long " * 99
+    write_rows(tmp_path / "documents.jsonl", rows)
     done = ezxmc("run", catalog)
     assert done.code == 0, done.err
     for name in ("report.html", "predictions.jsonl", "bundle"):
         assert str(tmp_path / "run" / name) in done.out and (tmp_path / "run" / name).exists()
-    assert "untrained" in done.out and "P@1" in done.out
+    assert "most frequent tags" in done.out and "P@1" in done.out
+    assert done.out.splitlines()[-1].endswith(f": ezxmc serve {tmp_path / 'run' / 'bundle'}")
+    (shown,) = [line for line in done.out.splitlines() if line.startswith("guitar 0")]
+    assert shown == "guitar 0 [2J " + "long " * 13 + "l…", "cut, and nothing a terminal would obey"
+    assert re.search(r"^  \w+ \d+ %; \w+ \d+ %; \w+ \d+ %$", done.out, re.MULTILINE)
     assert "cycle 1/1: teacher judges" in done.err and "60 rows, 60 kept" in done.err
     again = ezxmc("run", catalog, "--json")
     assert again.code == 0 and again.json["cycles"][0]["pairs_new"] == 0

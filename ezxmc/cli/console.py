@@ -238,6 +238,12 @@ def shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def brief(text: str, width: int) -> str:
+    """The beginning of a user's text on one line, without control characters: they would move the cursor."""
+    line = " ".join("".join(one if one.isprintable() else " " for one in text[: 20 * width]).split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"
+
+
 def read_inputs(
     documents: str | Path, labels: str | Path, column: list[str] | None, strict: bool
 ) -> tuple[tuple[list[Document], RowReport], tuple[list[Label], RowReport]]:

@@ -244,6 +244,11 @@ class EvaluationSummary(_Part):
             a third of all gold tags each.
         reliability: Reliability diagrams of the student's top k probabilities
             against this gold, by k.
+        constant: The same metrics of answering this gold's most frequent tags for every document.
+        cycles: The same of each cycle's student by the tags' titles alone; the bundle answers by
+            refined vectors. Known of several cycles, on documents never trained on.
+        teacher: The same of the teacher's own order of what it judged; known where it judged
+            enough of every document.
     """
 
     before: dict[str, float]
@@ -255,6 +260,9 @@ class EvaluationSummary(_Part):
     note: str = ""
     groups: dict[str, tuple[float, float]] = Field(default_factory=dict)
     reliability: dict[int, list[ReliabilityBin]] = Field(default_factory=dict)
+    constant: dict[str, float] = Field(default_factory=dict)
+    cycles: list[dict[str, float]] = Field(default_factory=list)
+    teacher: dict[str, float] = Field(default_factory=dict)
 
 
 class ExampleTag(_Part):

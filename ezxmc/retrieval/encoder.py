@@ -160,6 +160,14 @@ class BiEncoder:
             name: value.to(model.device) if hasattr(value, "to") else value for name, value in inputs.items()
         }
 
+    def read_of(self, text: str) -> str:
+        """The beginning of a text that the model reads; all of it where its tokenizer cannot tell."""
+        text, tokenizer = self._clipped(text), self.model.tokenizer
+        if not getattr(tokenizer, "is_fast", False):
+            return text
+        told = tokenizer(text, truncation=True, max_length=self.max_length, return_offsets_mapping=True)
+        return text[: max((end for _, end in told["offset_mapping"]), default=0)]
+
     def save(self, path: str | Path) -> None:
         """Write a plain sentence-transformers folder, whole or not at all; with `card` as it is.
 
