@@ -221,10 +221,11 @@ class _Resampled:
         if terms.documents > rows:
             # Of a group maybe one document alone counts, with a weight of about 1.
             usual = np.maximum(usual * rows / terms.documents, np.minimum(1, usual))
-        return cls(*np.hsplit(sums, 2), weights[:, None] * usual)
+        top, whole = np.hsplit(sums, 2)
+        return cls(top, whole, weights[:, None] * usual)
 
     def least_and_most(self, column: int, *, bounded: bool) -> tuple[Floats, Floats]:
-        """(resamples,) a metric, were one document more all wrong, or right; the same twice where none is bounded."""
+        """(resamples,) a metric, were one document more all wrong, or right; without bounds, neither."""
         top, whole, more = self.numerators[:, column], self.denominators[:, column], self.more[:, column]
         if not bounded:
             plain = _ratios(top, whole)
