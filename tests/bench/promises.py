@@ -51,7 +51,13 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="a row for each world")
     given = parser.parse_args()
     print("| promise | promised, at most | realised | draws | world | |\n|---|---|---|---|---|---|")
-    for play in (promises.metric_intervals, promises.probabilities, promises.guarantees, promises.drift):
+    for play in (
+        promises.metric_intervals,
+        promises.probabilities,
+        promises.reviews,
+        promises.guarantees,
+        promises.drift,
+    ):
         rows = list(play(given.draws))
         if not given.all:
             worst: dict[str, promises.Row] = {}

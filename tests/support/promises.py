@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import binom
 
-from ezxmc.calibration import Calibrator, JudgedRows
+from ezxmc.calibration import Calibrator, JudgedRows, completed, fit_calibrator
 from ezxmc.calibration.decisions import Decision
 from ezxmc.calibration.decisions_fit import (
     control_false_tag_rate,
@@ -26,7 +26,9 @@ from ezxmc.calibration.decisions_fit import (
 )
 from ezxmc.calibration.risk_measures import Reviewed, false_tags, missed
 from ezxmc.errors import ConfigError
+from ezxmc.feedback.reviews import Answer, Decided
 from ezxmc.metrics import JudgedPairs, Terms, detect_drift, differences, ece_at_k, intervals, nll
+from ezxmc.records import Prediction
 
 Floats = NDArray[np.float64]
 
@@ -166,6 +168,56 @@ def probabilities(draws: int) -> Iterator[Row]:
                 yield _mean("true error less the stated one (ECE)", where, 0.01, played_down)
             worst = max(losses, default=0.0)
             yield Row("worst loss less that of the rate, nats", where, 0.6, worst - ignorant, len(off), 0.6)
+
+
+_LABELS, _TOP = 60, 10
+
+
+def _ranked(
+    rng: np.random.Generator, documents: int, errors: tuple[float, float]
+) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Scores of two students that err independently, and what is right."""
+    quality = rng.normal(0, 1, (documents, _LABELS)) + rng.normal(0, 0.5, (documents, 1))
+    right = rng.random(quality.shape) < expit(2.2 * quality - 3.2)
+    one, two = (quality + rng.normal(0, error, quality.shape) for error in errors)
+    return one, two, right
+
+
+def _first_ranks(scores: Floats) -> tuple[list[Prediction], Floats, NDArray[np.int64]]:
+    top = np.argsort(-scores, axis=1)[:, :_TOP]
+    best = np.take_along_axis(scores, top, axis=1)
+    lists = [tuple(map(str, row)) for row in top]
+    return [Prediction(str(i), row, row, tuple(best[i])) for i, row in enumerate(lists)], best, top
+
+
+def reviews(draws: int) -> Iterator[Row]:
+    """Stated on new documents after a retraining, by what people said of the former student's lists."""
+    worlds = {"like students": (0.7, 0.7), "near students": (0.3, 0.3), "a better student": (0.85, 0.7)}
+    for world, errors in worlds.items():
+        for skipped in (0.0, 0.1):
+            rng, off = np.random.default_rng(7), []
+            for _ in range(draws):
+                former, present, right = _ranked(rng, 100, errors)
+                decided = Decided(
+                    {
+                        (str(i), str(label)): Answer.YES if right[i, label] else Answer.NO
+                        for i, row in enumerate(_first_ranks(former)[2])
+                        for label in row
+                        if rng.random() >= skipped
+                    }
+                )
+                found = _first_ranks(present)[0]
+                lists = decided.lists(found, _TOP)
+                people = completed(found, lists, _TOP)
+                fitted = fit_calibrator(found, people, target="human", k=_TOP, kinds=["ranked"])
+                _, other, true = _ranked(rng, 400, errors)
+                _, scores, top = _first_ranks(other)
+                rate = np.take_along_axis(true, top, axis=1).mean()
+                off.append(float(fitted.transform(scores).mean() - rate))
+            where = f"100 documents, {world}, {skipped:.0%} skipped"
+            # Lists of which half is decided are those on which both agree.
+            yield _mean("mean probability by an old review less the rate", where, 0.04, off)
+            yield _mean("the rate less the mean probability by an old review", where, 0.03, [-o for o in off])
 
 
 # Guarantees.
