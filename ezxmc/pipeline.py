@@ -21,11 +21,12 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ezxmc.bundle import Refine, add_calibrator, add_labels, labels_of, save_bundle
-from ezxmc.calibration import Calibrator, Verdict, fit_calibrator, fit_few_shot
+from ezxmc.calibration import Calibrator, Verdict, completed, fit_calibrator, fit_few_shot
 from ezxmc.config import RunConfig
 from ezxmc.cycles import Cycles
 from ezxmc.data import Catalog
@@ -149,9 +150,9 @@ def calibrate(
         return peoples
     ways: dict[str, Callable[[], Calibrator]] = {}
     if reviewed.enough:
-        people = reviewed.verdict
-        ways["people and teacher"] = lambda: fit_few_shot(predictions, teacher, people, k=depth)
-        ways["people alone"] = lambda: fit_calibrator(predictions, people, target="human", k=depth)
+        people = partial(completed, predictions, reviewed, depth)
+        ways["people and teacher"] = lambda: fit_few_shot(predictions, teacher, people(), k=depth)
+        ways["people alone"] = lambda: fit_calibrator(predictions, people(), target="human", k=depth)
     ways["the teacher"] = lambda: fit_calibrator(predictions, teacher, target="teacher", k=depth)
     failed: list[str] = []
     for name, fit in ways.items():
@@ -348,7 +349,7 @@ class _Run:
         said = sorted([*pair, answer] for pair, answer in self.decided.answers.items() if pair[0] in apart)
         inputs = [self.bundle_inputs, self.config.budget.model_dump(), said]
         if said:
-            inputs.append("partly decided documents count")  # not so in records of former releases
+            inputs.append("partly decided documents are completed")  # not so in records of former releases
         made = self.place.stage(
             "calibrate",
             inputs,

@@ -69,6 +69,8 @@ class CycleFindings:
     agreement: float | None = None
     agreed: str = ""
     """How that was found."""
+    compared: str = ""
+    """Which student so far agrees best, and how sure that is, in words."""
 
 
 @dataclass(slots=True)
@@ -250,6 +252,7 @@ def _cycle(number: int, cycle: CycleFindings, *, fused: bool) -> CycleSummary:
         pairs_known=cycle.asked.known,
         training=training,
         held_out={} if cycle.agreement is None else {cycle.agreed: cycle.agreement},
+        compared=cycle.compared,
     )
 
 

@@ -74,7 +74,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert result.values["Brier@2"] == pytest.approx((0.01 + 0.16) / 4)
     assert {k: sum(point.n for point in bins) for k, bins in result.reliability.items()} == {2: 4}
     assert json.loads(json.dumps(result.to_dict()))["values"] == result.values
-    assert result.rows()[0] == ("P@1", "0.6667", "0.0000 to 1.0000 (rough: 3 documents)")
+    assert result.rows()[0] == ("P@1", "0.6667", "0.0962 to 0.9911 (rough: 3 documents)")
     assert list(result.counts().values()) == [3, 1, 1, 1, 0]
 
 

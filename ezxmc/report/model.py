@@ -193,6 +193,7 @@ class CycleSummary(_Part):
         pairs_known: Pairs already in the store.
         training: The training round.
         held_out: The student against the teacher on documents never trained on.
+        compared: After this cycle, which student agrees best with the teacher, and how sure that is.
     """
 
     number: int
@@ -200,6 +201,7 @@ class CycleSummary(_Part):
     pairs_known: int = 0
     training: TrainingSummary | None = None
     held_out: dict[str, float] = Field(default_factory=dict)
+    compared: str = ""
 
 
 class ReliabilityBin(_Part):

@@ -156,7 +156,8 @@ def _train(stepper: Stepper, job: Job, progress: Progress | None) -> TrainSummar
     pool, plan, ranks, encoder = stepper.pool, stepper.plan, stepper.ranks, stepper.encoder
 
     def select() -> float | None:
-        return student_agreement(encoder, job.held_out, job.titles, job.judged, ranks)
+        values = student_agreement(encoder, job.held_out, job.titles, job.judged, ranks)
+        return float(values.mean()) if len(values) else None
 
     steps, done, seconds = plan.steps(len(pool)), 0, 0.0
     losses: list[float] = []

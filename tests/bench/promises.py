@@ -38,20 +38,76 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from support import promises
+
+from ezxmc.metrics import Terms, intervals
+
+Shape = Callable[[np.random.Generator, int], np.ndarray]
+
+
+def _some(q: float, of: Callable[[np.random.Generator, int], np.ndarray]) -> Shape:
+    """All right but a share q, which `of` draws."""
+    return lambda rng, n: np.where(rng.random(n) < q, of(rng, n), 1.0)
+
+
+SHAPES: dict[str, tuple[Shape, float]] = {
+    **{f"right: {p}": (lambda rng, n, p=p: 1.0 * (rng.random(n) < p), p) for p in (0.5, 0.7, 0.9, 0.97)},
+    "all right but 5 %, uniform": (_some(0.05, lambda rng, n: rng.random(n)), 0.975),
+    "all right but 20 %, a third": (_some(0.2, lambda rng, n: np.full(n, 1 / 3)), 1 - 0.4 / 3),
+    "thirds": (lambda rng, n: rng.binomial(3, 0.4, n) / 3, 0.4),
+    "uniform": (lambda rng, n: rng.random(n), 0.5),
+    "skewed, beta(1, 9)": (lambda rng, n: rng.beta(1, 9, n), 0.1),
+    "narrow, beta(5, 5)": (lambda rng, n: rng.beta(5, 5, n), 0.5),
+}
+
+
+def shapes(draws: int, resamples: int = 400) -> None:
+    """How often intervals of a mean fail, and how wide they are beside the percentiles of resamples."""
+    print("| values | documents | fails | of percentiles | width |\n|---|---|---|---|---|")
+    for name, (draw, mean) in SHAPES.items():
+        for documents in (5, 20, 60, 300):
+            rng = np.random.default_rng(documents)
+            fails, plain, widths = 0, 0, [0.0, 0.0]
+            for _ in range(draws):
+                values = draw(rng, documents)
+                terms = Terms(("mean",), values[:, None], np.ones((documents, 1)))
+                low, high = intervals(terms, resamples=resamples)["mean"]
+                drawn = rng.multinomial(documents, np.full(documents, 1 / documents), resamples) @ values
+                least, most = np.percentile(drawn / documents, (2.5, 97.5))
+                fails += not low <= mean <= high
+                plain += not least - 1e-12 <= mean <= most + 1e-12
+                widths[0] += high - low
+                widths[1] += most - least
+            print(
+                f"| {name} | {documents} | {fails / draws:.3f} | {plain / draws:.3f} | "
+                f"{widths[0] / widths[1]:.2f} |",
+                flush=True,
+            )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--all", action="store_true", help="a row for each world")
+    parser.add_argument("--shapes", action="store_true", help="intervals of means, of many shapes, instead")
     given = parser.parse_args()
+    if given.shapes:
+        return shapes(given.draws)
     print("| promise | promised, at most | realised | draws | world | |\n|---|---|---|---|---|---|")
-    for play in (promises.metric_intervals, promises.probabilities, promises.guarantees, promises.drift):
+    for play in (
+        promises.metric_intervals,
+        promises.probabilities,
+        promises.reviews,
+        promises.guarantees,
+        promises.drift,
+    ):
         rows = list(play(given.draws))
         if not given.all:
             worst: dict[str, promises.Row] = {}
