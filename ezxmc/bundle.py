@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,9 +60,13 @@ from ezxmc.manifest import (
     writing,
 )
 from ezxmc.records import Label
-from ezxmc.retrieval import BiEncoder, LabelIndex, SparseHead
+from ezxmc.retrieval import LabelIndex
 
-Refine = Callable[[BiEncoder, NDArray[np.float32]], NDArray[np.float32]]
+if TYPE_CHECKING:
+    from ezxmc.retrieval import BiEncoder, SparseHead
+
+_Read = TypeVar("_Read")
+Refine = Callable[["BiEncoder", NDArray[np.float32]], NDArray[np.float32]]
 """From an encoder and its (L, D) vectors of the titles to better ones."""
 
 
@@ -159,6 +163,8 @@ def save_bundle(
     Example:
         >>> save_bundle("bundle", "student", ["music", "food"], max_length=256, k=5)  # doctest: +SKIP
     """
+    from ezxmc.retrieval import BiEncoder
+
     path, labels = Path(path), as_labels(labels)
     refuse_same_labels(labels)
     check_bundle_place(path, inputs)
@@ -208,10 +214,30 @@ def load_bundle(
             to run code, or written by a newer version.
     """
     path = Path(path)
+    return _whole(path, lambda manifest: _open(path, manifest, verify, backend, precision))
+
+
+def open_labels(path: Path) -> tuple[list[Label], LabelIndex, Decision | None]:
+    """What a bundle answers with, its index and its decision, without opening its student.
+
+    Every file is compared with its hash; raises as `load_bundle`.
+    """
+
+    def read(manifest: Manifest) -> tuple[list[Label], LabelIndex, Decision | None]:
+        _warn_of(path, check_files(path, manifest, contents=True))
+        files, (labels, index) = manifest.places(path), _labels(path, manifest)
+        decision = Decision.load(files[DECISION]).among(index.size) if DECISION in files else None
+        return [labels[row] for row in index.rows.tolist()], index, decision
+
+    return _whole(path, read)
+
+
+def _whole(path: Path, read: Callable[[Manifest], _Read]) -> _Read:
+    """What is read from a bundle that others may change: all of it from one and the same."""
     while True:
         manifest = read_manifest(path)
         try:
-            bundle = _open(path, manifest, verify, backend, precision)
+            found = read(manifest)
         except (BundleError, OSError) as error:
             # Its files may have been replaced by another process while they were read.
             if read_manifest(path) != manifest:
@@ -221,28 +247,47 @@ def load_bundle(
             raise
         # Else it may hold files of two bundles.
         if read_manifest(path) == manifest:
-            return bundle
+            return found
 
 
 def _open(path: Path, manifest: Manifest, contents: bool, backend: Backend, precision: Precision) -> Bundle:
     strays = check_files(path, manifest, contents=contents, converted=backend != "torch")
-    if strays:
-        warnings.warn(f"bundle {path}: not part of it, and ignored: {', '.join(strays)}", stacklevel=3)
-    files = manifest.places(path)
-    labels = read_labels(files[LABELS])
-    index = LabelIndex.load(files[INDEX], changes=files.get(CHANGES), mmap=False)
+    _warn_of(path, strays)
+    from ezxmc.retrieval import BiEncoder
+
+    files, (labels, index) = manifest.places(path), _labels(path, manifest)
     encoder = BiEncoder(path / STUDENT, max_length=manifest.max_length, backend=backend, precision=precision)
-    told, found = (manifest.labels, manifest.dimension), (index.size, index.dimension)
-    if len(labels) != index.total or told != found or encoder.dimension != index.dimension:
+    if encoder.dimension != index.dimension:
         raise BundleError(
-            f"bundle {path}: {len(labels)} labels do not fit {index.total} vectors, or {MANIFEST} (labels, "
-            f"dimension: {told}) the index {found} and the student ({encoder.dimension})",
+            f"bundle {path}: the index (of dimension {index.dimension}) does not fit the student "
+            f"({encoder.dimension})",
             "make it again with `ezxmc index`",
         )
     calibrator = Calibrator.load(files[CALIBRATOR]) if CALIBRATOR in files else None
     decision = Decision.load(files[DECISION]).among(index.size) if DECISION in files else None
     head = open_head(files[HEAD], index, encoder) if HEAD in files else None
     return Bundle(path, manifest, encoder, index, labels, calibrator, decision, head, tuple(strays))
+
+
+def _warn_of(path: Path, strays: Sequence[str]) -> None:
+    if strays:
+        # Of whoever called `load_bundle` or `open_labels`.
+        warnings.warn(f"bundle {path}: not part of it, and ignored: {', '.join(strays)}", stacklevel=6)
+
+
+def _labels(path: Path, manifest: Manifest) -> tuple[list[Label], LabelIndex]:
+    """The labels of a bundle, removed ones included, and their vectors."""
+    files = manifest.places(path)
+    labels = read_labels(files[LABELS])
+    index = LabelIndex.load(files[INDEX], changes=files.get(CHANGES), mmap=False)
+    told, found = (manifest.labels, manifest.dimension), (index.size, index.dimension)
+    if len(labels) != index.total or told != found:
+        raise BundleError(
+            f"bundle {path}: {len(labels)} labels do not fit {index.total} vectors, or {MANIFEST} (labels, "
+            f"dimension: {told}) the index {found}",
+            "make it again with `ezxmc index`",
+        )
+    return labels, index
 
 
 def labels_of(path: Path) -> list[Label]:

@@ -7,13 +7,17 @@ a new row), has none: the bi-encoder alone ranks it. One removed is passed over.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ezxmc.errors import BundleError
 from ezxmc.manifest import CALIBRATOR, DECISION, HEAD, Manifest, commit, writing
-from ezxmc.retrieval import BiEncoder, LabelIndex, SparseHead
+from ezxmc.retrieval import LabelIndex
+
+if TYPE_CHECKING:
+    from ezxmc.retrieval import BiEncoder, SparseHead
 
 
 def add_head(path: Path, head: SparseHead) -> None:
@@ -40,6 +44,8 @@ def open_head(file: Path, index: LabelIndex, encoder: BiEncoder) -> SparseHead:
     Raises:
         BundleError: The file is damaged, or does not fit the index.
     """
+    from ezxmc.retrieval import SparseHead
+
     head = SparseHead.load(file)
     if head.dimension != index.dimension or (len(head.rows) and head.rows[-1] >= index.total):
         raise BundleError(
@@ -47,7 +53,7 @@ def open_head(file: Path, index: LabelIndex, encoder: BiEncoder) -> SparseHead:
             f"the index has {index.dimension} and {index.total} rows",
             "make the bundle again with `ezxmc run`",
         )
-    return head.keeping(index.rows).to(encoder.model.device)
+    return head.keeping(index.rows).to(encoder.runner.device)
 
 
 def renumber_head(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tinyworld import TOPICS, document
 
@@ -19,6 +22,7 @@ from ezxmc.errors import ConfigError, ModelError
 from ezxmc.models import resolve_model
 from ezxmc.retrieval import BiEncoder, backends
 from ezxmc.retrieval.backends import choose_precision
+from ezxmc.retrieval.bert import PlainBert, open_plain
 from ezxmc.retrieval.conversion import convert
 from ezxmc.retrieval.tokens import has_fast_bfloat16, passes
 
@@ -65,6 +69,101 @@ def test_documents_get_the_vectors_of_sentence_transformers(tiny_encoder: Path) 
     # Who shares a pass with whom changes nothing.
     for row in (0, 7, 23, 24):
         np.testing.assert_allclose(encoder.encode_documents([TEXTS[row]])[0], expected[row], atol=1e-6)
+
+
+ODD = [
+    *("Ünïcode 漢字 x\u0301 don't [SEP] [MASK] 3.14", "\ud800 half", " ", "guitar" * 99, "\t\n"),
+    *(" ".join(["guitar soup wind comet hedge zq"] * many) for many in (1, 2, 60)),
+]
+
+
+def same_bits(folder: Path, precision: Precision, length: int | None) -> None:
+    encoder = BiEncoder(folder, max_length=length, device="cpu", precision=precision)
+    assert isinstance(encoder.runner, PlainBert)
+    inputs = encoder.features(ODD)
+    found = [encoder.encode_documents(ODD), encoder.encode_documents(ODD[:1]), encoder.faster().runner]
+    assert isinstance(encoder.model, SentenceTransformer)
+    assert isinstance(encoder.runner, SentenceTransformer) and isinstance(found[2], PlainBert)
+    expected = encoder.features(ODD)
+    assert all(torch.equal(inputs[name], expected[name]) for name in inputs)
+    np.testing.assert_array_equal(found[0], encoder.encode_documents(ODD))
+    np.testing.assert_array_equal(found[1], encoder.encode_documents(ODD[:1]))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_plain_bert_gives_the_same_bits_as_sentence_transformers(
+    precision: Precision, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    same_bits(tiny_encoder, precision, 9)
+    # As older versions wrote it; the first token's vector, of any length.
+    shutil.copytree(tiny_encoder, tmp_path / "old")
+    (tmp_path / "old" / "1_Pooling" / "config.json").write_text(
+        '{"word_embedding_dimension": 32, "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}'
+    )
+    (tmp_path / "old" / "sentence_bert_config.json").write_text('{"max_seq_length": 21}')
+    modules = json.loads((tmp_path / "old" / "modules.json").read_text())
+    (tmp_path / "old" / "modules.json").write_text(json.dumps(modules[:2]))
+    shutil.rmtree(tmp_path / "old" / "2_Normalize")
+    same_bits(tmp_path / "old", precision, None)
+
+
+@pytest.mark.encoder
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_real_student_gives_the_same_bits_as_sentence_transformers(precision: Precision) -> None:
+    same_bits(Path(resolve_model("all-MiniLM-L6-v2", kind="encoder")), precision, 128)
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "value"),
+    [
+        ("config.json", ["hidden_act"], "relu"),
+        ("config.json", ["model_type"], "roberta"),
+        ("config.json", ["chunk_size_feed_forward"], 4),
+        ("config.json", ["max_position_embeddings"], 32),
+        ("modules.json", [1, "type"], "sentence_transformers.models.Dense"),
+        ("1_Pooling/config.json", ["pooling_mode"], "max"),
+        ("1_Pooling/config.json", ["include_prompt"], False),
+        ("config_sentence_transformers.json", ["default_prompt_name"], "query"),
+        ("config_sentence_transformers.json", ["truncate_dim"], 8),
+        ("sentence_bert_config.json", ["do_lower_case"], True),
+        ("tokenizer_config.json", ["strip_accents"], False),
+        ("tokenizer_config.json", ["tokenizer_class"], "PreTrainedTokenizerFast"),
+        ("tokenizer_config.json", ["padding_side"], "left"),
+        ("tokenizer.json", ["normalizer", "lowercase"], False),
+        ("tokenizer.json", ["pre_tokenizer", "type"], "Whitespace"),
+        ("tokenizer.json", ["added_tokens", 1, "lstrip"], True),
+        ("tokenizer.json", ["post_processor", "single"], [{"Sequence": {"id": "A", "type_id": 0}}]),
+        ("added_tokens.json", [], {"[NEW]": 7}),
+    ],
+)
+def test_what_is_no_plain_bert_is_left_to_sentence_transformers(
+    file: str, place: list[str | int], value: object, tiny_encoder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_encoder, tmp_path / "odd")
+    assert open_plain(folder) is not None
+    whole = json.loads((folder / file).read_text()) if place else value
+    part = whole
+    for step in place[:-1]:
+        part = part[step]
+    if place:
+        part[place[-1]] = value
+    (folder / file).write_text(json.dumps(whole))
+    assert open_plain(folder) is None
+
+
+def test_a_folder_that_was_changed_since_is_not_taken_for_what_was_read(
+    tiny_encoder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_encoder, tmp_path / "changed")
+    encoder = BiEncoder(folder, device="cpu")
+    expected = encoder.encode_documents(ODD)
+    weights = load_file(folder / "model.safetensors")
+    save_file(
+        {name: part + 1 for name, part in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    np.testing.assert_array_equal(encoder.encode_documents(ODD), expected)
+    with pytest.raises(ModelError, match=r"was changed since it was read.*\n.*open it again"):
+        _ = encoder.model
 
 
 def test_more_texts_than_are_tokenised_at_once(tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,10 @@ from typing import Any
 
 import pytest
 
+from ezxmc.bundle import save_bundle
+from ezxmc.calibration import Calibrator, Platt
+from ezxmc.records import Label
+
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted((ROOT / "ezxmc").rglob("*.py"))
 
@@ -103,18 +107,38 @@ def test_whatever_opens_a_model_says_that_its_code_is_not_trusted() -> None:
     assert [call for call in calls if "trust_remote_code=False" not in call[1]] == []
 
 
-def test_inference_loads_neither_engine_nor_teacher_and_no_import_loads_ray(tmp_path: Path) -> None:
-    code = (
-        "import json, sys, ezxmc.tagging, ezxmc.cli.inference, ezxmc.cli.serve; first = sorted(sys.modules);"
-        "import ezxmc.pipeline, ezxmc.teacher.ray_data, ezxmc.retrieval.ray_encoder, ezxmc.plan;"
-        "print(json.dumps([first, sorted(sys.modules)]))"
+_COMMANDS = """
+import contextlib, io, json, sys
+from ezxmc.cli.app import main
+loaded = []
+for arguments in (["labels", "list", "bundle"], ["predict", "bundle", "one.jsonl"]):
+    sys.argv = ["ezxmc", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main()
+    assert "guitar" in out.getvalue()
+    loaded.append(sorted(sys.modules))
+import ezxmc.pipeline, ezxmc.teacher.ray_data, ezxmc.retrieval.ray_encoder, ezxmc.plan
+print(json.dumps([*loaded, sorted(sys.modules)]))
+"""
+
+
+def test_tagging_loads_neither_engine_nor_teacher_and_no_import_loads_ray(
+    tmp_path: Path, tiny_encoder: Path
+) -> None:
+    """Nor what takes seconds to import and is not needed to tag a document with a plain student."""
+    calibrator = Calibrator("teacher", 1, 1, Platt(1.0, 0.0))
+    save_bundle(
+        tmp_path / "bundle", tiny_encoder, [Label("a", "guitar")], max_length=8, k=1, calibrator=calibrator
     )
-    inference, everything = python(code, tmp_path)
-    assert "ezxmc.predict" in inference and "sentence_transformers" in inference
-    for name in ("vllm", "ray", "ezxmc.teacher", "ezxmc.feedback", "ezxmc.training", "ezxmc.pipeline"):
-        assert not [module for module in inference if module == name or module.startswith(f"{name}.")]
-    assert "ezxmc.cluster.pool" in everything
-    assert not {"ray", "vllm"} & set(everything)
+    (tmp_path / "one.jsonl").write_text('{"uid": "d", "text": "a guitar"}\n')
+    listing, tagging, everything = (set(loaded) for loaded in python(_COMMANDS, tmp_path))
+    assert "ezxmc.bundle" in listing and "torch" in tagging and "ezxmc.cluster.pool" in everything
+    of_a_run = {"vllm", "ray", "ezxmc.teacher", "ezxmc.feedback", "ezxmc.training", "ezxmc.pipeline"}
+    slow = {"transformers", "sentence_transformers", "sklearn", "pandas", "numba", "matplotlib", "datasets"}
+    slow |= {"scipy.optimize", "scipy.stats", "torch._dynamo", "sympy"}
+    assert not tagging & (of_a_run | slow)
+    assert not listing & (of_a_run | slow | {"torch"})
+    assert not everything & {"ray", "vllm"}
 
 
 def test_importing_ezxmc_is_quick_and_so_is_the_command_line(tmp_path: Path) -> None:

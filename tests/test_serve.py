@@ -505,11 +505,11 @@ def test_docs_show_every_operation_and_nothing_from_elsewhere(client: httpx.Clie
 
 # --- fuzzing: cases are made from the service's own description
 
-schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
-
 
 @pytest.fixture(scope="module")
 def described(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    # Seconds to import, and each process of the tests reads this file.
+    schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
     path = tmp_path_factory.mktemp("fuzzed") / "bundle"
     shutil.copytree(made, path)
     with served(create_app(plain(path, FREE, batch_wait=0))) as client:

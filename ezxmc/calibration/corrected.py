@@ -8,10 +8,9 @@ from typing import Annotated, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field
-from scipy.special import expit, logit
 
 from ezxmc.calibration.isotonic import Isotonic
-from ezxmc.calibration.logistic import PULL, fit_logistic
+from ezxmc.calibration.logistic import PULL, fit_logistic, sigmoid
 from ezxmc.calibration.platt import Platt
 from ezxmc.calibration.ranked import Ranked
 from ezxmc.calibration.rows import Floats, JudgedRows, log_ranks
@@ -67,10 +66,12 @@ class Corrected:
     def transform(self, scores: ArrayLike) -> Floats:
         """Probabilities of rows (..., k) of scores, best first."""
         logits, rank, one = _features(self.shape, np.asarray(scores, dtype=np.float64))
-        return np.asarray(expit(self.slope * logits + self.rank * rank + self.offset * one))
+        return sigmoid(self.slope * logits + self.rank * rank + self.offset * one)
 
 
 def _features(shape: Simple, scores: Floats) -> tuple[Floats, Floats, Floats]:
+    from scipy.special import logit
+
     # A curve may say 0 or 1; no finite correction could move that.
     logits = logit(np.clip(shape.transform(scores), _EDGE, 1 - _EDGE))
     return np.asarray(logits), -log_ranks(scores), np.ones_like(scores)

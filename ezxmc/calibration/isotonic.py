@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.isotonic import IsotonicRegression
 
 from ezxmc.calibration.rows import Floats, JudgedRows
 
@@ -46,6 +45,8 @@ class Isotonic:
         probability is set by Laplace's rule, 1/(n+2) or (n+1)/(n+2), as far as
         that does not pass the rate of the block beside it.
         """
+        from sklearn.isotonic import IsotonicRegression  # a second, which who only tags does without
+
         scores, hits = rows.scores[rows.known], rows.verdicts
         model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores, hits)
         values = model.predict(scores)

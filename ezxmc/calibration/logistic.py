@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import minimize
-from scipy.special import expit
+from numpy.typing import ArrayLike
 
 from ezxmc.calibration.rows import Floats
+
+
+def sigmoid(values: ArrayLike) -> Floats:
+    """1 / (1 + e^−v), of any shape."""
+    from scipy.special import expit  # a third of a second, which who only reads labels does without
+
+    return np.asarray(expit(values))
 
 
 def fit_logistic(
@@ -33,6 +39,8 @@ def fit_logistic(
     Returns:
         (d,) weights.
     """
+    from scipy.optimize import minimize
+
     center = np.zeros(features.shape[1]) if prior is None else np.asarray(prior, dtype=np.float64)
     # Columns of like size: cosines vary by hundredths, ranks by whole numbers.
     size = np.sqrt(np.mean(features**2, axis=0))
@@ -43,7 +51,7 @@ def fit_logistic(
     def loss(weights: Floats) -> tuple[float, Floats]:
         logits, away = scaled @ weights, weights / size - center
         value = np.logaddexp(0.0, logits).sum() - hits @ logits + 0.5 * pull @ away**2
-        slope = scaled.T @ (expit(logits) - hits) + pull * away / size
+        slope = scaled.T @ (sigmoid(logits) - hits) + pull * away / size
         return float(value) / n, slope / n
 
     bounds = [(low * by if np.isfinite(low) else None, None) for low, by in zip(lower, size, strict=True)]

@@ -7,9 +7,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit
 
-from ezxmc.calibration.logistic import fit_logistic, pull_of_scores, smoothed
+from ezxmc.calibration.logistic import fit_logistic, pull_of_scores, sigmoid, smoothed
 from ezxmc.calibration.rows import Floats, JudgedRows
 
 
@@ -47,4 +46,4 @@ class Platt:
 
     def transform(self, scores: ArrayLike) -> Floats:
         """Probabilities of scores of any shape."""
-        return np.asarray(expit(self.slope * np.asarray(scores, dtype=np.float64) + self.offset))
+        return sigmoid(self.slope * np.asarray(scores, dtype=np.float64) + self.offset)

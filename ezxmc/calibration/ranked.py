@@ -7,9 +7,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit
 
-from ezxmc.calibration.logistic import PULL, fit_logistic, pull_of_scores, smoothed
+from ezxmc.calibration.logistic import PULL, fit_logistic, pull_of_scores, sigmoid, smoothed
 from ezxmc.calibration.rows import Floats, JudgedRows, log_ranks
 
 
@@ -54,9 +53,7 @@ class Ranked:
     def transform(self, scores: ArrayLike) -> Floats:
         """Probabilities of rows (..., k) of scores, best first."""
         best, margin, rank, one = _features(np.asarray(scores, dtype=np.float64))
-        return np.asarray(
-            expit(self.best * best + self.margin * margin + self.rank * rank + self.offset * one)
-        )
+        return sigmoid(self.best * best + self.margin * margin + self.rank * rank + self.offset * one)
 
 
 def _features(scores: Floats) -> tuple[Floats, Floats, Floats, Floats]:

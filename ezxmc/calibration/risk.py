@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import rel_entr
-from scipy.stats import binom
 
 
 def conformal_bound(losses: ArrayLike, worst: float = 1.0) -> float:
@@ -38,6 +37,8 @@ def binomial_p_value(total: ArrayLike, n: ArrayLike, rate: float) -> NDArray[np.
         n: (m,) cases; where 0, the p-value is 1.
         rate: In (0, 1).
     """
+    from scipy.stats import binom
+
     # The distribution of no cases is all at 0.
     return np.asarray(binom.cdf(total, n, rate), dtype=np.float64)
 
@@ -55,6 +56,8 @@ def hoeffding_bentkus_p_value(total: ArrayLike, n: ArrayLike, rate: float) -> ND
         n: (m,) how many; where 0, the p-value is 1.
         rate: In (0, 1).
     """
+    from scipy.stats import binom
+
     sums, counts = np.asarray(total, dtype=np.float64), np.asarray(n, dtype=np.float64)
     mean = np.minimum(sums / np.maximum(counts, 1), rate)
     divergence = rel_entr(mean, rate) + rel_entr(1 - mean, 1 - rate)

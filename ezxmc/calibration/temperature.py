@@ -7,9 +7,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit
 
-from ezxmc.calibration.logistic import fit_logistic, smoothed
+from ezxmc.calibration.logistic import fit_logistic, sigmoid, smoothed
 from ezxmc.calibration.rows import Floats, JudgedRows
 
 _COLDEST = 1e-6
@@ -44,4 +43,4 @@ class Temperature:
 
     def transform(self, scores: ArrayLike) -> Floats:
         """Probabilities of scores of any shape."""
-        return np.asarray(expit(np.asarray(scores, dtype=np.float64) / self.temperature))
+        return sigmoid(np.asarray(scores, dtype=np.float64) / self.temperature)

@@ -26,17 +26,15 @@ def show(bundle: Folder, json: Json = False) -> None:
 
     Example: ezxmc labels list run/bundle
     """
-    from ezxmc.bundle import load_bundle
+    from ezxmc.bundle import open_labels
 
     with watching() as watch:
-        opened = load_bundle(bundle)
-        index = opened.index
-        labels = [opened.labels[row] for row in index.rows.tolist()]
+        labels, index, decision = open_labels(bundle)
         if json:
             emit(
                 {
                     "labels": [{"uid": label.uid, "title": label.title} for label in labels],
-                    "decision": opened.decision.guarantee if opened.decision else None,
+                    "decision": decision.guarantee if decision else None,
                     "index": {
                         "kind": index.kind,
                         "reason": index.reason,
@@ -49,8 +47,8 @@ def show(bundle: Folder, json: Json = False) -> None:
             return
         standard_output().writelines(f"{label.uid}\t{label.title}\n" for label in labels)
         watch.say(f"{index.size:,} labels; index {index.summary}")
-        if opened.decision:
-            watch.say(f"decision: {opened.decision.guarantee}")
+        if decision:
+            watch.say(f"decision: {decision.guarantee}")
         if index.advice:
             watch.say(f"{index.advice}; `ezxmc labels rebuild {bundle}` makes the search fast again")
 

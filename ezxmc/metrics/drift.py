@@ -30,7 +30,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
-from scipy.stats import false_discovery_control
 
 from ezxmc.metrics.calibration import ReliabilityBin, ece_at_k, reliability_bins
 
@@ -215,6 +214,8 @@ def detect_drift(
 
 
 def _rejected(p: _Floats, level: float) -> NDArray[np.bool_]:
+    from scipy.stats import false_discovery_control
+
     return np.asarray(false_discovery_control(p) <= level) if len(p) else np.zeros(0, dtype=np.bool_)
 
 

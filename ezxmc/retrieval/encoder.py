@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sentence_transformers import SentenceTransformer
-from transformers.utils import logging as transformers_logging
 
 from ezxmc.config import Backend, Precision
 from ezxmc.disk import disk_errors
@@ -23,6 +21,7 @@ from ezxmc.models.catalog import find
 from ezxmc.models.resolve import hub_folder, resolve_model
 from ezxmc.models.trust import check_encoder
 from ezxmc.retrieval.backends import Forward, choose_precision, open_converted, to_bfloat16
+from ezxmc.retrieval.bert import PlainBert, open_plain
 from ezxmc.retrieval.tokens import TokenCache, passes, tokens_per_pass
 
 Progress = Callable[[int, int], None]
@@ -90,27 +89,20 @@ class BiEncoder:
         self.card: str | None = None
         """The model card (README.md): as it was in the folder, and written by `save`."""
         try:
-            with _without_bars():
-                # What is checked is what is opened.
-                if Path(source).is_dir():
-                    folder = Path(source)
-                elif find(str(source)) and revision is None:
-                    folder = Path(resolve_model(str(source), kind="encoder"))
-                else:
-                    folder = hub_folder(str(source), revision)
-                check_encoder(folder)
-                self.model: Any = SentenceTransformer(
-                    str(folder),
-                    device=device,
-                    trust_remote_code=False,
-                    local_files_only=True,
-                    model_kwargs={"use_safetensors": True, "weights_only": True},
-                )
+            # What is checked is what is opened.
+            if Path(source).is_dir():
+                folder = Path(source)
+            elif find(str(source)) and revision is None:
+                folder = Path(resolve_model(str(source), kind="encoder"))
+            else:
+                folder = hub_folder(str(source), revision)
+            check_encoder(folder)
             if (card := folder / CARD).is_file():
                 self.card = card.read_text(encoding="utf-8", errors="replace")
-            self.dimension = int(self.model.get_embedding_dimension())
-            _read_whole(self.model)
-            _forget_code(self.model)
+            plain = open_plain(folder) if device in (None, "cpu") else None
+            self._folder = folder
+            self.runner: Any = plain or _open(folder, device)
+            self.dimension = int(self.runner.get_embedding_dimension())
         except ModelError:
             raise
         except Exception as error:  # the libraries below raise anything from OSError to KeyError
@@ -119,15 +111,35 @@ class BiEncoder:
                 "give a folder with modules.json, a name of `ezxmc models list`, or a hub id in reach",
             ) from error
         if max_length is not None:
-            self.model.max_seq_length = min(max_length, self.model.tokenizer.model_max_length)
-        self.max_length = int(self.model.max_seq_length or 512)
+            self.runner.max_seq_length = min(max_length, self.runner.tokenizer.model_max_length)
+        self.max_length = int(self.runner.max_seq_length or 512)
         self.backend = backend
-        self.precision = choose_precision(backend, precision, self.model.device)
+        self.precision = choose_precision(backend, precision, self.runner.device)
         self._converted: Forward | None = None
         if backend != "torch":
             self._converted = open_converted(folder, backend, self.precision)
         elif self.precision == "bfloat16":
-            to_bfloat16(self.model)
+            to_bfloat16(self.runner)
+
+    @property
+    def model(self) -> Any:
+        """The `SentenceTransformer`; where a plain one ran the student, it takes its place from now on.
+
+        Raises:
+            ModelError: The folder has other contents by now than those that were read.
+        """
+        if isinstance(plain := self.runner, PlainBert):
+            whole = _open(self._folder, "cpu")
+            whole.max_seq_length = plain.max_seq_length
+            if self.backend == "torch" and self.precision == "bfloat16":
+                to_bfloat16(whole)
+            _refuse_another(self._folder, plain, whole)
+            self.runner = whole
+        return self.runner
+
+    @model.setter
+    def model(self, model: Any) -> None:
+        self.runner = model
 
     def encode_documents(
         self, texts: Sequence[str], *, progress: Progress | None = None
@@ -152,7 +164,7 @@ class BiEncoder:
 
     def features(self, texts: Sequence[str]) -> dict[str, Any]:
         """Model inputs of a batch of texts, padded, on the model's device (for training)."""
-        model = self.model
+        model = self.runner
         # What `SentenceTransformer.encode` puts before a text where it is told nothing else.
         prompt = model.prompts.get(model.default_prompt_name) or None
         inputs = model.preprocess([self._clipped(text) for text in texts], prompt=prompt)
@@ -199,23 +211,23 @@ class BiEncoder:
         """
         other = copy(self)
         other.backend = backend
-        other.precision = choose_precision(backend, precision, self.model.device)
+        other.precision = choose_precision(backend, precision, self.runner.device)
         other._converted = open_converted(folder, backend, other.precision)
         return other
 
     def faster(self) -> BiEncoder:
         """The same encoder in bfloat16 where that is faster here, else itself; not to be trained or saved."""
-        if self._converted or choose_precision(self.backend, "auto", self.model.device) == self.precision:
+        if self._converted or choose_precision(self.backend, "auto", self.runner.device) == self.precision:
             return self
         other = copy(self)
-        other.precision, other.model = "bfloat16", deepcopy(self.model)
-        to_bfloat16(other.model)
+        other.precision, other.runner = "bfloat16", deepcopy(self.runner)
+        to_bfloat16(other.runner)
         return other
 
     def _encode(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
         texts = _texts(texts)
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
-        budget = tokens_per_pass(self.model.device)
+        budget = tokens_per_pass(self.runner.device)
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             part = texts[start : start + _TEXTS_AT_ONCE]
             tokens = TokenCache(self, part)
@@ -228,7 +240,7 @@ class BiEncoder:
     def _unit_rows(self, features: dict[str, Any]) -> NDArray[np.float32]:
         if self._converted:
             return self._converted(features)
-        model = self.model.eval()
+        model = self.runner.eval()
         faster = self.precision == "bfloat16"
         with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=faster):
             # A checkpoint may ask for its vectors to be cut.
@@ -239,6 +251,30 @@ class BiEncoder:
     def _clipped(self, text: str) -> str:
         # Tokenizers refuse lone surrogates, which JSON escapes can smuggle in.
         return text[: self.max_length * _CHARACTERS_PER_TOKEN].encode("utf-8", "replace").decode()
+
+
+def _open(folder: Path, device: str | None) -> Any:
+    """A checked folder by sentence-transformers, which takes seconds to import."""
+    from sentence_transformers import SentenceTransformer
+
+    with _without_bars():
+        model = SentenceTransformer(
+            str(folder),
+            device=device,
+            trust_remote_code=False,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True, "weights_only": True},
+        )
+    _read_whole(model)
+    _forget_code(model)
+    return model
+
+
+def _refuse_another(folder: Path, plain: PlainBert, whole: Any) -> None:
+    weights = whole.transformers_model.state_dict()
+    one, other = (model.tokenizer.backend_tokenizer.get_vocab() for model in (plain, whole))
+    if one != other or not all(torch.equal(part, weights[name]) for name, part in plain.state_dict().items()):
+        raise ModelError(f"{folder} was changed since it was read", "open it again")
 
 
 def _read_whole(model: torch.nn.Module) -> None:
@@ -271,6 +307,8 @@ def _texts(values: Iterable[str]) -> list[str]:
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """Keep transformers' own progress bars off the terminal; only the CLI draws there."""
+    from transformers.utils import logging as transformers_logging
+
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

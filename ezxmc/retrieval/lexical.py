@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from itertools import chain, pairwise
+from typing import TYPE_CHECKING
 
-import bm25s
 import numpy as np
-from bm25s.stopwords import STOPWORDS_EN
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 
 from ezxmc.records import Label
 
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
 _WORD = re.compile(r"\w+")
-_STOPWORDS = frozenset(STOPWORDS_EN)
 _QUERY_CHARACTERS = 20_000
 _TEXTS_AT_ONCE = 64  # scores of so many texts are held at once
 
@@ -35,6 +36,9 @@ class LexicalIndex:
         self._column: dict[str, int] = {}
         if not any(corpus):
             return
+        import bm25s  # brings a compiler, which who only tags does without
+        from scipy.sparse import csr_matrix
+
         bm25 = bm25s.BM25()
         bm25.index(corpus, show_progress=False)
         self._column = bm25.vocab_dict
@@ -60,6 +64,8 @@ class LexicalIndex:
 
     def _queries(self, texts: Sequence[str]) -> csr_matrix:
         """(N, V): 1 where a text has a word of the labels."""
+        from scipy.sparse import csr_matrix
+
         rows = [
             [self._column[word] for word in set(words(text[:_QUERY_CHARACTERS])) if word in self._column]
             for text in texts
@@ -82,4 +88,12 @@ def _best(rows: NDArray[np.int32], scores: NDArray[np.float32], k: int) -> list[
 
 def words(text: str) -> list[str]:
     """Lower-case words of `text`, English stop words left out, no stemming."""
-    return [word for word in _WORD.findall(text.lower()) if word not in _STOPWORDS]
+    left_out = _stop_words()
+    return [word for word in _WORD.findall(text.lower()) if word not in left_out]
+
+
+@cache
+def _stop_words() -> frozenset[str]:
+    from bm25s.stopwords import STOPWORDS_EN
+
+    return frozenset(STOPWORDS_EN)

@@ -21,7 +21,7 @@ _CHARACTERS_PER_TOKEN = 4
 class Tokenising(Protocol):
     """The part of a `BiEncoder` that turns texts into model inputs."""
 
-    model: Any
+    runner: Any
     max_length: int
 
     def features(self, texts: Sequence[str]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class TokenCache:
             for i, text in enumerate(part):
                 self._rows[text] = {name: rows[i, kept[i]] for name, rows in tensors.items()}
         if self._rows:
-            tokenizer = encoder.model.tokenizer
+            tokenizer = encoder.runner.tokenizer
             self._padding = {
                 "input_ids": tokenizer.pad_token_id,
                 "token_type_ids": tokenizer.pad_token_type_id,
@@ -73,7 +73,7 @@ class TokenCache:
             return self._encoder.features(texts)
         rows = [self._rows[text] for text in texts]
         width = max(len(row["input_ids"]) for row in rows)
-        device = self._encoder.model.device
+        device = self._encoder.runner.device
         features = dict(self._others)
         for name in rows[0]:
             padded = np.full((len(rows), width), self._padding[name], dtype=np.int64)

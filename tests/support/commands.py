@@ -14,25 +14,36 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
-# Of whatever is started here; a module that is missing on a machine is passed over.
-_MODULES = ["ezxmc.pipeline", "ezxmc.growth", "ezxmc.tagging", "ezxmc.serve.app", "uvicorn"]
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(_MODULES)
+_CONTEXT.set_forkserver_preload(["support.preload"])
 _STALLED = 300.0  # seconds
 
 
 def forked(target: Callable[..., None], *arguments: Any) -> BaseProcess:
     """Call a function in a process of its own."""
+    _start()
     # A test that fails leaves it: as a daemon it does not outlive the tests.
     process = _CONTEXT.Process(target=target, args=arguments, daemon=True)
     process.start()
     return process
+
+
+@cache
+def _start() -> None:
+    """The process that others are forked from; it finds `support` where this one does."""
+    places = (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, places)))
+        forkserver.ensure_running()
 
 
 class Command:
@@ -106,6 +117,7 @@ class Command:
 
 
 def _run(arguments: list[str], cwd: str, environment: dict[str, str], out: str, err: str) -> None:
+    assert "support.preload" in sys.modules, "it was not forked from what has imported everything"
     vars(multiprocessing.current_process())["_config"]["daemon"] = False  # it may have children
     os.chdir(cwd)
     os.environ.clear()
