@@ -151,4 +151,6 @@ def test_config_is_valid_and_within_budget() -> None:
     assert isinstance(config.teacher, VllmTeacherConfig) and config.teacher.prompt == "software"
     assert config.data.gold is not None
     assert Path(config.run_dir) == EXAMPLE / "run"
-    assert 200 * config.shortlist.size * config.cycles <= 4500
+    calibrating = (config.budget.calibration or 0) * config.inference.calibration_depth
+    assert config.training.prior == "estimated" and config.cycles == 1
+    assert 230 * config.shortlist.size + calibrating <= 2_000

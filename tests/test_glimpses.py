@@ -1,4 +1,4 @@
-"""What is shown while a teacher works: the share of "yes" and a document with its surest tags, on one line."""
+"""What is shown meanwhile: the share of "yes" and a document with its surest tags, in one line."""
 
 from __future__ import annotations
 
