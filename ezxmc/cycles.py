@@ -157,7 +157,8 @@ class Cycles:
         proposed, listed = self._shortlists(number, former, folder / "shortlist.jsonl", name)
         part = self.budget.cut(number, listed)
         rows = part.rows
-        self.inquiry.ask(*self._context, f"{name}: teacher judges label priors")
+        if self._context[0]:
+            self.inquiry.ask(*self._context, f"{name}: teacher judges label priors")
         asked = self.inquiry.ask(part.order, [rows[i] for i in part.order], f"{name}: teacher judges", number)
         self.unasked_pairs += part.unasked_pairs
         if asked.stopped:
