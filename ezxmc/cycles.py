@@ -31,6 +31,7 @@ from ezxmc.retrieval import BiEncoder, LabelIndex, candidate_row, shortlist
 from ezxmc.retrieval.ray_encoder import open_encoder
 from ezxmc.rundir import ENCODING, RunDir, damaged
 from ezxmc.runreport import CycleFindings
+from ezxmc.teacher.base import rest
 from ezxmc.training import compared, cosines_of, refined_label_vectors, train_bi_encoder
 from ezxmc.watch import Watch
 
@@ -157,15 +158,15 @@ class Cycles:
         proposed, listed = self._shortlists(number, former, folder / "shortlist.jsonl", name)
         part = self.budget.cut(number, listed)
         rows = part.rows
-        self.inquiry.ask(*self._context, f"{name}: teacher judges label priors")
+        if self._context[0]:
+            self.inquiry.ask(*self._context, f"{name}: teacher judges label priors")
         asked = self.inquiry.ask(part.order, [rows[i] for i in part.order], f"{name}: teacher judges", number)
         self.unasked_pairs += part.unasked_pairs
         if asked.stopped:
             # What nobody judged may be proposed again.
             rows = [self.inquiry.judged(document, row) for document, row in enumerate(rows)]
         self.asked = [[*old, *new] for old, new in zip(self.asked, rows, strict=True)]
-        # Training needs the memory; the next cycle starts the engine again.
-        self.inquiry.teacher.close()
+        rest(self.inquiry.teacher)  # training needs memory
 
         judgments, priors = self._judgments(), self._priors()
         if doubtful := doubt(judgments):
@@ -403,7 +404,7 @@ class Cycles:
         documents = self.budget.to_compare([len(rows) for rows in new.values()], cycle)
         done, wanted = cycle or len(self.findings), [first[i] for i in documents]
         asked = self.inquiry.ask(documents, wanted, title, done, compares=True)
-        self.inquiry.teacher.close()
+        rest(self.inquiry.teacher)
         whole: list[int] = []
         for i in documents:
             if len(self.inquiry.judged(i, first[i])) == len(first[i]):

@@ -49,11 +49,11 @@ def first(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, one_thre
 
 
 class WantsMemory(FakeTeacher):
-    """Counts the models in memory each time it is asked, beside those that were there before."""
+    """Counts the models in memory each time it is asked, beside those that were there before; can rest."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.before, self.models = self._alive(), list[int]()
+        self.before, self.models, self.rested = self._alive(), list[int](), 0
 
     def _alive(self) -> int:
         gc.collect()
@@ -62,6 +62,15 @@ class WantsMemory(FakeTeacher):
     def score(self, pairs: Any, **options: Any) -> Any:
         self.models.append(self._alive() - self.before)
         yield from super().score(pairs, **options)
+
+    def rest(self) -> None:
+        self.rested += 1
+
+
+def test_a_teacher_that_can_rest_is_closed_at_the_end_only(first: Spy) -> None:
+    assert isinstance(first.teacher, WantsMemory)
+    # After each of two cycles, and after the students were compared.
+    assert (first.teacher.rested, first.teacher.closed) == (3, 1)
 
 
 def test_no_student_is_in_memory_while_the_teacher_works(first: Spy) -> None:
