@@ -45,9 +45,10 @@ def _done(data: RunReport) -> str:
     if data.teacher:
         seconds = data.teacher.seconds or 0.0
         within = f"in {duration(seconds)} " if seconds >= 1 else ""  # a recording takes no time
+        answered = number(data.teacher.judgments - data.teacher.failures)
         told = (
-            f"{within}{judge(data)} answered {number(data.teacher.judgments - data.teacher.failures)} questions whether a tag fits a "
-            "document; a small model, the student, learned from the answers."
+            f"{within}{judge(data)} answered {answered} questions whether a tag fits a document; a small "
+            "model, the student, learned from the answers."
         )
         sentences.append(told[0].upper() + told[1:])
     if data.cost and data.cost.seconds:
