@@ -173,7 +173,7 @@ def test_sections_in_order_and_numbers() -> None:
         in page.text
     )
     assert (
-        "In 8 minutes the LLM Qwen2.5-Coder-1.5B-Instruct, the teacher, answered 4,012 questions" in page.text
+        "In 8 minutes the LLM Qwen2.5-Coder-1.5B-Instruct, the teacher, answered 4,010 questions" in page.text
     )
     assert "off by 4.1 points on average, judged by the LLM teacher" in page.text
     assert "The run took 10 minutes" in page.text
@@ -197,6 +197,8 @@ def test_the_story_is_of_documents_never_trained_on_and_tells_what_is_doubtful()
     assert "On the 20 documents that people tagged and that were not trained on, the" in told
     assert "By P@1 and R@10 the student is no better than always answering the most frequent tags." in told
     assert "its 95 % interval holds 0" in told and "and by 25.0 points judged by people's tags" in told
+    teacher = full().model_dump()["teacher"] | {"failures": 1_000}
+    assert "Of 4,012 questions 1,000 got no usable answer." in " ".join(story(full(teacher=teacher)))
     worse = held_out | {"change_intervals": {"P@1": [-0.3, -0.1]}}
     assert "worse than before training" in " ".join(story(full(held_out=worse)))
     few = " ".join(story(full(held_out=held_out | {"documents": 19})))

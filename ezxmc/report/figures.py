@@ -38,6 +38,7 @@ STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
+_NAMED = 4  # stages whose names stand side by side in a panel
 PANELS = {
     "P@1": "first tag right (P@1)",
     "P@5": "first 5 tags right (P@5)",
@@ -57,7 +58,8 @@ def progress(evaluation: EvaluationSummary) -> str:
     They stand side by side or one below the other, as the window has room. Empty without these figures.
     """
     stages = [evaluation.before, *evaluation.cycles, evaluation.after]
-    names = ["untrained", *(f"cycle {n}" for n in range(1, len(stages) - 1)), "student"]
+    several = "" if len(stages) > _NAMED else "cycle "
+    names = ["untrained", *(f"{several}{n}" for n in range(1, len(stages) - 1)), "student"]
     drawn = ""
     for metric, title in PANELS.items():
         heights = [100 * stage[metric] for stage in stages if metric in stage]

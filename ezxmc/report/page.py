@@ -196,5 +196,6 @@ def _yaml(value: Any) -> str:
 
 
 def _commands(text: str) -> Markup:
-    """A text, escaped, what stands between backticks as code."""
-    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+    """A text, escaped: what stands between backticks as code, and no line between a number and its %."""
+    whole = str(escape(text)).replace(" %", "\u00a0%")
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", whole))

@@ -45,9 +45,10 @@ def _done(data: RunReport) -> str:
     if data.teacher:
         seconds = data.teacher.seconds or 0.0
         within = f"in {duration(seconds)} " if seconds >= 1 else ""  # a recording takes no time
+        answered = number(data.teacher.judgments - data.teacher.failures)
         told = (
-            f"{within}{judge(data)} answered {number(data.teacher.judgments)} questions whether a tag fits a "
-            "document; a small model, the student, learned from the answers."
+            f"{within}{judge(data)} answered {answered} questions whether a tag fits a document; a small "
+            "model, the student, learned from the answers."
         )
         sentences.append(told[0].upper() + told[1:])
     if data.cost and data.cost.seconds:
@@ -133,7 +134,8 @@ def _doubtful(data: RunReport) -> str:
     found, which = told_of(data)
     doubts = []
     if data.teacher and data.teacher.failures > _FAILED * data.teacher.judgments:
-        doubts.append(f"{number(data.teacher.failures)} questions got no usable answer.")
+        failed, asked = number(data.teacher.failures), number(data.teacher.judgments)
+        doubts.append(f"Of {asked} questions {failed} got no usable answer.")
     if found:
         beaten = [name for name in TOLD if found.after.get(name, 1.0) <= found.constant.get(name, 0.0)]
         if beaten:
