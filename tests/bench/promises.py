@@ -14,8 +14,8 @@ worst; a row for each world with --all.
 | 95 % interval of R | 0.05 | 0.033 | 300 | 60 documents, nearly all right |
 | 95 % interval of a difference | 0.05 | 0.030 | 300 | 60 documents, usual |
 | p <= .05 of equal runs | 0.05 | 0.030 | 300 | 60 documents, usual |
-| mean probability by an old review less the rate | 0.04 | 0.025 | 40 | 100 documents, like students, 10% skipped |
-| the rate less the mean probability by an old review | 0.03 | 0.005 | 40 | 100 documents, near students, 10% skipped |
+| mean probability by an old review less the rate | 0.04 | 0.025 | 40 | like students, 10% skipped |
+| the rate less the mean probability by an old review | 0.03 | 0.005 | 40 | near students, 10% skipped |
 | mean probability less the rate | 0.03 | 0.066 | 120 | 2 documents, 10 labels, hard and easy documents |
 | the rate less the mean probability | 0.06 | 0.036 | 120 | 2 documents, 10 labels, nearly all right |
 | true error less the stated one (ECE) | 0.01 | 0.009 | 120 | 20 documents, 10 labels, nearly all wrong |
@@ -29,9 +29,9 @@ worst; a row for each world with --all.
 | 95 % interval of the error, all pairs | 0.05 | 0.100 | 120 | 20 and 20 documents, 1 label, usual |
 | 95 % interval of the error, a label | 0.08 | 0.100 | 120 | 20 and 20 documents, 1 label, usual |
 
-No row is further off than chance allows once in a thousand. The first are of 200 resamples, which move the ends
-a little: of 7 documents without a right one the exact interval ends at .41, where the truth is .40. An old
-review is one of the lists of a former student, of which people's decisions are completed; by the decided pairs
+No row is further off than chance allows once in a thousand. The first are of 200 resamples, which move ends a
+little: of 7 documents without a right one the exact interval ends at .41, and the truth is .40. An old review
+is one of a former student's lists (100 documents), and people's decisions are completed; by the decided pairs
 alone like students are off by .099, near ones by .034, a better one by .097 (6 draws). What is left comes of
 lists that count once half of them is decided: students agree on these. The stated error (ECE) is that of
 documents left out of the fit; what one rate of all of them is off by it cannot see, about .01 of 200 pairs.
