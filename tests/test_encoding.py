@@ -81,9 +81,17 @@ def same_bits(folder: Path, precision: Precision, length: int | None) -> None:
     encoder = BiEncoder(folder, max_length=length, device="cpu", precision=precision)
     assert isinstance(encoder.runner, PlainBert)
     inputs = encoder.features(ODD)
-    found = [encoder.encode_documents(ODD), encoder.encode_documents(ODD[:1]), encoder.faster().runner]
+    found = [encoder.encode_documents(ODD), encoder.encode_documents(ODD[:1])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "has_fast_bfloat16", lambda device: True)
+        faster = encoder.faster()
+    assert isinstance(faster.runner, PlainBert) and faster.precision == "bfloat16"
+    found.append(faster.encode_documents(ODD))
     assert isinstance(encoder.model, SentenceTransformer)
-    assert isinstance(encoder.runner, SentenceTransformer) and isinstance(found[2], PlainBert)
+    assert isinstance(encoder.runner, SentenceTransformer)
+    whole = BiEncoder(folder, max_length=length, device="cpu", precision="bfloat16")
+    assert isinstance(whole.model, SentenceTransformer)
+    np.testing.assert_array_equal(found[2], whole.encode_documents(ODD))
     expected = encoder.features(ODD)
     assert all(torch.equal(inputs[name], expected[name]) for name in inputs)
     np.testing.assert_array_equal(found[0], encoder.encode_documents(ODD))
