@@ -10,37 +10,53 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ezxmc.bundle import save_bundle as save_bundle
     from ezxmc.calibration import Calibrator as Calibrator
     from ezxmc.config import RunConfig as RunConfig
+    from ezxmc.config import TrainingConfig as TrainingConfig
     from ezxmc.evaluation import evaluate as evaluate
     from ezxmc.feedback.annotate import annotate as annotate
     from ezxmc.feedback.store import FeedbackStore as FeedbackStore
+    from ezxmc.feedback.targets import build_targets as build_targets
+    from ezxmc.feedback.targets import targets_from_rows as targets_from_rows
     from ezxmc.pipeline import run as run
     from ezxmc.predict import Predictor as Predictor
     from ezxmc.records import Document as Document
+    from ezxmc.records import Judgment as Judgment
     from ezxmc.records import Label as Label
+    from ezxmc.records import Pair as Pair
     from ezxmc.retrieval import BiEncoder as BiEncoder
     from ezxmc.retrieval import LabelIndex as LabelIndex
     from ezxmc.retrieval import shortlist as shortlist
     from ezxmc.teacher import Teacher as Teacher
     from ezxmc.teacher import load_teacher as load_teacher
+    from ezxmc.training import DistillationLoss as DistillationLoss
+    from ezxmc.training import targets_dataset as targets_dataset
     from ezxmc.training import train_bi_encoder as train_bi_encoder
 
 _HOMES = {
     "BiEncoder": "retrieval",
     "Calibrator": "calibration",
+    "DistillationLoss": "training",
     "Document": "records",
     "FeedbackStore": "feedback.store",
+    "Judgment": "records",
     "Label": "records",
     "LabelIndex": "retrieval",
+    "Pair": "records",
     "Predictor": "predict",
     "RunConfig": "config",
     "Teacher": "teacher",
+    "TrainingConfig": "config",
     "annotate": "feedback.annotate",
+    "build_targets": "feedback.targets",
     "evaluate": "evaluation",
     "load_teacher": "teacher",
     "run": "pipeline",
+    "save_bundle": "bundle",
     "shortlist": "retrieval",
+    "targets_dataset": "training",
+    "targets_from_rows": "feedback.targets",
     "train_bi_encoder": "training",
 }
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from ezxmc.calibration import Calibrator
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
 from ezxmc.data.documents import refuse_same_labels
+from ezxmc.data.in_memory import as_labels
 from ezxmc.disk import make_folder
 from ezxmc.errors import BundleError, DataError
 from ezxmc.files import Inputs, whole_folder
@@ -107,6 +108,13 @@ class Bundle:
         """`LabelIndex.search`, fused with the head where there is one."""
         return self.head.search(self.index, vectors, k) if self.head else self.index.search(vectors, k)
 
+    def scores(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The scores (N, K) that `search` gives these K index rows, of N documents."""
+        cosines: NDArray[np.float32] = vectors @ self.index.vectors(rows).T
+        if self.head is None:
+            return cosines
+        return self.head.fusion(cosines, self.head.scores(vectors, np.tile(rows, (len(vectors), 1))))
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -118,9 +126,9 @@ class Change:
 
 
 def save_bundle(
-    path: Path,
+    path: str | Path,
     student: Path | str | BiEncoder,
-    labels: Sequence[Label],
+    labels: Iterable[Any],
     *,
     max_length: int,
     k: int,
@@ -138,7 +146,7 @@ def save_bundle(
     Args:
         path: The bundle's folder; an older bundle there is replaced, if nothing else is in the folder.
         student: A SentenceTransformer folder or hub id, or the encoder opened from it.
-        labels: L labels, in index order.
+        labels: L labels, or their titles, in index order.
         max_length: Tokens of a document the student reads.
         k: Labels per document answered by default.
         calibrator: Scores to probabilities, if fitted already.
@@ -151,9 +159,13 @@ def save_bundle(
         ConfigError: `path` is taken by something that is no bundle, or holds more than a bundle.
         BundleError: The student holds files that no bundle may.
         DataError: Two of the labels are one tag, see `ezxmc.data.read_labels`.
+
+    Example:
+        >>> save_bundle("bundle", "student", ["music", "food"], max_length=256, k=5)  # doctest: +SKIP
     """
     from ezxmc.retrieval import BiEncoder
 
+    path, labels = Path(path), as_labels(labels)
     refuse_same_labels(labels)
     check_bundle_place(path, inputs)
     encoder = student if isinstance(student, BiEncoder) else BiEncoder(student, max_length=max_length)
@@ -292,7 +304,7 @@ def labels_of(path: Path) -> list[Label]:
     return [labels[row] for row in index.rows.tolist() if row < len(labels)]
 
 
-def add_calibrator(path: Path, calibrator: Calibrator, *, by_run: bool = False) -> None:
+def add_calibrator(path: str | Path, calibrator: Calibrator, *, by_run: bool = False) -> None:
     """Put a calibrator into a bundle, or replace the one it has.
 
     A decision in it goes: it was made on the former probabilities.
@@ -306,7 +318,7 @@ def add_calibrator(path: Path, calibrator: Calibrator, *, by_run: bool = False) 
     Raises:
         BundleError: `path` holds no readable bundle, or cannot be written.
     """
-    _put(path, CALIBRATOR, calibrator.save, voided=DECISION, by_run=by_run)
+    _put(Path(path), CALIBRATOR, calibrator.save, voided=DECISION, by_run=by_run)
 
 
 def add_decision(path: Path, decision: Decision) -> None:

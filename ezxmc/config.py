@@ -198,7 +198,12 @@ class ShortlistConfig(_Part):
 
 
 class TrainingConfig(_Part):
-    """One distillation round of the student."""
+    """One distillation round of the student.
+
+    Example:
+        >>> TrainingConfig(losses={"listwise_kl": 1.0}, epochs=2).epochs
+        2
+    """
 
     encoder: str = Field("all-MiniLM-L6-v2", description="sentence-transformers checkpoint to start from")
     revision: str | None = Field(

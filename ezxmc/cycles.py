@@ -31,7 +31,8 @@ from ezxmc.retrieval import BiEncoder, LabelIndex, candidate_row, shortlist
 from ezxmc.retrieval.ray_encoder import open_encoder
 from ezxmc.rundir import ENCODING, RunDir, damaged
 from ezxmc.runreport import CycleFindings
-from ezxmc.training import cosines_of, held_out_agreement, refined_label_vectors, train_bi_encoder
+from ezxmc.teacher.base import rest
+from ezxmc.training import compared, cosines_of, refined_label_vectors, train_bi_encoder
 from ezxmc.watch import Watch
 
 _COMPARED = f"agreement, each student's first {JUDGED_TOP} labels judged"
@@ -123,7 +124,8 @@ class Cycles:
         # Of equal ones the last, which has seen most.
         best = max(range(len(students)), key=lambda i: (scores[i], i))
         if None not in (cycle.agreement for cycle in self.findings):
-            self.watch.say(f"the student of cycle {best + 1} agrees best with the teacher")
+            plain = f"the student of cycle {best + 1} agrees best with the teacher"
+            self.watch.say(self.findings[-1].compared or plain)
         elif len(students) > 1:
             self.watch.say(
                 f"the student of cycle {best + 1} is kept: none was compared, for want of judgments"
@@ -156,15 +158,15 @@ class Cycles:
         proposed, listed = self._shortlists(number, former, folder / "shortlist.jsonl", name)
         part = self.budget.cut(number, listed)
         rows = part.rows
-        self.inquiry.ask(*self._context, f"{name}: teacher judges label priors")
+        if self._context[0]:
+            self.inquiry.ask(*self._context, f"{name}: teacher judges label priors")
         asked = self.inquiry.ask(part.order, [rows[i] for i in part.order], f"{name}: teacher judges", number)
         self.unasked_pairs += part.unasked_pairs
         if asked.stopped:
             # What nobody judged may be proposed again.
             rows = [self.inquiry.judged(document, row) for document, row in enumerate(rows)]
         self.asked = [[*old, *new] for old, new in zip(self.asked, rows, strict=True)]
-        # Training needs the memory; the next cycle starts the engine again.
-        self.inquiry.teacher.close()
+        rest(self.inquiry.teacher)  # training needs memory
 
         judgments, priors = self._judgments(), self._priors()
         if doubtful := doubt(judgments):
@@ -335,6 +337,7 @@ class Cycles:
             former=former,
             held_out=self.inquiry.documents(self.catalog.to_select),
             held_out_targets=plain,
+            teacher=self.inquiry.teacher.description,
             seed=self.config.seed,
             progress=lambda done, total, loss: progress(done, total),
         )
@@ -349,11 +352,10 @@ class Cycles:
             found = self.judge_tops([self._top(student) for student in students], title, number)
             targets = self.plain_targets(found.judgments)
             documents = self.inquiry.documents(found.documents)
+            agreement, best = compared(map(self.encoder, students), documents, self.catalog.labels, targets)
             return {
-                "agreement": [
-                    held_out_agreement(self.encoder(student), documents, self.catalog.labels, targets)
-                    for student in students
-                ],
+                "agreement": agreement,
+                "best": best,
                 "documents": len(documents),
                 "pairs": found.pairs,
                 "whole": found.whole,
@@ -375,13 +377,14 @@ class Cycles:
         )
         if not made.get("whole", True):
             self.place.forget(name)
-        compared = made["agreement"]
+        agreements = made["agreement"]
         self.budget.compared = made.get("pairs", 0)
-        for cycle, agreement in zip(self.findings, compared, strict=True):
+        for cycle, agreement in zip(self.findings, agreements, strict=True):
             cycle.agreement = agreement
             cycle.agreed = _COMPARED if "pairs" in made else _COMPARED_ONCE
+        self.findings[-1].compared = made.get("best", "")
         # Without a held-out judgment there is nothing to choose or to stop by.
-        return [float(number) if score is None else score for number, score in enumerate(compared)]
+        return [float(number) if score is None else score for number, score in enumerate(agreements)]
 
     def judge_tops(
         self, tops: Sequence[NDArray[np.int64]], title: str, cycle: int | None = None
@@ -401,7 +404,7 @@ class Cycles:
         documents = self.budget.to_compare([len(rows) for rows in new.values()], cycle)
         done, wanted = cycle or len(self.findings), [first[i] for i in documents]
         asked = self.inquiry.ask(documents, wanted, title, done, compares=True)
-        self.inquiry.teacher.close()
+        rest(self.inquiry.teacher)
         whole: list[int] = []
         for i in documents:
             if len(self.inquiry.judged(i, first[i])) == len(first[i]):

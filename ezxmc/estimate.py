@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ezxmc.config import VllmTeacherConfig
 from ezxmc.feedback.costs import Speed
 from ezxmc.feedback.probe import ProbeFigures
+from ezxmc.models.teachers import Machine, teacher_models
 
 PRIORS = "label priors"
 """Name of the part that asks about all labels on some random documents."""
@@ -53,6 +55,69 @@ class PartPlan:
 
 
 @dataclass(frozen=True, slots=True)
+class TeacherCost:
+    """What the whole run would take with a model of the table: an estimate.
+
+    Attributes:
+        model: Catalog name or hub id.
+        licence: SPDX id.
+        memory: Bytes it needs.
+        runs_on: What of this machine it would run on, such as `2 GPUs`; empty if it does not fit.
+        seconds: To judge all pairs, starts aside; `None` if nothing tells.
+    """
+
+    model: str
+    licence: str
+    memory: int
+    runs_on: str
+    seconds: float | None
+
+
+_ASSUMED = 100e12
+"""Operations per second a GPU is assumed to hold where nothing was measured."""
+
+
+def teacher_costs(
+    config: VllmTeacherConfig, machine: Machine, tokens: int | None, speed: Speed | None
+) -> tuple[list[TeacherCost], list[str]]:
+    """Each model of the table in place of the configured one: 2 operations per active parameter and token.
+
+    Args:
+        config: The configured teacher; its share of a GPU's memory counts.
+        machine: What it would run on.
+        tokens: Computed for all pairs of the run.
+        speed: Of the configured teacher, as measured.
+
+    Returns:
+        The costs, and a note on what the times rest on.
+    """
+    table = teacher_models()
+    own = next((model for model in table if model.model == config.model), None)
+    rate = 0.0  # operations a second
+    if speed and speed.computed and own:
+        rate = speed.computed * 2 * own.active
+        basis = f"times are scaled from the measured speed of {own.model} by active parameters"
+        if machine.usable:
+            basis += "; a larger one is faster than that on a GPU that this one leaves idle"
+    elif machine.usable:
+        rate = _ASSUMED
+        basis = f"none of them was measured on this GPU: times assume {rate / 1e12:.0f} TFLOP/s"
+    else:
+        basis = "none of them was measured here, so there are no times"
+    costs = [
+        TeacherCost(
+            model.model,
+            model.licence,
+            round(model.needs),
+            machine.runs(model, config.gpu_memory),
+            tokens * 2 * model.active / rate if tokens is not None and rate else None,
+        )
+        for model in table
+    ]
+    return costs, [f"other teachers: an estimate, all pairs asked anew, starts and downloads aside; {basis}"]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """What a run will cost. Sizes in bytes, times in seconds; `None` is not known.
 
@@ -67,6 +132,7 @@ class Plan:
         speed: Of the teacher; without it there are no times.
         memory: Peaks by what needs them: `teacher`, `training`. They do not add up.
         disk: By what is kept: `judgments`, `students`, `bundle`, `shortlists`.
+        teachers: What the run would take with other teachers; empty where vLLM does not run here.
         notes: What a reader must know about these figures.
         bad_rows: Rows of the inputs that were left out.
     """
@@ -80,6 +146,7 @@ class Plan:
     speed: Speed | None
     memory: dict[str, int | None]
     disk: dict[str, int]
+    teachers: list[TeacherCost] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     bad_rows: int = 0
 

@@ -234,6 +234,23 @@ def evaluate(
     )
 
 
+def constant_answer(gold: Mapping[str, Collection[str]], depth: int) -> list[Prediction]:
+    """What any tagger must beat: the `depth` most frequent gold labels, the same for every document.
+
+    They are chosen by the very gold they are measured against, so no constant answer has a better P@k.
+
+    Args:
+        gold: Right label uids of each document uid.
+        depth: Labels answered, fewer where gold names fewer.
+
+    Returns:
+        A prediction for each document that has gold, without scores.
+    """
+    counts = Counter(label for labels in gold.values() for label in set(labels))
+    best = tuple(sorted(counts, key=lambda label: (-counts[label], label))[:depth])
+    return [Prediction(uid, best, (), ()) for uid in gold]
+
+
 def compare(first: Evaluation, second: Evaluation) -> dict[str, Difference]:
     """`first` minus `second`, metric by metric, with paired bootstrap intervals (`differences`).
 

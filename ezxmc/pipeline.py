@@ -21,11 +21,12 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ezxmc.bundle import Refine, add_calibrator, add_labels, labels_of, save_bundle
-from ezxmc.calibration import Calibrator, Verdict, fit_calibrator, fit_few_shot
+from ezxmc.calibration import Calibrator, Verdict, completed, fit_calibrator, fit_few_shot
 from ezxmc.config import RunConfig
 from ezxmc.cycles import Cycles
 from ezxmc.data import Catalog
@@ -58,12 +59,11 @@ from ezxmc.manifest import (
 from ezxmc.models import resolve_model
 from ezxmc.people import FORMER, LabelEdits, carry_exports, carry_over, outdated, peoples_calibrator
 from ezxmc.predict import Predictor, prediction_row, rank_among
-from ezxmc.records import Judgment, Label, Prediction
+from ezxmc.records import Document, Judgment, Label, Prediction
 from ezxmc.report import RunReport, write_report
 from ezxmc.report.page import is_page
-from ezxmc.retrieval import LabelIndex
 from ezxmc.rundir import CALIBRATING, FRESH, INDEXING, RunDir, check_run_dir
-from ezxmc.runreport import Findings, assemble
+from ezxmc.runreport import Findings, assemble, rank_by_titles
 from ezxmc.teacher import Teacher, load_teacher
 from ezxmc.watch import Unwatched, Watch, pulling
 
@@ -150,9 +150,9 @@ def calibrate(
         return peoples
     ways: dict[str, Callable[[], Calibrator]] = {}
     if reviewed.enough:
-        people = reviewed.verdict
-        ways["people and teacher"] = lambda: fit_few_shot(predictions, teacher, people, k=depth)
-        ways["people alone"] = lambda: fit_calibrator(predictions, people, target="human", k=depth)
+        people = partial(completed, predictions, reviewed, depth)
+        ways["people and teacher"] = lambda: fit_few_shot(predictions, teacher, people(), k=depth)
+        ways["people alone"] = lambda: fit_calibrator(predictions, people(), target="human", k=depth)
     ways["the teacher"] = lambda: fit_calibrator(predictions, teacher, target="teacher", k=depth)
     failed: list[str] = []
     for name, fit in ways.items():
@@ -349,7 +349,7 @@ class _Run:
         said = sorted([*pair, answer] for pair, answer in self.decided.answers.items() if pair[0] in apart)
         inputs = [self.bundle_inputs, self.config.budget.model_dump(), said]
         if said:
-            inputs.append("partly decided documents count")  # not so in records of former releases
+            inputs.append("partly decided documents are completed")  # not so in records of former releases
         made = self.place.stage(
             "calibrate",
             inputs,
@@ -427,17 +427,16 @@ class _Run:
             self.place.path / "predictions.jsonl", (prediction_row(p, keep) for p in self.found.predictions)
         )
         if self.catalog.gold:
-            self.found.untrained = self._rank_untrained()
+            self.found.untrained = self._rank(None, self.catalog.documents, "untrained encoder")
+            apart = (*self.catalog.to_select, *self.catalog.to_calibrate)
+            known = [d for d in self.inquiry.documents(apart) if self.catalog.gold.get(d.uid)]
+            for number in (
+                range(1, len(self.cycles.findings) + 1) if known and len(self.cycles.findings) > 1 else ()
+            ):
+                found = self._rank(self.place.cycle(number) / "student", known, f"cycle {number}")
+                self.found.by_cycle.append(found)
 
-    def _rank_untrained(self) -> list[Prediction]:
-        """Labels of every document by the encoder training started from."""
-        encoder, labels = self.cycles.encoder(None).faster(), self.catalog.labels
-        vectors = encoder.encode_labels([label.title for label in labels])
-        texts = [document.shown for document in self.catalog.documents]
-        bar = self.watch.stage("evaluation: untrained encoder")
-        queries = encoder.encode_documents(texts, progress=bar)
-        _, rows = LabelIndex.for_once(vectors, queries).search(queries, _EVALUATED)
-        return [
-            Prediction(document.uid, tuple(labels[row].uid for row in found), (), ())
-            for document, found in zip(self.catalog.documents, rows, strict=True)
-        ]
+    def _rank(self, student: Path | None, documents: Sequence[Document], name: str) -> list[Prediction]:
+        """The first labels of documents by their titles: of a cycle's student, or where training started."""
+        encoder, bar = self.cycles.encoder(student).faster(), self.watch.stage(f"evaluation: {name}")
+        return rank_by_titles(encoder, documents, self.catalog.labels, _EVALUATED, bar)

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ezxmc.config import RunConfig
+from ezxmc.config import RunConfig, VllmTeacherConfig
 from ezxmc.data import Catalog
 from ezxmc.data.growth import Snapshot
-from ezxmc.estimate import COMPARISON, PRIORS, PartPlan, Plan
+from ezxmc.estimate import COMPARISON, PRIORS, PartPlan, Plan, TeacherCost, teacher_costs
 from ezxmc.feedback.budget import Budget
 from ezxmc.feedback.costs import Speed, Tokens, count_tokens, earlier_speed
 from ezxmc.feedback.database import check_store
@@ -21,6 +21,7 @@ from ezxmc.feedback.store import FeedbackStore
 from ezxmc.footprint import disk_use, training_memory
 from ezxmc.hashing import text_hash
 from ezxmc.models import resolve_model
+from ezxmc.models.teachers import machine
 from ezxmc.records import Pair
 from ezxmc.retrieval import BiEncoder, candidate_row, shortlist
 from ezxmc.rundir import RunDir
@@ -146,6 +147,7 @@ class _Planner:
             measured,
         )
         parts = [self._part(*counts, tokens, speed) for counts in self._counts(job)]
+        teachers, basis = self._teachers(parts, tokens, speed)
         recorded = getattr(self.teacher, "report", None)
         return Plan(
             documents=len(catalog.documents),
@@ -160,7 +162,12 @@ class _Planner:
             disk=disk_use(
                 catalog, encoder, self.config.cycles, sum(part.pairs for part in parts), self.shortlist_bytes
             ),
-            notes=self.notes + self._kept_apart() + self._fewer_cycles() + self._beyond_hours(parts, speed),
+            teachers=teachers,
+            notes=self.notes
+            + self._kept_apart()
+            + self._fewer_cycles()
+            + self._beyond_hours(parts, speed)
+            + basis,
             bad_rows=sum(report.bad for report in (*catalog.rows.values(), recorded) if report),
         )
 
@@ -271,6 +278,16 @@ class _Planner:
             seconds=speed.seconds(asked, computed, starts) if speed else None,
             starts=starts,
         )
+
+    def _teachers(
+        self, parts: list[PartPlan], tokens: Tokens | None, speed: Speed | None
+    ) -> tuple[list[TeacherCost], list[str]]:
+        """What the run would take with other models on this machine, and a note on that."""
+        if not isinstance(self.config.teacher, VllmTeacherConfig) or self.config.cluster:
+            return [], []
+        # What this teacher has judged, another is asked again.
+        computed = sum(tokens.computed(part.pairs, part.documents) for part in parts) if tokens else None
+        return teacher_costs(self.config.teacher, machine(), computed, speed)
 
     def _unasked_documents(self) -> int:
         apart = self.idle.union(self.catalog.to_calibrate)

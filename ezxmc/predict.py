@@ -17,6 +17,7 @@ from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
 from ezxmc.data.in_memory import as_documents, iter_as_documents
 from ezxmc.errors import ConfigError, DataError, instance_of, number_between, whole_number
+from ezxmc.occlusion import Evidence, Occluded, occlusions, strongest
 from ezxmc.records import Document, Prediction
 
 WINDOW = 512
@@ -42,6 +43,7 @@ class Predictor:
         cure = "give a bundle's folder, such as 'runs/default/bundle'"
         instance_of(bundle, (Bundle, str, PathLike), "bundle", cure)
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        self._row_of: dict[str, int] = {}
 
     @classmethod
     def load(
@@ -179,6 +181,51 @@ class Predictor:
                 )
             )
         return predictions
+
+    def explain(self, document: Any, *, k: int | None = None) -> tuple[Prediction, list[Evidence | None]]:
+        """Tag one document, and say what in it speaks for each tag.
+
+        That is the sentence without which the tag's score falls most; in a single sentence, the clause
+        or the words. It tells what the student looked at, not whether the tag is right.
+
+        Args:
+            document: As one of those `predict` takes.
+            k: As there.
+
+        Returns:
+            The prediction, and the evidence for each of its labels, in their order; `None` where no part
+            alone matters.
+
+        Raises:
+            As `predict`.
+
+        Example:
+            >>> found, why = predictor.explain("A fast parser. It reads JSON.", k=1)  # doctest: +SKIP
+        """
+        self.check(k=k)
+        (whole,) = as_documents([document])
+        parts = self.occlusions(whole)
+        vectors = self.encode([whole, *(Document(whole.uid, "", part.rest) for part in parts)])
+        (prediction,) = self.tag([whole], vectors[:1], k=k)
+        return prediction, self.evidence(prediction, parts, vectors[1:])
+
+    def occlusions(self, document: Document) -> list[Occluded]:
+        """What the encoder reads of a document, without one of its parts each; the title is a part."""
+        return occlusions(self.bundle.encoder.read_of(document.shown), document.title.strip())
+
+    def evidence(
+        self, prediction: Prediction, parts: Sequence[Occluded], vectors: NDArray[np.float32]
+    ) -> list[Evidence | None]:
+        """What speaks for each label of a prediction: `explain` for a document that is taken apart.
+
+        Args:
+            prediction: Of the whole document.
+            parts: N of it, see `occlusions`.
+            vectors: (N, D): of the document without each of them.
+        """
+        self._row_of = self._row_of or self.bundle.rows()
+        rows = np.array([self._row_of[uid] for uid in prediction.labels], dtype=np.int64)
+        return strongest(np.array(prediction.scores), self.bundle.scores(vectors, rows), parts)
 
 
 def rounded(probability: float) -> float:

@@ -68,7 +68,12 @@ def _no_text(record: str, **parts: object) -> InputTypeError:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A document and a candidate label the teacher may be asked about."""
+    """A document and a candidate label the teacher may be asked about.
+
+    Example:
+        >>> Pair(Document("d1", "", "A song for guitar"), Label("music", "music")).label.title
+        'music'
+    """
 
     doc: Document
     label: Label
@@ -118,6 +123,10 @@ class Judgment:
 
     Raises:
         ArgumentError: Status and log-odds do not fit, or a number is none or not finite.
+
+    Example:
+        >>> Judgment("0" * 64, "d1", "music", Status.OK, log_odds=2.5).log_odds
+        2.5
     """
 
     key: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -17,7 +17,7 @@ from ezxmc.calibration import Calibrator
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog, RowReport
 from ezxmc.data.catalog import repeated
-from ezxmc.evaluation import compare, evaluate
+from ezxmc.evaluation import compare, constant_answer, evaluate
 from ezxmc.feedback.annotate import AnnotateSummary
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import doubt, teacher_verdicts
@@ -30,7 +30,7 @@ from ezxmc.metrics import (
     frequency_groups,
     recall_by_document,
 )
-from ezxmc.records import Judgment, Prediction
+from ezxmc.records import Document, Judgment, Label, Prediction
 from ezxmc.report import (
     BudgetSummary,
     CalibrationSummary,
@@ -46,6 +46,7 @@ from ezxmc.report import (
     TrainingSummary,
 )
 from ezxmc.report import ReliabilityBin as ReportBin
+from ezxmc.retrieval import BiEncoder, LabelIndex
 from ezxmc.tagreport import disagreements, examples, thresholds, unused
 from ezxmc.teacher import Teacher
 
@@ -68,6 +69,8 @@ class CycleFindings:
     agreement: float | None = None
     agreed: str = ""
     """How that was found."""
+    compared: str = ""
+    """Which student so far agrees best, and how sure that is, in words."""
 
 
 @dataclass(slots=True)
@@ -87,6 +90,8 @@ class Findings:
         people: What of people's work in the bundle stays, and what does not fit it any more, in words.
         predictions: One per document, in order.
         untrained: The same by the untrained encoder, where there is gold.
+        by_cycle: Of several cycles, what each one's student puts first, of the documents with gold that
+            no student was trained on.
     """
 
     catalog: Catalog
@@ -101,6 +106,7 @@ class Findings:
     people: list[str] = field(default_factory=list)
     predictions: list[Prediction] = field(default_factory=list)
     untrained: list[Prediction] = field(default_factory=list)
+    by_cycle: list[list[Prediction]] = field(default_factory=list)
 
 
 def assemble(
@@ -121,7 +127,7 @@ def assemble(
     apart = {catalog.documents[i].uid for i in (*catalog.to_select, *catalog.to_calibrate)}
     k, judgments = config.inference.k, found.judgments
     return RunReport(
-        title=f"ezxmc run: {Path(config.run_dir).name}",
+        title=f"ezxmc run: {'/'.join(Path(config.run_dir).parts[-2:])}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.model_dump(mode="json"),
         data=data_summary(catalog, teacher),
@@ -149,7 +155,7 @@ def assemble(
         people=found.people,
         calibration=_calibration(found.calibrator),
         evaluation=_evaluation(found, {d.uid for d in catalog.documents}),
-        held_out=_evaluation(found, apart),
+        held_out=_evaluation(found, apart, found.by_cycle),
         thresholds=thresholds(catalog, found.predictions, k),
         examples=examples(catalog, found.predictions, k),
         disagreements=disagreements(catalog, found.predictions, teacher_verdicts(judgments)),
@@ -246,6 +252,7 @@ def _cycle(number: int, cycle: CycleFindings, *, fused: bool) -> CycleSummary:
         pairs_known=cycle.asked.known,
         training=training,
         held_out={} if cycle.agreement is None else {cycle.agreed: cycle.agreement},
+        compared=cycle.compared,
     )
 
 
@@ -287,13 +294,33 @@ def report_bins(bins: Sequence[ReliabilityBin]) -> list[ReportBin]:
     ]
 
 
-def _evaluation(found: Findings, documents: Collection[str]) -> EvaluationSummary | None:
-    """Both encoders on those of `documents` that have gold."""
+def rank_by_titles(
+    encoder: BiEncoder,
+    documents: Sequence[Document],
+    labels: Sequence[Label],
+    depth: int,
+    progress: Callable[[int, int], None],
+) -> list[Prediction]:
+    """The first labels of each document by an encoder alone: neither refined vectors nor a head."""
+    vectors = encoder.encode_labels([label.title for label in labels])
+    queries = encoder.encode_documents([document.shown for document in documents], progress=progress)
+    _, rows = LabelIndex.for_once(vectors, queries).search(queries, depth)
+    return [
+        Prediction(document.uid, tuple(labels[row].uid for row in found), (), ())
+        for document, found in zip(documents, rows, strict=True)
+    ]
+
+
+def _evaluation(
+    found: Findings, documents: Collection[str], by_cycle: Sequence[Sequence[Prediction]] = ()
+) -> EvaluationSummary | None:
+    """Both encoders on those of `documents` that have gold, and what stands beside them."""
     gold = {uid: labels for uid, labels in found.catalog.gold.items() if uid in documents}
     if not any(gold.values()):
         return None
     student, untrained = ([p for p in part if p.uid in gold] for part in (found.predictions, found.untrained))
     after, before = evaluate(student, gold), evaluate(untrained, gold)
+    depth = max(len(p.labels) for p in untrained)
     return EvaluationSummary(
         before=before.values,
         after=after.values,
@@ -304,7 +331,30 @@ def _evaluation(found: Findings, documents: Collection[str]) -> EvaluationSummar
         note=_GOLD_NOTE,
         groups=_groups(gold, untrained, student),
         reliability={k: report_bins(bins) for k, bins in after.reliability.items()},
+        constant=evaluate(constant_answer(gold, depth), gold, calibration_ks=()).values,
+        cycles=[evaluate(part, gold, calibration_ks=()).values for part in by_cycle],
+        teacher=_teachers_own(found.judgments, gold),
     )
+
+
+def _teachers_own(judgments: Iterable[Judgment], gold: Mapping[str, Collection[str]]) -> dict[str, float]:
+    """P@k of the teacher's own order of what it judged, for each k of which every document has so many."""
+    said: dict[str, dict[str, float]] = {uid: {} for uid, right in gold.items() if right}
+    for one in judgments:
+        if one.log_odds is not None and one.doc_uid in said:
+            said[one.doc_uid][one.label_uid] = one.log_odds
+    least = min(map(len, said.values()))
+    depths = [k for k in (1, 5) if k <= least]
+    if not depths:
+        return {}
+    order = (
+        Prediction(uid, tuple(sorted(row, key=lambda label: -row[label])), (), ())
+        for uid, row in said.items()
+    )
+    found = evaluate(
+        order, gold, precision_ks=depths, recall_ks=(), ndcg_ks=(), coverage_ks=(), calibration_ks=()
+    )
+    return found.values
 
 
 def _groups(

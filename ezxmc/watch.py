@@ -15,6 +15,9 @@ class Watch(Protocol):
     def say(self, text: str) -> None:
         """A message that stays."""
 
+    def show(self, text: str) -> None:
+        """A line to look at while waiting, now and then; what does not fit the screen is cut off."""
+
 
 class Unwatched:
     """A `Watch` that shows nothing."""
@@ -24,6 +27,9 @@ class Unwatched:
         return lambda done, total: None
 
     def say(self, text: str) -> None:
+        """See `Watch`."""
+
+    def show(self, text: str) -> None:
         """See `Watch`."""
 
 

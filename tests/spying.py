@@ -50,6 +50,7 @@ class Messages:
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.shown: list[str] = []
         self.ended: dict[str, tuple[int, int]] = {}
 
     def stage(self, title: str) -> Callable[[int, int], None]:
@@ -57,6 +58,9 @@ class Messages:
 
     def say(self, text: str) -> None:
         self.said.append(text)
+
+    def show(self, text: str) -> None:
+        self.shown.append(text)
 
 
 def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | None = None) -> Spy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from fakes import FakeTeacher
 from tinyworld import document, label_rows, topical, write_catalog, write_rows
 from typer.testing import CliRunner
 
@@ -25,6 +27,7 @@ from ezxmc.config import DataConfig, RunConfig
 from ezxmc.errors import ConfigError
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.files import sole_writer
+from ezxmc.models import teachers
 from ezxmc.plan import plan as ezxmc_plan
 from ezxmc.records import Document, Label, Pair
 
@@ -141,7 +144,10 @@ def test_help_says_what_it_does_with_an_example(names: list[str]) -> None:
     assert f"Example: ezxmc {' '.join(names)}" in " ".join(shown.output.split())
 
 
-def test_init_writes_the_defaults_and_never_overwrites(ezxmc: Ezxmc, tmp_path: Path) -> None:
+def test_init_writes_the_defaults_and_never_overwrites(
+    ezxmc: Ezxmc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teachers, "machine", lambda: teachers.Machine((), 8e9, cpu_engine=True))
     done = ezxmc("init", "my.yaml", "--documents", "d.csv", "--labels", "l.txt", "--gold", "g.tsv")
     assert done.code == 0 and "ezxmc run my.yaml" in done.err and done.out == ""
     text = (tmp_path / "my.yaml").read_text()
@@ -158,6 +164,29 @@ def test_init_writes_the_defaults_and_never_overwrites(ezxmc: Ezxmc, tmp_path: P
     assert (tmp_path / "my.yaml").read_text() == "mine"
     assert ezxmc("init", "my.yaml", "--force").code == 0
     assert RunConfig.load(tmp_path / "my.yaml").data.gold is None
+
+
+def test_init_writes_the_teacher_that_fits_and_why(
+    ezxmc: Ezxmc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = (teachers.Gpu("Card", 24 * 2**30),) * 2
+    monkeypatch.setattr(teachers, "machine", lambda: teachers.Machine(pair, 64e9, cpu_engine=False))
+    monkeypatch.setattr(teachers, "in_reach", lambda model: True)
+
+    def teacher(*options: str) -> Any:
+        done = ezxmc("init", "my.yaml", "--force", *options)
+        found = RunConfig.load(tmp_path / "my.yaml").teacher
+        assert done.code == 0 and found.kind == "vllm" and f"teacher {found.model}: " in done.err
+        return found.model, found.tensor_parallel
+
+    assert teacher() == ("Qwen/Qwen3-14B", 2)
+    before, _, _ = (tmp_path / "my.yaml").read_text().partition("  model: Qwen/Qwen3-14B")
+    why = before.splitlines()[-1]
+    assert why.startswith("  # Here: ") and "Apache-2.0" in why and "2 x Card, 26 GB" in why
+    # Whoever names one is not asked after: no look at machine or hub.
+    monkeypatch.setattr(teachers, "machine", None)
+    assert teacher("--model", "org/own") == ("org/own", 1)
+    assert "as given with --model" in (tmp_path / "my.yaml").read_text()
 
 
 def test_the_line_step_by_step(ezxmc: Ezxmc, catalog: Path, tiny_encoder: Path, tmp_path: Path) -> None:
@@ -207,11 +236,18 @@ def test_the_line_step_by_step(ezxmc: Ezxmc, catalog: Path, tiny_encoder: Path, 
 
 
 def test_run_and_report(ezxmc: Ezxmc, catalog: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (tmp_path / "documents.jsonl").read_text().splitlines()]
+    rows[0]["title"] += "\x1b[2J\n" + "long " * 99
+    write_rows(tmp_path / "documents.jsonl", rows)
     done = ezxmc("run", catalog)
     assert done.code == 0, done.err
     for name in ("report.html", "predictions.jsonl", "bundle"):
         assert str(tmp_path / "run" / name) in done.out and (tmp_path / "run" / name).exists()
-    assert "untrained" in done.out and "P@1" in done.out
+    assert "most frequent tags" in done.out and "P@1" in done.out
+    assert done.out.splitlines()[-1].endswith(f": ezxmc serve {tmp_path / 'run' / 'bundle'}")
+    (shown,) = [line for line in done.out.splitlines() if line.startswith("guitar 0")]
+    assert shown == "guitar 0 [2J " + "long " * 13 + "l…", "cut, and nothing a terminal would obey"
+    assert re.search(r"^  \w+ \d+ %; \w+ \d+ %; \w+ \d+ %$", done.out, re.MULTILINE)
     assert "cycle 1/1: teacher judges" in done.err and "60 rows, 60 kept" in done.err
     again = ezxmc("run", catalog, "--json")
     assert again.code == 0 and again.json["cycles"][0]["pairs_new"] == 0
@@ -234,6 +270,17 @@ def test_plan_tells_what_a_run_will_cost(ezxmc: Ezxmc, catalog: Path, tmp_path: 
     assert inspect.signature(teacher.plan).parameters["probe_pairs"].default == default
     # The run finds what the probe asked.
     assert ezxmc("run", catalog, "--json").json["cycles"][0]["pairs_known"] >= 40
+
+
+def test_plan_compares_teachers(
+    ezxmc: Ezxmc, tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ezxmc.plan.load_teacher", lambda *_, **__: FakeTeacher(topical))
+    monkeypatch.setattr("ezxmc.plan.machine", lambda: teachers.Machine((), 8e9, cpu_engine=True))
+    shown = ezxmc("plan", write_catalog(tmp_path, tiny_encoder), "--no-probe").out
+    rows = [line for line in shown.splitlines() if "Apache-2.0" in line]
+    assert [("processor" in row, "too large" in row) for row in rows] == [(True, False)] + [(False, True)] * 4
+    assert "note: other teachers: an estimate" in shown
 
 
 def test_a_run_and_an_annotation_keep_to_their_budgets(ezxmc: Ezxmc, catalog: Path, tmp_path: Path) -> None:

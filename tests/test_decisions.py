@@ -18,7 +18,7 @@ from ezxmc.calibration.decisions import Decision, Promise
 from ezxmc.calibration.decisions_f1 import best_sizes, micro_threshold
 from ezxmc.calibration.decisions_fit import maximise_f1
 from ezxmc.calibration.risk_measures import Rates, Reviewed, rates
-from ezxmc.errors import BundleError, ConfigError, DataError
+from ezxmc.errors import ArgumentError, BundleError, ConfigError, DataError
 from ezxmc.records import Prediction
 
 ROWS = np.array([[0.9, 0.6, 0.2], [0.5, 0.5, 0.1], [0.3, 0.1, 0.0]])
@@ -159,7 +159,17 @@ def test_reviewed_documents_out_of_predictions() -> None:
         Prediction("nobody looked", ("x", "y"), ("X", "Y"), (0.9, 0.1), (0.8, 0.2)),
         Prediction("b", ("y", "z"), ("Y", "Z"), (0.5, 0.4), (0.4, 0.3)),
     ]
-    reviewed = Reviewed.of(predictions, {"a": {"y", "far"}, "b": set()})
+    tags: dict[str, set[str]] = {"a": {"y", "far"}, "b": set()}
+    with pytest.raises(
+        DataError, match=r"1 of 3 documents have no row in gold .*'nobody looked'.*reviewed\?"
+    ):
+        Reviewed.of(predictions, tags)
+    nothing = Reviewed.of(predictions, tags, without_gold="none")
+    assert nothing.gold.tolist() == [2, 0, 0] and len(nothing.hits) == 3
+    assert Reviewed.of([predictions[0], predictions[2]], tags).gold.tolist() == [2, 0], "nothing to ask"
+    with pytest.raises(ArgumentError, match="without_gold is 'no'"):
+        Reviewed.of(predictions, tags, without_gold="no")  # type: ignore[arg-type]
+    reviewed = Reviewed.of(predictions, tags, without_gold="unreviewed")
     assert reviewed.probabilities.tolist() == [[0.8, 0.2], [0.4, 0.3]]
     assert reviewed.hits.tolist() == [[False, True], [False, False]]
     assert reviewed.gold.tolist() == [2, 0] and reviewed.beyond == 0.5

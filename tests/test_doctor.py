@@ -15,6 +15,7 @@ import pytest
 import ezxmc.models
 from ezxmc import doctor
 from ezxmc.doctor import Check
+from ezxmc.models import teachers
 
 REAL = metadata.version
 
@@ -53,6 +54,7 @@ def test_this_machine_has_no_failure(tmp_path: Path) -> None:
     teacher = one(found, "model Qwen2.5-Coder-1.5B-Instruct")
     assert teacher.status == "warn" and teacher.cure == "ezxmc models pull Qwen2.5-Coder-1.5B-Instruct"
     assert one(found, "model SmolLM2-135M-Instruct").status == "ok"
+    assert one(found, "teacher for this machine").detail
     assert not (tmp_path / "new").exists()
     assert dict(os.environ) == before
 
@@ -195,6 +197,18 @@ def test_memory_limit_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.Path, "read_text", lambda self, encoding: "3000000000\n")
     check = doctor._memory()
     assert check.status == "fail" and "3.0 GB" in check.detail
+
+
+def test_the_proposed_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = teachers.Machine((teachers.Gpu("Card", 24 * 2**30),), 64e9, cpu_engine=False)
+    monkeypatch.setattr(teachers, "machine", lambda: found)
+    monkeypatch.setattr(teachers, "in_reach", lambda model: True)
+    check = doctor._teacher()
+    assert check.status == "ok" and check.detail.startswith("Qwen/Qwen3-8B: ") and "Card" in check.detail
+    monkeypatch.setattr(teachers, "in_reach", lambda model: False)
+    check = doctor._teacher()
+    assert check.status == "warn" and check.detail.startswith("Qwen2.5-Coder-1.5B-Instruct: ")
+    assert "HF_ENDPOINT" in check.cure and "--model FOLDER with Qwen/Qwen3-8B" in check.cure
 
 
 def test_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,27 @@ from ezxmc.cli import evaluate as command
 from ezxmc.data import RowReport
 from ezxmc.data.predictions import read_predictions
 from ezxmc.errors import DataError
-from ezxmc.evaluation import compare, evaluate
+from ezxmc.evaluation import compare, constant_answer, evaluate
 from ezxmc.metrics import Terms, brier, frequency_groups, intervals, inverse_propensities, nll, psp_at_k
 from ezxmc.records import Prediction
 
 
 def predict(uid: str, labels: str, probabilities: tuple[float, ...] = ()) -> Prediction:
     return Prediction(uid, tuple(labels), tuple(labels), tuple(0.5 for _ in labels), probabilities)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_no_constant_answer_has_more_labels_right_than_the_most_frequent(k: int) -> None:
+    gold = {"1": {"b", "c"}, "2": {"c"}, "3": {"a", "b"}, "4": {"c", "d"}, "5": set[str](), "6": {"b"}}
+    # b and c are in three documents each; of equals the first by name is answered.
+    assert [one.labels for one in constant_answer(gold, 3)] == [("b", "c", "a")] * len(gold)
+
+    def right(labels: str) -> float:
+        answers = [predict(uid, labels) for uid in gold]
+        return evaluate(answers, gold, precision_ks=[k], calibration_ks=()).values[f"P@{k}"]
+
+    best = evaluate(constant_answer(gold, k), gold, precision_ks=[k], calibration_ks=()).values[f"P@{k}"]
+    assert best == max(map(right, map("".join, permutations("abcd", k)))) > right("ad"[:k])
 
 
 def test_end_to_end(tmp_path: Path) -> None:
@@ -59,7 +74,7 @@ def test_end_to_end(tmp_path: Path) -> None:
     assert result.values["Brier@2"] == pytest.approx((0.01 + 0.16) / 4)
     assert {k: sum(point.n for point in bins) for k, bins in result.reliability.items()} == {2: 4}
     assert json.loads(json.dumps(result.to_dict()))["values"] == result.values
-    assert result.rows()[0] == ("P@1", "0.6667", "0.0000 to 1.0000 (rough: 3 documents)")
+    assert result.rows()[0] == ("P@1", "0.6667", "0.0962 to 0.9911 (rough: 3 documents)")
     assert list(result.counts().values()) == [3, 1, 1, 1, 0]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -32,7 +33,7 @@ from ezxmc.manifest import read_manifest, write_manifest
 from ezxmc.pipeline import run
 from ezxmc.records import Pair
 from ezxmc.report import RunReport
-from ezxmc.report.page import summary
+from ezxmc.report.story import story
 from ezxmc.retrieval import BiEncoder, shortlist
 from ezxmc.rundir import RunDir
 from ezxmc.runreport import CycleFindings
@@ -48,11 +49,11 @@ def first(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path, one_thre
 
 
 class WantsMemory(FakeTeacher):
-    """Counts the models in memory each time it is asked, beside those that were there before."""
+    """Counts the models in memory each time it is asked, beside those that were there before; can rest."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.before, self.models = self._alive(), list[int]()
+        self.before, self.models, self.rested = self._alive(), list[int](), 0
 
     def _alive(self) -> int:
         gc.collect()
@@ -61,6 +62,15 @@ class WantsMemory(FakeTeacher):
     def score(self, pairs: Any, **options: Any) -> Any:
         self.models.append(self._alive() - self.before)
         yield from super().score(pairs, **options)
+
+    def rest(self) -> None:
+        self.rested += 1
+
+
+def test_a_teacher_that_can_rest_is_closed_at_the_end_only(first: Spy) -> None:
+    assert isinstance(first.teacher, WantsMemory)
+    # After each of two cycles, and after the students were compared.
+    assert (first.teacher.rested, first.teacher.closed) == (3, 1)
 
 
 def test_no_student_is_in_memory_while_the_teacher_works(first: Spy) -> None:
@@ -114,6 +124,27 @@ def test_a_run_leaves_everything_it_promises(first: Spy) -> None:
     assert report.data is not None and report.data.documents.kept == 60 and report.data.documents.bad == 0
     assert report.teacher is not None and report.teacher.judgments == len(first.teacher.asked)
     assert [cycle.number for cycle in report.cycles] == [1, 2]
+
+
+def test_the_students_card_tells_who_judged_and_nothing_of_this_machine(first: Spy) -> None:
+    text = (first.place / "bundle" / "student" / "README.md").read_text(encoding="utf-8")
+    assert "| teacher | backend fake |" in text and "ndcg_at_5" in text
+    assert str(first.place.parent) not in text
+
+
+def test_beside_the_student_stands_what_it_must_beat_and_how_it_came(first: Spy) -> None:
+    found = first.report.held_out
+    parts = Catalog.load(first.config.data, first.config.training.held_out, first.config.seed)
+    uids = [parts.documents[i].uid for i in (*parts.to_select, *parts.to_calibrate)]
+    counts = Counter(label for uid in uids for label in parts.gold[uid])
+    most = max(counts.values()) / len(uids)
+    assert found is not None and found.constant["P@1"] == pytest.approx(most)
+    assert first.report.evaluation is not None and first.report.evaluation.cycles == []
+    # Each cycle's student, by the encoder alone; what is delivered answers by refined vectors.
+    assert len(found.cycles) == 2 and found.cycles[0].keys() == found.constant.keys()
+    assert found.cycles[1]["P@3"] > found.before["P@3"] + 0.2
+    # This teacher knows the topics, and every document's best labels were asked about.
+    assert found.teacher["P@1"] == 1.0
 
 
 def test_the_student_learns_what_the_teacher_knows(first: Spy) -> None:
@@ -220,7 +251,7 @@ def test_cycles_without_gain_end_the_run_and_go_on_when_asked(copy: Callable[...
     again = spied(config, watch=watch)
     assert len(again.report.cycles) == 2 and again.report.skipped_cycles == 2
     assert "no gain since cycle 1: no further cycle" in watch.said
-    assert any(line.startswith("2 of 4 cycles were done") for line in summary(again.report))
+    assert any("2 of 4 cycles were done" in line for line in story(again.report))
     # The best student is kept, though it did not gain enough.
     told = "agreement, each student's first 5 labels judged"
     agreements = [cycle.held_out[told] for cycle in again.report.cycles]
@@ -394,8 +425,14 @@ def test_a_student_gains_nothing_by_its_unjudged_mistakes(
         first, second = cycles._compare(2, list(students))
         assert 0 < len(teacher.asked) - before == budget.compared <= budget.comparing
         proposals = cycles.plain_targets([])
-        one, two = (held_out_agreement(s, texts, tags, proposals) for s in students.values())  # type: ignore[arg-type]
-    assert one is not None and two is not None and two - one > second - first + 0.03, "so without"
+        one, two = (held_out_agreement(s, texts, tags, proposals).mean() for s in students.values())  # type: ignore[arg-type]
+    assert two - one > second - first + 0.03, "so without"
+    said = re.fullmatch(
+        r"the student of cycle . agrees best with the teacher: .* on (\d+) documents, .[\d.]+ \(95 % "
+        r"interval (.\d\.\d+) to .*\)(, which leaves open which is better)?",
+        cycles.findings[-1].compared,
+    )
+    assert said and int(said[1]) > 20 and (float(said[2]) <= 0) == bool(said[3])
     assert abs(first - second) < 0.04 if noise == 1 else first > second + 0.04
 
 
@@ -592,7 +629,7 @@ def test_documents_of_equal_text_share_judgments_under_their_own_uids(tiny_confi
         assert {doc for doc, _ in seen} == {d.uid for d in parts.documents} - apart
     assert not {"twin", "d0"} & apart and parts.placed_by == {"twin": "d0"}
     assert found.report.data is not None and found.report.data.repeats.startswith("1 documents repeat")
-    assert any(line.startswith("1 documents repeat") for line in summary(found.report))
+    assert any("1 documents repeat" in line for line in story(found.report))
     again = spied(tiny_config)
     assert again.teacher.asked == [] and again.trained == []
 

@@ -17,10 +17,11 @@ from support import engines
 from support.commands import gone
 from tinyworld import document, topical, write_catalog, write_rows
 
-from ezxmc.config import RunConfig
+from ezxmc.config import HttpTeacherConfig, RunConfig, VllmTeacherConfig
 from ezxmc.feedback.annotate import annotate
 from ezxmc.feedback.probe import probe
 from ezxmc.feedback.store import FeedbackStore
+from ezxmc.models.teachers import Gpu, Machine
 from ezxmc.plan import plan
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 
@@ -271,6 +272,46 @@ def test_hours_that_do_not_suffice_are_told(tmp_path: Path, tiny_encoder: Path) 
     teacher = EngineTeacher(startup=0.0, tokens_per_second=2000, step=8)
     found = plan(RunConfig.load(config_file), teacher=teacher, probe_pairs=24)
     assert any("budget.max_hours ends the judging after about" in note for note in found.notes)
+
+
+def test_other_teachers_are_estimated_from_the_measured_one(
+    tmp_path: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def on(*gpus: Gpu) -> None:
+        monkeypatch.setattr("ezxmc.plan.machine", lambda: Machine(gpus, 14e9, cpu_engine=False))
+
+    config = RunConfig.load(write_catalog(tmp_path, tiny_encoder))
+    engine = {"startup": 9.0, "tokens_per_second": 1000.0}
+    on()
+    unmeasured = plan(config, teacher=EngineTeacher(**engine), probe_pairs=0)
+    assert [cost.seconds for cost in unmeasured.teachers] == [None] * 5
+    assert unmeasured.notes[-1].endswith("none of them was measured here, so there are no times")
+
+    on(Gpu("Card", 24 * 2**30))
+    assumed = plan(config, teacher=EngineTeacher(**engine), probe_pairs=0)
+    tokens = assumed.total.computed_tokens
+    # 4.0B: two operations a parameter and token, at 100 TFLOP/s.
+    assert tokens and assumed.teachers[1].seconds == pytest.approx(tokens * 8e9 / 100e12)
+    assert [cost.runs_on for cost in assumed.teachers] == ["1 GPU"] * 3 + [""] * 2
+    assert assumed.notes[-1].endswith("none of them was measured on this GPU: times assume 100 TFLOP/s")
+
+    on()
+    measured = plan(config, teacher=EngineTeacher(**engine), probe_pairs=60)
+    own, four, *_, thirty = measured.teachers
+    # Nothing that this teacher has judged already is known of another; starts are not counted.
+    assert measured.total.known == 60 and own.seconds == pytest.approx(tokens / 1000, rel=0.02)
+    assert four.seconds and thirty.seconds and own.seconds
+    assert four.seconds / own.seconds == pytest.approx(4.0 / 1.54)
+    assert thirty.seconds / own.seconds == pytest.approx(3.3 / 1.54)
+    assert [cost.runs_on for cost in measured.teachers] == ["processor"] * 2 + [""] * 3
+    assert "scaled from the measured speed of Qwen2.5-Coder-1.5B-Instruct" in measured.notes[-1]
+    assert measured.to_dict()["teachers"][0]["runs_on"] == "processor"
+
+    other = config.model_copy(update={"teacher": VllmTeacherConfig(model="org/other")})
+    assert {cost.seconds for cost in plan(other, teacher=EngineTeacher(**engine)).teachers} == {None}
+    served = config.model_copy(update={"teacher": HttpTeacherConfig(model="org/other")})
+    elsewhere = plan(served, teacher=EngineTeacher(**engine), probe_pairs=0)
+    assert elsewhere.teachers == [] and not any("other teachers" in note for note in elsewhere.notes)
 
 
 def test_a_large_catalog_is_sampled_and_says_so(

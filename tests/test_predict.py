@@ -7,6 +7,7 @@ import json
 import signal
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,8 +27,10 @@ from ezxmc.calibration import Calibrator, Isotonic
 from ezxmc.calibration.decisions import Decision
 from ezxmc.data import RowReport
 from ezxmc.errors import ConfigError, DataError
+from ezxmc.occlusion import MOST_PARTS, occlusions
 from ezxmc.predict import WINDOW, Predictor, rounded
 from ezxmc.records import Document, Label
+from ezxmc.retrieval import BiEncoder
 from ezxmc.tagging import RowFile, Tagger, json_line, row_count, tag_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -300,3 +303,37 @@ def test_a_rounded_probability_is_never_a_certainty(probability: float) -> None:
     assert 0 < kept < 1
     rarer = min(probability, 1 - probability)
     assert abs(kept - probability) <= max(5e-4 * rarer, 5e-5 * min(1, 10 * rarer)) + 1e-16
+
+
+@given(st.text(alphabet="ab .,!\n。é", max_size=80), st.integers(0, 12))
+def test_a_text_taken_apart_is_whole_without_overlap(text: str, heading: int) -> None:
+    title = text[:heading].strip()
+    text = text.strip()
+    parts = occlusions(text, title)
+    assert len(parts) <= MOST_PARTS and len(parts) != 1
+    for one in parts:
+        assert one.part.strip() == one.part != "" and one.rest.strip() and one.part in text
+        assert len(one.part) + len(one.rest) <= len(text)
+    # Every letter is left out just once.
+    letters = Counter(text.translate(str.maketrans("", "", " \n")))
+    if parts:
+        left_out = sum((Counter(one.part) for one in parts), Counter())
+        assert {c: n for c, n in left_out.items() if not c.isspace()} == dict(letters)
+
+
+def test_a_long_text_has_few_parts_and_what_the_model_does_not_read_is_none(tiny_encoder: Path) -> None:
+    assert [one.part for one in occlusions("One is here. Two are not! Three?")] == [
+        "One is here.",
+        "Two are not!",
+        "Three?",
+    ]
+    assert [one.part for one in occlusions("A parser, fast and small")] == ["A parser,", "fast and small"]
+    assert [one.part for one in occlusions("Fast parser\nIt parses", "Fast parser")] == [
+        "Fast parser",
+        "It parses",
+    ]
+    assert len(occlusions("So it is. " * 100)) == MOST_PARTS and occlusions("word") == [] == occlusions("")
+    encoder = BiEncoder(tiny_encoder, max_length=8)
+    read = encoder.read_of("guitar melody drums concert singer recipe oven flour soup spice")
+    assert read == "guitar melody drums concert singer recipe"
+    assert (encoder.encode_documents([read]) == encoder.encode_documents([f"{read} oven flour"])).all()

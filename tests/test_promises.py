@@ -18,6 +18,7 @@ from support.promises import Row
     [
         (promises.metric_intervals, 60),
         (promises.probabilities, 12),
+        (promises.reviews, 6),
         (promises.guarantees, 25),
         (promises.drift, 40),
     ],
@@ -25,5 +26,5 @@ from support.promises import Row
 )
 def test_what_is_promised_comes_true(promise: Callable[[int], Iterator[Row]], draws: int) -> None:
     rows = list(promise(draws))
-    assert sum(row.draws for row in rows) > 10 * draws, "hardly anything was promised"
+    assert sum(row.draws for row in rows) >= 10 * draws, "hardly anything was promised"
     assert [row for row in rows if not row.kept] == []

@@ -176,10 +176,12 @@ def test_a_job_is_read_as_it_was_written(
         None,
         3,
         Path("b", "c"),
+        {"judgments": 3, "teacher": words[0]},
     )
     folder = tmp_path_factory.mktemp("job")
     job.save(folder)
     found = Job.load(folder)
+    assert found.card == job.card
     for one, other in ((found.pool, job.pool), (found.judged, job.judged)):
         for read, written in zip(one, other, strict=True):
             assert (read.document, read.positives, read.negatives) == (
@@ -233,6 +235,9 @@ def test_a_run_in_two_processes_gives_what_one_gives(tmp_path: Path, encoder: Pa
     np.testing.assert_allclose(*students, atol=1e-4)
     assert np.abs(students[0] - vectors(encoder)).max() > 1e-2
     assert {path.name for path in (two.place / "cycles/1").iterdir()} == {"student", "shortlist.jsonl"}
+    cards = [(spy.place / "cycles/1/student/README.md").read_text() for spy in (alone, two)]
+    told = [card.partition("## Training")[2].partition("## Evaluation")[0] for card in cards]
+    assert told[0] == told[1] and "backend fake" in told[0]
     found = [
         json.loads((spy.place / "stages/cycle-1-train.json").read_text())["result"] for spy in (alone, two)
     ]

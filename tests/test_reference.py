@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer
 from reference import PLACE, reference
+from support.pages import name_of, pages
 
 from ezxmc.cli.app import app
 from ezxmc.data import read_documents, read_labels
@@ -30,16 +31,13 @@ def test_every_command_has_an_example_and_stands_in_the_readme() -> None:
             assert "Example: ezxmc" in (one.help or ""), f"{name} {one.name}"
 
 
-@pytest.mark.parametrize(
-    "page", [README, *sorted(ROOT.glob("examples/*/README.md"))], ids=lambda p: p.parent.name
-)
-def test_no_page_names_a_command_or_an_option_that_is_not_there(page: Path) -> None:
+@pytest.mark.parametrize("page", pages(), ids=name_of)
+def test_no_sentence_names_a_command_or_an_option_that_is_not_there(page: Path) -> None:
+    # What stands in blocks is parsed, and most of it run, by test_pages.
     reference()
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    text = page.read_text(encoding="utf-8")
-    fenced = "\n".join(re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.M | re.S))
-    lines = re.findall(r"(?:^|\| )ezxmc ([a-z][^#>|\n]*)", fenced, re.M)
-    for line in [*lines, *re.findall(r"`ezxmc ([a-z][^`]*)`", text)]:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for line in re.findall(r"`ezxmc ([a-z][^`]*)`", text):
         name, *rest = line.split()
         assert name in commands, line
         command = commands[name]

@@ -19,7 +19,7 @@ from ezxmc.data import Catalog, RowReport
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Label, Prediction, Status
 from ezxmc.report import RunReport, render_report, write_report
-from ezxmc.report.page import summary
+from ezxmc.report.story import story
 from ezxmc.runreport import Findings, assemble
 
 EVIL = "<script>alert('x')</script>"
@@ -87,6 +87,7 @@ def full(**changes: Any) -> RunReport:
         "evaluation": {
             "before": {"P@1": 0.42, "P@3": 0.30, "R@10": 0.41, "ECE@5": 0.20, "NLL": 0.9},
             "after": {"P@1": 0.55, "P@3": 0.28, "R@10": 0.52, "ECE@5": 0.06, "NLL": 0.6},
+            "constant": {"P@1": 0.33, "R@10": 0.35},
             "documents": 145,
             "note": "The gold is incomplete.",
         },
@@ -156,9 +157,9 @@ def test_sections_in_order_and_numbers() -> None:
     html = render_report(full())
     page = Page(html)
     assert page.sections == [
+        "examples",
         "quality",
         "calibration",
-        "examples",
         "teacher",
         "log-odds",
         "training",
@@ -167,12 +168,57 @@ def test_sections_in_order_and_numbers() -> None:
         "configuration",
     ]
     assert "201 documents, 426 possible tags" in page.text
-    assert "right for 55 % of the documents, against 42 % before" in page.text
+    assert (
+        "the student's first tag is right for 55 % (42 % before training, 33 % by always answering"
+        in page.text
+    )
+    assert (
+        "In 8 minutes the LLM Qwen2.5-Coder-1.5B-Instruct, the teacher, answered 4,010 questions" in page.text
+    )
     assert "off by 4.1 points on average, judged by the LLM teacher" in page.text
     assert "The run took 10 minutes" in page.text
     assert "no person was asked" in page.text
     assert "documents.jsonl 17 bad JSON at 3" in page.text
-    assert len(svgs(html)) == 4
+    assert len(svgs(html)) == 6
+
+
+def test_the_story_is_of_documents_never_trained_on_and_tells_what_is_doubtful() -> None:
+    plain = " ".join(story(full()))
+    assert "On the 145 documents that people tagged, the" in plain and "no better" not in plain
+    assert plain.endswith("`ezxmc serve run/bundle`")
+    held_out = {
+        "before": {"P@1": 0.5, "R@10": 0.2},
+        "after": {"P@1": 0.4, "P@5": 0.3, "R@10": 0.6, "ECE@5": 0.25},
+        "constant": {"P@1": 0.4, "P@5": 0.2, "R@10": 0.7},
+        "change_intervals": {"P@1": [-0.3, 0.1]},
+        "documents": 20,
+    }
+    told = " ".join(story(full(held_out=held_out)))
+    assert "On the 20 documents that people tagged and that were not trained on, the" in told
+    assert "By P@1 and R@10 the student is no better than always answering the most frequent tags." in told
+    assert "its 95 % interval holds 0" in told and "and by 25.0 points judged by people's tags" in told
+    teacher = full().model_dump()["teacher"] | {"failures": 1_000}
+    assert "Of 4,012 questions 1,000 got no usable answer." in " ".join(story(full(teacher=teacher)))
+    worse = held_out | {"change_intervals": {"P@1": [-0.3, -0.1]}}
+    assert "worse than before training" in " ".join(story(full(held_out=worse)))
+    few = " ".join(story(full(held_out=held_out | {"documents": 19})))
+    assert "145 documents" in few, "so few say less than all"
+    assert "are few" in " ".join(story(full(held_out=held_out | {"documents": 19}, evaluation=None)))
+    moved = full(config={"run_dir": "it's here"}, calibration=None)
+    assert story(moved)[-1].endswith("""`ezxmc serve 'it'"'"'s here/bundle'`""")
+    assert "no probabilities" in " ".join(story(moved))
+
+
+@pytest.mark.usefixtures("drawn")
+def test_without_gold_the_story_is_of_the_teachers_agreement_and_shows_its_plot() -> None:
+    report = full(evaluation=None)
+    assert (
+        "orders tags as the teacher does to 0.61 of 1 (nDCG@5), 0.51 before this training" in story(report)[1]
+    )
+    html = render_report(report)
+    first = html.index("<svg")
+    assert "Training: held-out score" in html[first : first + 500] and html.count("Training: held-out") == 1
+    assert story(RunReport(title="t", created="2026-05-04")) == []
 
 
 def test_change_is_good_when_errors_fall_and_bad_when_precision_falls() -> None:
@@ -195,7 +241,7 @@ def test_against_gold_there_is_a_diagram_for_every_depth() -> None:
     raw = full().model_dump(mode="json")
     raw["evaluation"]["reliability"] = {k: raw["calibration"]["bins"] for k in (1, 3, 5)}
     html = render_report(RunReport.model_validate(raw))
-    assert len(svgs(html)) == 5 and "calibration-gold" in Page(html).sections
+    assert len(svgs(html)) == 7 and "calibration-gold" in Page(html).sections
     titles = ("first tag", "first 3 tags", "first 5 tags")
     assert all(html.count(f">{title}</text>") == 1 for title in titles)
     assert html.count("came true, %") == 1 + len(titles)
@@ -244,8 +290,9 @@ def test_a_teacher_that_says_no_to_everything_is_told_on_the_page(tmp_path: Path
     config = RunConfig.model_validate({"data": {"documents": "d.jsonl", "labels": "l.jsonl"}})
     with FeedbackStore(tmp_path / "feedback.sqlite") as store:
         report = assemble(config, found, tmp_path, FakeTeacher(), store, 0.0)
-    told = [line for line in summary(report) if 'WARNING: the teacher said "no" to 200 of 200 pairs' in line]
-    assert told and "ezxmc prompts check" in told[0] and escape(told[0]) in render_report(report)
+    told = [line for line in story(report) if 'WARNING: the teacher said "no" to 200 of 200 pairs' in line]
+    assert told and "ezxmc prompts check" in told[0]
+    assert escape(told[0].partition("`")[0]) in render_report(report)
 
 
 def test_user_text_is_escaped_everywhere() -> None:

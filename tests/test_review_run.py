@@ -202,7 +202,10 @@ def test_random_documents_calibrate_and_no_training_sees_them(
     calibrator = load_bundle(place / "bundle").calibrator
     assert calibrator is not None and (calibrator.target, calibrator.documents) == ("both", 14)
     assert calibrator.n == 14 * depth - 4
-    assert any("14 documents, of 4 a part of the top labels; 1 with less" in line for line in report.people)
+    told = (
+        f"of 4 a part of the top labels; 4 of these documents' {14 * depth} top labels are undecided; 1 with"
+    )
+    assert any(f"14 documents, {told} less" in line for line in report.people)
     assert report.calibration is not None and report.calibration.target == "both"
     assert json.loads((place / "bundle" / "manifest.json").read_text())["created"] == manifest["created"]
     assert FEWEST_REVIEWED == 50

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sqlite3
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_targets import grid
 
-from ezxmc.calibration import fit_calibrator, fit_few_shot
+from ezxmc.calibration import completed, fit_calibrator, fit_few_shot
 from ezxmc.config import TrainingConfig
 from ezxmc.feedback.annotate import annotate, pairs_of
 from ezxmc.feedback.reviews import (
@@ -258,6 +259,9 @@ def test_what_is_missing_is_told_and_what_more_would_bring() -> None:
     few, enough = reviewed(40), reviewed(60)
     assert not few.enough and enough.enough and (enough.whole, len(enough.answers)) == (54, 60)
     assert "people reviewed 40 documents, of 4 a part of the top labels" in few.line
+    assert "; 4 of these documents' 160 top labels are undecided;" in few.line, (
+        "skipped: nothing stands for them"
+    )
     assert "from 50 documents on: 10 are missing" in few.line
     assert "missing" not in enough.line and "with 120 documents" in enough.line
     shares = [np.mean(list(known.values())) for known in few.answers.values()]
@@ -349,3 +353,27 @@ def test_every_loss_takes_certain_targets(name: str) -> None:
     loss = combined({name: 1.0}, 0.05)(scored(scores, batch))
     loss.backward()
     assert torch.isfinite(loss) and scores.grad is not None and torch.isfinite(scores.grad).all()
+
+
+def test_what_only_a_new_student_has_on_top_counts_like_what_only_the_former_one_had() -> None:
+    """Of the known top labels half are right; of those that were on top before, a tenth."""
+    answers = {
+        (f"d{row}", f"l{label}"): Answer.YES if (row % 10 == 0 if label == 9 else row % 2) else Answer.NO
+        for row in range(40)
+        for label in (0, 1, 9)
+    }
+    top = [Prediction(f"d{row}", ("l0", "l1", "l2"), (), (0.9, 0.8, 0.7)) for row in range(40)]
+    lists = Decided(answers).lists(top, 3)
+    assert (lists.undecided, lists.beside, lists.right_beside) == (40, 40, 4)
+    assert (
+        "40 of these documents' 120 top labels are undecided and count as right no more often than"
+        in lists.counts
+    )
+    said = completed(top, lists, 3)
+    assert said("d1", "l0") == 1 and said("d2", "l0") == 0 and said("another", "l2") is None
+    guesses = [said(f"d{row}", "l2") for row in range(40)]
+    assert guesses == pytest.approx([5 / 42] * 40)
+    # With half of them beside, the other half counts by its score: about one half.
+    half = completed(top, replace(lists, beside=20, right_beside=2), 3)("d1", "l2")
+    assert half is not None and 0.2 < half < 0.4
+    assert completed(top, replace(lists, beside=0), 3)("d1", "l2") is None

@@ -26,8 +26,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from ezxmc.bundle import add_decision, add_labels, remove_labels, save_bundle
 from ezxmc.calibration.decisions import Decision, Promise
 from ezxmc.errors import BundleError
+from ezxmc.occlusion import MOST_PARTS
 from ezxmc.predict import Predictor, prediction_row
-from ezxmc.records import Label
+from ezxmc.records import Label, Prediction
 from ezxmc.serve.app import create_app
 from ezxmc.serve.limits import Limits
 from ezxmc.serve.reload import BundleHolder
@@ -92,6 +93,43 @@ def test_the_service_tags_as_the_library_does(client: httpx.Client, made: Path) 
                 assert tag == pytest.approx(same, abs=2e-4)
     texts = client.post("/predict", json={"documents": ["guitar", {"text": "soup"}]}).json()["predictions"]
     assert [one["uid"] for one in texts] == ["0", "1"]
+
+
+def test_what_speaks_for_a_tag_is_told_where_it_is_asked_for(client: httpx.Client, made: Path) -> None:
+    texts = ["Guitar melody. Soup of the oven! A star in orbit.", "guitar", "a, b, comet"]
+    plain = client.post("/predict", json={"documents": texts, "k": 26}).json()["predictions"]
+    assert {name for one in plain for tag in one["tags"] for name in tag} == {
+        "label",
+        "title",
+        "score",
+        "probability",
+    }
+    body = {"documents": [*texts, {"title": "Guitar", "text": "soup"}], "k": 26, "explain": True}
+    # Others are in the same batch, of which some want no reasons.
+    with ThreadPoolExecutor(4) as pool:
+        others = pool.map(lambda text: client.post("/predict", json={"documents": [text]}).json(), texts)
+        found = client.post("/predict", json=body).json()["predictions"]
+        assert all("evidence" not in tag for one in others for tag in one["predictions"][0]["tags"])
+    predictor = Predictor(made)
+    for text, one in zip(texts, found[:3], strict=True):
+        prediction, why = predictor.explain(text, k=26)
+        assert [tag["label"] for tag in one["tags"]] == list(prediction.labels)
+        for tag, evidence in zip(one["tags"], why, strict=True):
+            if evidence is None or abs(evidence.drop - 0.005) < 1e-3:
+                continue
+            assert tag["evidence"] == {"text": evidence.text, "drop": pytest.approx(evidence.drop, abs=1e-3)}
+            rest = text.replace(evidence.text, " ").strip()
+            scores = dict(zip(*attrs(predictor.predict([rest], k=26)[0]), strict=True))
+            assert tag["score"] - scores[tag["label"]] == pytest.approx(evidence.drop, abs=1e-3)
+    said = {tag["evidence"]["text"] for one in found[:1] for tag in one["tags"] if tag["evidence"]}
+    assert said and said <= {"Guitar melody.", "Soup of the oven!", "A star in orbit."}
+    assert [tag["evidence"] for tag in found[1]["tags"]] == [None] * 26
+    assert {tag["evidence"]["text"] for tag in found[2]["tags"] if tag["evidence"]} <= {"a,", "b,", "comet"}
+    assert {tag["evidence"]["text"] for tag in found[3]["tags"] if tag["evidence"]} <= {"Guitar", "soup"}
+
+
+def attrs(prediction: Prediction) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    return prediction.labels, prediction.scores
 
 
 def test_requests_at_once_share_batches_and_get_their_own_answers(client: httpx.Client) -> None:
@@ -201,7 +239,9 @@ _JSON = st.recursive(
 
 @given(
     documents=st.one_of(_JSON, st.lists(_JSON, max_size=3)),
-    options=st.dictionaries(st.sampled_from(["k", "threshold", "decision", "x"]), _JSON, max_size=1),
+    options=st.dictionaries(
+        st.sampled_from(["k", "threshold", "decision", "explain", "x"]), _JSON, max_size=1
+    ),
 )
 @settings(database=None, suppress_health_check=list(HealthCheck))
 def test_any_json_is_tagged_or_refused(client: httpx.Client, documents: Any, options: dict[str, Any]) -> None:
@@ -230,8 +270,11 @@ def test_limits_of_a_request(made: Path) -> None:
             ({"documents": ["x" * 100]}, 200),
             ({"documents": [{"title": "x" * 50, "text": "x" * 51}]}, 413),
             ({"documents": ["x" * 2_000]}, 413),
+            ({"documents": ["x"], "explain": True}, 413),
         ):
             assert client.post("/predict", json=body).status_code == status
+        told = client.post("/predict", json={"documents": ["x"], "explain": True}).json()
+        assert told["detail"] == f"each explained document counts as {MOST_PARTS + 1}: 16 of 3"
         labels = [{"title": str(number)} for number in range(4)]
         assert client.post("/labels", json={"labels": labels}).status_code == 413
 

@@ -51,10 +51,10 @@ def test_the_page_in_a_browser(made: Path, browser: Browser, tmp_path: Path) -> 
         browser.type("#token", token)
         browser.type("#k", "26")
         browser.click("#go")
-        until(lambda: browser.run("return document.querySelectorAll('#found tbody tr').length") == 26)
+        until(lambda: browser.run("return document.querySelectorAll('#found li').length") == 26)
         shown = browser.run(
-            "return [...document.querySelectorAll('#found tbody tr')]"
-            ".map(row => [row.cells[0].textContent, row.cells[2].textContent])"
+            "return [...document.querySelectorAll('#found li')].map(item =>"
+            "[item.querySelector('span').textContent, item.textContent.match(/score (-?[.0-9]+)/)[1]])"
         )
         client.headers["Authorization"] = f"Bearer {token}"
         body = {"documents": ["guitar <b>melody</b>"], "k": 26}
@@ -82,6 +82,36 @@ def test_the_page_in_a_browser(made: Path, browser: Browser, tmp_path: Path) -> 
         assert browser.complaints() == []
         asked = browser.requested()
         assert asked and all(one.startswith((url, "data:", "chrome:", "about:")) for one in asked), asked
+
+
+def test_the_page_says_why_and_its_slider_asks_nothing(made: Path, browser: Browser) -> None:
+    with served(create_app(Settings(made))) as client:
+        url = str(client.base_url).rstrip("/")
+        browser.open(f"{url}/")
+        parts = ["Guitar melody!", "Soup of the oven.", "<img src=x> star."]
+        browser.type("#text", " ".join(parts))
+        browser.click("#go")
+        until(lambda: browser.run("return document.querySelectorAll('#found li').length") == 10)
+        quoted = browser.run("return [...document.querySelectorAll('#found q')].map(q => q.textContent)")
+        assert quoted and set(quoted) <= set(parts)
+        assert browser.run("return [window.hacked ?? null, document.images.length]") == [None, 0]
+        browser.requested()
+        body = {"documents": [" ".join(parts)], "k": 10}
+        found = client.post("/predict", json=body).json()["predictions"][0]["tags"]
+        middle = (found[4]["probability"] + found[5]["probability"]) / 2
+        slide = "const s = document.getElementById('threshold'); s.step = 'any'; s.value = arguments[0];"
+        browser.run(f"{slide} s.dispatchEvent(new Event('input'))", 100 * middle)
+        left = "return [...document.querySelectorAll('#found li')].filter(item => item.offsetHeight).length"
+        assert browser.run(left) == 5 and browser.requested() == []
+        for width in (1280, 390):
+            browser.resize(width)
+            shown = browser.run("return [document.documentElement.scrollWidth, window.innerWidth]")
+            assert shown[0] <= shown[1], width
+        # Of one word there is nothing to leave out; without the question there is no answer to it.
+        browser.run("document.getElementById('text').value = 'guitar'")
+        browser.click("#go")
+        until(lambda: browser.run("return document.querySelectorAll('#found q').length") == 0)
+        assert browser.complaints() == []
 
 
 def test_it_ends_after_the_requests_in_hand(bundle: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import runpy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
@@ -17,6 +18,7 @@ from fake_server import FakeServer, save_tokenizer
 from fakes import FakeTeacher, catalog
 from support import engines
 from support.commands import gone
+from tinyworld import build_cross_encoder
 
 from ezxmc.cluster import RayConfig
 from ezxmc.config import HttpTeacherConfig, ReplayTeacherConfig, VllmTeacherConfig
@@ -59,6 +61,16 @@ def replay(folder: Path) -> Backend:
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in content))
     make = lambda name: load_teacher(ReplayTeacherConfig(judgments=str(folder / name)))  # noqa: E731
     return Backend(make("judged.jsonl"), lambda: make("judged.jsonl"), (lambda: make("other.jsonl"),), True)
+
+
+def own(folder: Path) -> Backend:
+    """The cross-encoder of examples/python_api, with weights of a few kilobytes."""
+    file = Path(__file__).parents[1] / "examples" / "python_api" / "own_teacher.py"
+    found = runpy.run_path(str(file))["CrossEncoderTeacher"]
+    first, second = (str(build_cross_encoder(folder / str(seed), seed)) for seed in (0, 1))
+    return Backend(
+        found(first), lambda: found(first), (lambda: found(second), lambda: found(first, question="On"))
+    )
 
 
 def other_prompt(folder: Path) -> str:
@@ -125,6 +137,7 @@ def vllm(folder: Path) -> Backend:
     params=[
         fake,
         replay,
+        own,
         http,
         pytest.param(ray, marks=pytest.mark.llm),
         pytest.param(vllm, marks=pytest.mark.llm),

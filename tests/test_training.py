@@ -164,11 +164,11 @@ def test_agreement_is_one_for_the_teachers_order_and_lower_for_any_other() -> No
     pool = [Example(0, np.array([0, 1, 2]), np.array([0.9, 0.5, 0.1]), 2, 1)]
     document = np.array([[1.0, 0.0]], dtype=np.float32)
     labels = np.array([[0.9, 0], [0.5, 0], [0.1, 0]], dtype=np.float32)
-    assert agreement(document, labels, pool) == pytest.approx(1.0)
+    assert agreement(document, labels, pool) == pytest.approx([1.0])
     ideal = 0.9 + 0.5 / np.log2(3) + 0.1 / 2
     reverse = (0.1 + 0.5 / np.log2(3) + 0.9 / 2) / ideal
-    assert agreement(document, labels[::-1].copy(), pool) == pytest.approx(reverse)
-    assert agreement(document, labels, [Example(0, np.array([1]), np.array([0.5]), 1, 0)]) is None
+    assert agreement(document, labels[::-1].copy(), pool) == pytest.approx([reverse])
+    assert agreement(document, labels, [Example(0, np.array([1]), np.array([0.5]), 1, 0)]).size == 0
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from ezxmc import doctor
 from ezxmc.config import VllmTeacherConfig
 from ezxmc.errors import TeacherError
+from ezxmc.teacher import vllm_engine
 from ezxmc.teacher.vllm_engine import VllmEngine, engine_version
 
 
@@ -136,3 +138,27 @@ def test_the_doctor_takes_vllms_own_cpu_wheel_for_what_it_is(monkeypatch: pytest
     monkeypatch.setattr(sys, "platform", "darwin")
     (check,) = doctor._engine(["vllm"], None, False)
     assert check.status == "ok"
+
+
+@pytest.mark.parametrize(("gpus", "spare", "stays"), [(0, 16, True), (0, 2, False), (1, 64, False)])
+def test_an_engine_rests_where_the_machine_can_spare_the_memory(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, spare: int, stays: bool
+) -> None:
+    vllm = FakeVllm(monkeypatch)
+    vllm.gpus = gpus
+    engine = vllm.start()
+    monkeypatch.setattr("ezxmc.teacher.vllm_engine._memory_to_spare", lambda: spare * 2**30)
+    engine.rest()
+    engine._start(None)
+    assert vllm.events.count("start") == (1 if stays else 2)
+
+
+def test_memory_to_spare_heeds_a_container_s_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    free = vllm_engine._memory_to_spare()
+    limit, used = tmp_path / "limit", tmp_path / "used"
+    monkeypatch.setattr(vllm_engine, "_CONTAINER", ((str(limit), str(used)),))
+    limit.write_text("max\n")
+    used.write_text("1000\n")
+    assert vllm_engine._memory_to_spare() > free / 2
+    limit.write_text("5000\n")
+    assert vllm_engine._memory_to_spare() == 4000

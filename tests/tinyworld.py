@@ -97,20 +97,36 @@ def write_catalog(folder: Path, encoder: Path, *, documents: int = 60, **changes
 
 def build_encoder(folder: Path) -> Path:
     """A random one-layer BERT over the world's words and single characters: mean pooling, unit length."""
-    import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertModel
+
+    bert = _bert(folder / "bert", BertModel, 0)
+    modules = [Transformer(str(bert)), Pooling(32), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "st"), create_model_card=False)
+    return folder / "st"
+
+
+def build_cross_encoder(folder: Path, seed: int) -> Path:
+    """A random BERT of the same kind that gives a pair of texts one logit."""
+    from transformers import BertForSequenceClassification
+
+    return _bert(folder, BertForSequenceClassification, seed, num_labels=1, initializer_range=0.5)
+
+
+def _bert(folder: Path, kind: Any, seed: int, **settings: Any) -> Path:
+    import torch
+    from transformers import BertConfig, BertTokenizerFast
 
     characters = "abcdefghijklmnopqrstuvwxyz0123456789"
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *TOPICS, *TOPIC_OF, *_FILLER]
     vocabulary += [char for char in characters if char not in vocabulary]
     vocabulary += [f"##{char}" for char in characters]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
+    (folder.parent / "vocab.txt").write_text("\n".join(vocabulary), encoding="utf-8")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        bert = BertModel(
+        torch.manual_seed(seed)
+        bert = kind(
             BertConfig(
                 vocab_size=len(vocabulary),
                 hidden_size=32,
@@ -118,10 +134,9 @@ def build_encoder(folder: Path) -> Path:
                 num_attention_heads=2,
                 intermediate_size=64,
                 max_position_embeddings=64,
+                **settings,
             )
         )
-    bert.save_pretrained(folder / "bert")
-    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder / "bert")
-    modules = [Transformer(str(folder / "bert")), Pooling(32), Normalize()]
-    SentenceTransformer(modules=modules, device="cpu").save(str(folder / "st"), create_model_card=False)
-    return folder / "st"
+    bert.save_pretrained(folder)
+    BertTokenizerFast(str(folder.parent / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    return folder

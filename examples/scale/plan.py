@@ -17,7 +17,7 @@ from dataclasses import dataclass
 class Measured:
     """2 cores of an AMD EPYC server processor; seconds are of one core."""
 
-    # ezxmc bench teacher (README, "The teacher now"): Qwen2.5-Coder-1.5B, bf16, 20 candidates a document.
+    # tests/bench/README.md, "The teacher": Qwen2.5-Coder-1.5B, bf16, 20 candidates a document.
     flop_per_token: float = 0.645e12 / 244
     prompt_tokens: float = 228.0
     computed_tokens: float = 16.4

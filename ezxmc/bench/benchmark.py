@@ -78,7 +78,7 @@ def load_benchmark(
     into `report_share` (`split_documents`, seed 0).
 
     Args:
-        documents: See README, Input files.
+        documents: See examples/tutorial, Input files.
         labels: Likewise.
         gold: Likewise.
         judgments: A feedback store (its newest teacher counts), or recorded judgments.

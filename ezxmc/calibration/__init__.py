@@ -2,7 +2,15 @@
 
 from ezxmc.calibration.calibrator import KINDS, Calibrator, Kind, Target
 from ezxmc.calibration.corrected import Corrected
-from ezxmc.calibration.fit import LEAST_JUDGED, Verdict, fit_calibrator, fit_few_shot, judged_rows, unjudged
+from ezxmc.calibration.fit import (
+    LEAST_JUDGED,
+    Verdict,
+    completed,
+    fit_calibrator,
+    fit_few_shot,
+    judged_rows,
+    unjudged,
+)
 from ezxmc.calibration.isotonic import Isotonic
 from ezxmc.calibration.platt import Platt
 from ezxmc.calibration.ranked import Ranked
@@ -22,6 +30,7 @@ __all__ = [
     "Target",
     "Temperature",
     "Verdict",
+    "completed",
     "fit_calibrator",
     "fit_few_shot",
     "judged_rows",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from ezxmc.calibration.calibrator import KINDS, Calibrator, Kind
+from ezxmc.calibration.ranked import Ranked
 from ezxmc.calibration.rows import JudgedRows
 from ezxmc.errors import TrainingError
 from ezxmc.records import Prediction
@@ -70,6 +71,65 @@ def judged_rows(predictions: Sequence[Prediction], verdict: Verdict, k: int) -> 
             "are the verdicts of these documents and labels? If so, this bundle ranks no right label so high",
         )
     return rows
+
+
+class PartlyDecided(Protocol):
+    """What people decided of top labels, and of labels that a former student had there."""
+
+    @property
+    def right_beside(self) -> int:
+        """Of `beside`, those that fit."""
+        ...
+
+    @property
+    def beside(self) -> int:
+        """Decided labels of the same documents that are not among the top."""
+        ...
+
+    def verdict(self, doc_uid: str, label_uid: str) -> float | None:
+        """As `Verdict`."""
+        ...
+
+
+def completed(predictions: Sequence[Prediction], decided: PartlyDecided, k: int) -> Verdict:
+    """People's verdicts on a former student's top labels, completed for those that only the present one has.
+
+    What both students rank first is right more often than what one does alone: probabilities fitted to the
+    decided pairs would be too high. The labels that the former student alone had on top stand for those that
+    the present one alone has: of two students of one recipe, each is as likely to be the former. Where the
+    new one is the better, this is too low, by less than the decided pairs alone are too high
+    (tests/bench/promises.py).
+
+    Args:
+        predictions: Of documents the student was not trained on, best label first.
+        decided: What people decided; a document with a decision counts.
+        k: Ranks used, and reviewed.
+
+    Returns:
+        The verdicts, and for an undecided pair of a document with a decision how likely it fits: as its score
+            and rank say, less by what the labels beside fit more seldom. As many are moved as stand beside;
+            of what is undecided for other reasons nothing is known but its score.
+
+    Raises:
+        TrainingError: As for `judged_rows`.
+    """
+    rows, beside = judged_rows(predictions, decided.verdict, k), decided.beside
+    unknown = ~rows.known & rows.known.any(axis=1, keepdims=True)
+    if not beside or not unknown.any():
+        return decided.verdict
+    likely = Ranked.fit(rows).transform(rows.scores)
+    usual, moved = float(likely[unknown].mean()), min(1.0, beside / int(unknown.sum()))
+    fall = 1 - moved + moved * min(1.0, (decided.right_beside + 1) / (beside + 2) / usual)
+    guessed = {
+        (predictions[i].uid, predictions[i].labels[j]): float(fall * likely[i, j])
+        for i, j in np.argwhere(unknown)
+    }
+
+    def complete(doc_uid: str, label_uid: str) -> float | None:
+        known = decided.verdict(doc_uid, label_uid)
+        return guessed.get((doc_uid, label_uid)) if known is None else known
+
+    return complete
 
 
 def fit_calibrator(

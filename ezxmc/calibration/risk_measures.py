@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ezxmc.errors import DataError
+from ezxmc.errors import ArgumentError, DataError
 from ezxmc.records import Prediction
 
 
@@ -45,18 +46,42 @@ class Reviewed:
             raise DataError("a document has more hits than gold labels", "count every label people gave")
 
     @classmethod
-    def of(cls, predictions: Sequence[Prediction], gold: Mapping[str, Collection[str]]) -> Reviewed:
-        """Out of predictions of one depth with probabilities; those without a row in `gold` are left out.
+    def of(
+        cls,
+        predictions: Sequence[Prediction],
+        gold: Mapping[str, Collection[str]],
+        *,
+        without_gold: Literal["none", "unreviewed"] | None = None,
+    ) -> Reviewed:
+        """Out of predictions of one depth with probabilities.
 
-        A document that people saw and nothing fits has an empty row: without it, the rates look better
-        than they are.
+        Args:
+            predictions: Best label first.
+            gold: All right labels by document uid; empty for a document that people saw and nothing fits.
+            without_gold: What documents without a row in `gold` are. "none": nothing fits them, so they
+                count; "unreviewed": nobody saw them, so they are left out. Has to be told where there are
+                any: documents left out because nothing fits them make the rates look better than they are.
 
         Raises:
-            DataError: No prediction has a row in `gold`, or one has no probabilities.
+            DataError: No prediction has a row in `gold`, some have none and nobody says what they are, or
+                one has no probabilities.
+            ArgumentError: `without_gold` is something else.
         """
+        if without_gold not in (None, "none", "unreviewed"):
+            raise ArgumentError(f"without_gold is {without_gold!r}", 'give "none" or "unreviewed"')
         known = [prediction for prediction in predictions if prediction.uid in gold]
         if not known:
             raise DataError("no document was reviewed", "check that documents and gold use the same uids")
+        if missing := [prediction.uid for prediction in predictions if prediction.uid not in gold]:
+            if without_gold is None:
+                raise DataError(
+                    f"{len(missing):,} of {len(predictions):,} documents have no row in gold (such as "
+                    f"{missing[0]!r}): were they reviewed?",
+                    'if nothing fits them, they count: without_gold="none"; if nobody reviewed them: '
+                    'without_gold="unreviewed"; an empty set says of one document that nothing fits',
+                )
+            if without_gold == "none":
+                known, gold = list(predictions), {uid: () for uid in missing} | dict(gold)
         if any(len(prediction.probabilities) != len(prediction.labels) for prediction in known):
             raise DataError("a decision needs probabilities", "run `ezxmc calibrate` on the bundle")
         return cls(

@@ -47,7 +47,7 @@ def index(
     if not tags or len(docs) < 2:
         raise DataError(
             f"{labels} and {documents} hold {len(tags)} usable labels and {len(docs)} documents",
-            "give real ones of both; see README, Input files",
+            "give real ones of both; `ezxmc data inspect` shows what a file holds",
         )
     docs = random.Random(seed).sample(docs, min(count, len(docs)))
     with watching() as watch:

@@ -88,6 +88,7 @@ def calibrate(
         LEAST_JUDGED,
         Calibrator,
         Verdict,
+        completed,
         fit_calibrator,
         fit_few_shot,
         judged_rows,
@@ -141,7 +142,8 @@ def calibrate(
                 decided = Decided.load(reviewed, docs, predictor.bundle.labels)
             lists = decided.lists(predictions, depth)
             watch.say(f"{decided.line}; {lists.counts}")
-            human = lists.verdict
+            if aim is not TargetName.TEACHER:
+                human = completed(predictions, lists, depth)
     if aim is TargetName.HUMAN:
         calibrator = fit_calibrator(predictions, human, target="human", k=depth, kinds=kinds)
     elif store is None:

@@ -22,7 +22,9 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -66,6 +68,7 @@ Untagged = Annotated[
     ),
 ]
 _NO_WIDTH = 1_000_000  # columns
+_WIDEST = 160  # columns of a line that is only looked at
 _STREAMS = 2  # standard input, output and error are the files 0 to 2
 _QUIET_EVERY = 30.0  # seconds between progress lines in a pipe
 
@@ -93,6 +96,17 @@ class Watch:
         # soft_wrap: a long path must stay one piece to copy.
         stderr.print(text, soft_wrap=True, markup=False, highlight=False)
 
+    def show(self, text: str) -> None:
+        """A line no wider than the screen; wide characters count as what they take of it."""
+        stderr.print(Text(f"  {text}"), no_wrap=True, overflow="ellipsis", width=min(stderr.width, _WIDEST))
+
+
+class _Rate(ProgressColumn):
+    """How many a second, over the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.1f}/s" if task.speed and not task.finished else "")
+
 
 @contextmanager
 def watching() -> Iterator[Watch | Unwatched]:
@@ -108,6 +122,7 @@ def watching() -> Iterator[Watch | Unwatched]:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
+        _Rate(),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
@@ -133,7 +148,8 @@ def _plain_stage(title: str) -> Callable[[int, int], None]:
             return
         last = now
         rate = (done - first[1]) / (now - first[0]) if first and now > first[0] else 0.0
-        left = f", about {clock((total - done) / rate)} left" if rate > 0 and done < total else ""
+        left = f", {rate:,.1f}/s" if rate > 0 else ""
+        left += f", about {clock((total - done) / rate)} left" if rate > 0 and done < total else ""
         stderr.print(
             f"  {title}: {done:,}{f'/{total:,}' if total else ''} after {clock(now - started)}{left}",
             soft_wrap=True,
@@ -236,6 +252,12 @@ def shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def brief(text: str, width: int) -> str:
+    """The beginning of a user's text on one line, without control characters: they would move the cursor."""
+    line = " ".join("".join(one if one.isprintable() else " " for one in text[: 20 * width]).split())
+    return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
 def read_inputs(

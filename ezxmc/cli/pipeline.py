@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, read_inputs, table, watching
+from ezxmc.cli.console import (
+    Column,
+    Json,
+    answer,
+    bad_rows,
+    brief,
+    columns_of,
+    emit,
+    read_inputs,
+    table,
+    watching,
+)
 from ezxmc.cli.engine import Address, Engine, Workers, cluster, with_engine
 from ezxmc.cli.judgments import opened
 from ezxmc.config import BudgetConfig, RunConfig, ShortlistConfig, TrainingConfig
@@ -18,6 +29,7 @@ from ezxmc.records import Document, Label
 
 if TYPE_CHECKING:
     from ezxmc.feedback.recall import Recalled
+    from ezxmc.report import RunReport
 
 Documents = Annotated[str, typer.Argument(help="Documents: JSONL, CSV, Parquet, `datasets` folder, hub id.")]
 Labels = Annotated[str, typer.Argument(help="Labels: the same formats, or a .txt with a title per line.")]
@@ -33,6 +45,7 @@ MaxHours = Annotated[float | None, typer.Option(help="Hours of judging at most, 
 HeldOut = Annotated[float, typer.Option(help="Share of documents kept from training.")]
 
 _LIST, _TRAIN = ShortlistConfig(), TrainingConfig()
+_SHOWN = 3  # documents, with their tags, at the end of a run
 _BY_SIZE = "Default: by the number of documents."
 
 
@@ -86,25 +99,40 @@ def run(
     if json:
         emit(report.model_dump(mode="json"))
     else:
-        for name, part in (("", report.evaluation), ("never trained on, ", report.held_out)):
-            if part:
-                table(
-                    f"{part.documents:,} documents, {name}against gold",
-                    ["metric", "untrained", "student"],
-                    [
-                        [
-                            metric,
-                            f"{part.before[metric]:.4f}" if metric in part.before else "",
-                            f"{value:.4f}",
-                        ]
-                        for metric, value in part.after.items()
-                        if metric in part.before or metric == "ECE@5"
-                    ],
-                )
-        for place in ("report.html", "predictions.jsonl", "bundle"):
-            typer.echo(Path(settings.run_dir) / place)
+        tell(report, Path(settings.run_dir))
     if report.data:
         bad_rows(report.data.bad)
+
+
+def tell(report: RunReport, run_dir: Path) -> None:
+    """The end of a run: its story, its figures, three documents with their tags, where all is, what next."""
+    from ezxmc.report.story import TOLD, percent, story, told_of
+
+    *told, then = story(report)
+    for part in told:
+        typer.echo(part)
+    found, which = told_of(report)
+    rows = [
+        [metric, *(percent(side[metric]) if metric in side else "" for side in sides)]
+        for metric in TOLD
+        if found and metric in found.after and (sides := (found.constant, found.before, found.after))
+    ]
+    if found and rows:
+        table(
+            f"{found.documents:,} documents {which}",
+            ["metric", "most frequent tags", "untrained", "student"],
+            rows,
+        )
+    for example in report.examples[:: max(1, len(report.examples) // _SHOWN)][:_SHOWN]:
+        tags = (
+            brief(tag.title, 40) + ("" if tag.probability is None else f" {percent(tag.probability, 0)}")
+            for tag in example.tags
+        )
+        typer.echo(brief(example.title or example.text or example.uid, 80))
+        typer.echo(f"  {'; '.join(tags) or 'no tag'}")
+    for place in ("report.html", "predictions.jsonl", "bundle"):
+        typer.echo(run_dir / place)
+    typer.echo(then.replace("`", ""))
 
 
 def follow(config: Path, max_pairs: int | None, plan: bool, json: bool) -> None:

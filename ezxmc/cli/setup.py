@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
 from pydantic import BaseModel
 
 from ezxmc.cli.console import Json, emit, stderr, table, watching
-from ezxmc.config import DataConfig, RunConfig
+from ezxmc.config import DataConfig, RunConfig, VllmTeacherConfig
 from ezxmc.errors import ConfigError
 from ezxmc.files import check_file, write_file
+
+if TYPE_CHECKING:
+    from ezxmc.models.teachers import Proposal
 
 models_app = typer.Typer(no_args_is_help=True, help="Models whose weights install as packages.")
 
@@ -31,18 +34,32 @@ def init(
     documents: Annotated[str, typer.Option(help="Your documents.")] = "documents.jsonl",
     labels: Annotated[str, typer.Option(help="Your labels.")] = "labels.jsonl",
     gold: Annotated[str | None, typer.Option(help="Known tags, for evaluation only.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The teacher: name, folder or hub id; default: what fits this machine.")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
 ) -> None:
     """Write a commented configuration.
 
+    Its teacher fits this machine. Without an NVIDIA GPU that is the default, whose weights install as
+    packages; with one, the largest model of a short table that its memory holds, if the hub answers
+    for it. Of the table only the default was measured as a teacher, and nothing was on a GPU.
+
     Example: ezxmc init ezxmc.yaml --documents products.csv --labels tags.txt
     """
+    from ezxmc.models.teachers import Proposal, machine, propose
+
     if path.exists() and not force:
         raise ConfigError(f"{path} exists", "choose another name, or --force")
     check_file(path, "a configuration", made=lambda _: force, inputs=[documents, labels, gold])
-    text = commented_config(documents, labels, gold)
+    teacher = Proposal(model, 1, "as given with --model") if model else propose(machine())
+    text = commented_config(documents, labels, gold, teacher)
     write_file(path, text.encode(), "a configuration", made=lambda _: force)
-    stderr.print(f"wrote {path}; look through it, then: ezxmc run {path}", markup=False, soft_wrap=True)
+    for line in (
+        f"teacher {teacher.model}: {teacher.why}",
+        f"wrote {path}; look through it, then: ezxmc run {path}",
+    ):
+        stderr.print(line, markup=False, soft_wrap=True)
 
 
 def doctor(json: Json = False) -> None:
@@ -139,26 +156,30 @@ def _folder(name: str, folder: Path, json: bool) -> None:
         typer.echo(folder)
 
 
-def commented_config(documents: str, labels: str, gold: str | None = None) -> str:
+def commented_config(documents: str, labels: str, gold: str | None, teacher: Proposal) -> str:
     """A YAML config with every key, its default and its meaning.
 
     Args:
         documents: The user's documents.
         labels: The user's labels.
         gold: Known tags, if any.
+        teacher: The language model, and why it.
     """
-    config = RunConfig(data=DataConfig(documents=documents, labels=labels, gold=gold))
+    config = RunConfig(
+        data=DataConfig(documents=documents, labels=labels, gold=gold),
+        teacher=VllmTeacherConfig(model=teacher.model, tensor_parallel=teacher.tensor_parallel),
+    )
     head = "# Run it with: ezxmc run THIS_FILE. Relative paths start at this file's folder.\n"
-    return head + "".join(_commented(config, ""))
+    return head + "".join(_commented(config, "", {"model": f"Here: {teacher.why}"}))
 
 
-def _commented(part: BaseModel, indent: str) -> Iterator[str]:
+def _commented(part: BaseModel, indent: str, notes: Mapping[str, str]) -> Iterator[str]:
     for name, field in type(part).model_fields.items():
         value = getattr(part, name)
         if isinstance(value, BaseModel):
             yield f"{indent}{name}:\n"
-            yield from _commented(value, indent + "  ")
+            yield from _commented(value, indent + "  ", notes)
             continue
-        if field.description:
-            yield f"{indent}# {field.description}\n"
+        for comment in filter(None, (field.description, notes.get(name))):
+            yield f"{indent}# {comment}\n"
         yield textwrap.indent(yaml.safe_dump({name: value}, allow_unicode=True), indent)

@@ -45,7 +45,8 @@ def plan(
     """Say what a run will ask the teacher, and what that will take.
 
     A short probe measures the teacher on real pairs of the run and keeps
-    their judgments. Training and tagging are not timed.
+    their judgments. Training and tagging are not timed. A second table
+    estimates the same run with other teachers, and says which fit this machine.
 
     Example: ezxmc plan ezxmc.yaml --max-pairs 20000
     """
@@ -87,6 +88,15 @@ def plan(
             f"{found.unasked_pairs:,} candidates, {found.unasked_documents:,} documents whole"
         )
     table("", ["", ""], [[name, value] for name, value in rows.items()])
+    if found.teachers:
+        table(
+            "with another teacher",
+            ["", "licence", "memory needed", "here", "time, estimated"],
+            [
+                [one.model, one.licence, _size(one.memory), one.runs_on or "too large", _time(one.seconds)]
+                for one in found.teachers
+            ],
+        )
     for note in found.notes:
         typer.echo(f"note: {note}")
     bad_rows(found.bad_rows)

@@ -222,7 +222,7 @@ class _Reader:
             raise DataError(
                 f"{self.source} holds no usable gold: {self.report.summary()}",
                 "a row is a document and one of its labels, or all of them in a cell; of a table with a "
-                "column for every label, write the names of those that are 1 into one (README, Input files)",
+                "column for every label, write the names of those that are 1 into one",
             )
         for kind, names, more in (
             ("document", self.documents, self.more_documents),

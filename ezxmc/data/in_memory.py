@@ -20,6 +20,7 @@ from ezxmc.errors import DataError, InputTypeError, instance_of
 from ezxmc.records import Document, Label
 
 _Record = TypeVar("_Record", Document, Label)
+_Value = TypeVar("_Value")
 _NAMED = 5  # places named of what cannot be used
 
 
@@ -44,7 +45,7 @@ def as_documents(values: Iterable[Any]) -> list[Document]:
 
 def iter_as_documents(values: Iterable[Any]) -> Iterator[Document]:
     """`as_documents` one by one; raises at the first that cannot be used."""
-    for made in _made(_items(values, "documents"), "documents", Document):
+    for made in _made(items_of(values, "documents"), "documents", Document):
         if isinstance(made, DataError):
             raise made
         yield made
@@ -60,7 +61,8 @@ def as_labels(values: Iterable[Any]) -> list[Label]:
     labels = _all(values, "labels", Label)
     if len({label.uid for label in labels}) < len(labels):
         uid, count = Counter(label.uid for label in labels).most_common(1)[0]
-        raise DataError(f"{count} labels have the uid {reprlib.repr(uid)}", "give each a uid of its own")
+        times = "twice" if count == 2 else f"{count} times"
+        raise DataError(f"label uid {reprlib.repr(uid)} occurs {times}", "give each a uid of its own")
     return labels
 
 
@@ -78,24 +80,30 @@ def as_gold(values: Mapping[Any, Iterable[Any]], name: str = "gold") -> dict[str
         if isinstance(labels, str | bytes | Mapping) or not isinstance(labels, Iterable):
             raise InputTypeError(f"{name}[{document!r}] is {reprlib.repr(labels)}", cure)
         try:
-            found.setdefault(_uid(document), set()).update(map(_uid, labels))
+            found.setdefault(as_uid(document), set()).update(map(as_uid, labels))
         except RowError as error:
             raise InputTypeError(f"{name}[{document!r}]: {error.detail}", cure) from None
     return found
 
 
-def _uid(value: Any) -> str:
+def as_uid(value: Any) -> str:
+    """A uid of a document or a label, NumPy's numbers too, as text."""
     return value if isinstance(value, str) else row_uid(value.item() if _scalar(value) else value, "uid")
 
 
 def _all(values: Any, what: str, kind: type[_Record]) -> list[_Record]:
-    found: list[_Record] = []
+    return all_of(_made(items_of(values, what), what, kind))
+
+
+def all_of(made: Iterable[_Value | DataError]) -> list[_Value]:
+    """All that was made of a list; raises the first error in it, and says how many more there are."""
+    found: list[_Value] = []
     wrong: list[tuple[int, DataError]] = []
-    for place, made in enumerate(_made(_items(values, what), what, kind)):
-        if isinstance(made, DataError):
-            wrong.append((place, made))
+    for place, one in enumerate(made):
+        if isinstance(one, DataError):
+            wrong.append((place, one))
         else:
-            found.append(made)
+            found.append(one)
     if not wrong:
         return found
     first = wrong[0][1]
@@ -110,8 +118,13 @@ def _all(values: Any, what: str, kind: type[_Record]) -> list[_Record]:
     raise first
 
 
-def _items(values: Any, what: str) -> Any:
-    """The rows of anything; tables give dicts."""
+def items_of(values: Any, what: str) -> Any:
+    """The rows of anything; tables give dicts.
+
+    Args:
+        values: A list, a column, a table or a data set.
+        what: The plural that errors name it by.
+    """
     one = what[:-1]
     if isinstance(values, str | Document | Label):
         raise InputTypeError(f"one {one} was given in place of a list", "put the one text into brackets")
@@ -185,7 +198,7 @@ def _document(item: Any, place: int, where: str) -> Document:
         return item
     if isinstance(item, str):
         return _document(Document(str(place), "", item), place, where)
-    row = _row(item, where, "a text, a dict with title and text, or an ezxmc.Document")
+    row = cells_of(item, where, "a text, a dict with title and text, or an ezxmc.Document")
     names = {str(name).strip().casefold() for name in item}
     if not any(str(name).strip().casefold() in COLUMNS["uid"] for name in row):
         row["uid"] = str(place)
@@ -212,7 +225,7 @@ def _label(item: Any, place: int, where: str) -> Label:
         return item
     if isinstance(item, str):
         return label_of({"title": item})
-    return label_of(_row(item, where, "a title, a dict with title and uid, or an ezxmc.Label"))
+    return label_of(cells_of(item, where, "a title, a dict with title and uid, or an ezxmc.Label"))
 
 
 def _usable(*texts: str) -> None:
@@ -221,7 +234,7 @@ def _usable(*texts: str) -> None:
             raise RowError("bad_unicode", f"it holds {unfit}")
 
 
-def _row(item: Any, where: str, wanted: str) -> dict[Any, Any]:
+def cells_of(item: Any, where: str, wanted: str) -> dict[Any, Any]:
     """A dict's cells that are filled, NumPy's scalars as plain ones."""
     if _null(item):
         raise InputTypeError(f"{where} is {item!r}: there is no text", "leave it out, as `dropna()` does")

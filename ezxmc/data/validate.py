@@ -128,7 +128,10 @@ class RowReport:
         """Raise DataError if nothing of an input can be used."""
         if not found:
             source = "standard input" if str(source) == "-" else source
-            raise DataError(f"{source} holds no usable {what}: {self.summary()}", "see README, Input files")
+            raise DataError(
+                f"{source} holds no usable {what}: {self.summary()}",
+                "`ezxmc data inspect` shows what a file holds",
+            )
 
     def summary(self) -> str:
         """One line for a person: how many rows, how many of each kind, the first bad one."""

@@ -283,7 +283,7 @@ def convert(repo: XmcRepo, out: str | Path) -> dict[str, Converted]:
     check_converted(folder, names, repo.files)
     labels = repo.labels()
     if not labels:
-        raise DataError(f"{repo.folder} holds no usable label", "see README, Benchmark files")
+        raise DataError(f"{repo.folder} holds no usable label", "see examples/benchmarks")
     # All files are written before the first one takes its place.
     with ExitStack() as stack:
         fresh = {name: stack.enter_context(replacing(folder / name)) for name in names}

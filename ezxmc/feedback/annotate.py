@@ -96,6 +96,7 @@ def annotate(
     *,
     stop: Callable[[], bool] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    seen: Callable[[Sequence[Judgment]], None] | None = None,
 ) -> AnnotateSummary:
     """Ask the teacher for every pair the store does not hold yet.
 
@@ -115,6 +116,7 @@ def annotate(
             no further pair is asked, and what is in flight is finished and
             stored.
         progress: Called with (in the store, wanted), only after a commit.
+        seen: Called with new judgments, a few dozen at a time, only after their commit.
 
     Returns:
         Counts, statuses and tokens.
@@ -130,7 +132,14 @@ def annotate(
     instance_of(pairs, Callable, "pairs", cure)  # type: ignore[arg-type]
     instance_of(store, FeedbackStore, "store", "open one: FeedbackStore('feedback.sqlite')")
     instance_of(teacher, Teacher, "teacher", "give what load_teacher returns, or any ezxmc.Teacher")
-    job = _Job(pairs, teacher, store, stop or (lambda: False), progress or (lambda done, total: None))
+    job = _Job(
+        pairs,
+        teacher,
+        store,
+        stop or (lambda: False),
+        progress or (lambda done, total: None),
+        seen or (lambda judgments: None),
+    )
     if missing := job.count():
         job.answer(missing)
     return job.summary
@@ -144,12 +153,14 @@ class _Job:
         store: FeedbackStore,
         stop: Callable[[], bool],
         progress: Callable[[int, int], None],
+        seen: Callable[[Sequence[Judgment]], None],
     ) -> None:
         self.pairs = pairs
         self.teacher = teacher
         self.store = store
         self.stop = stop
         self.progress = progress
+        self.seen = seen
         self.summary = AnnotateSummary()
         self.answered = 0
         self.in_hand: dict[str, int] = {}
@@ -282,6 +293,7 @@ class _Job:
                 self.scoreless.setdefault(judgment.status.value, set()).add(judgment.doc_uid)
         self.answered += len(new)
         self._tell()
+        self.seen(new)
 
     def _heed_silence(self) -> None:
         """Raise if the teacher has given many answers and not one score."""

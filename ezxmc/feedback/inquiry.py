@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from ezxmc.data import Catalog
 from ezxmc.feedback.annotate import AnnotateSummary, annotate, pairs_of
 from ezxmc.feedback.budget import Budget
+from ezxmc.feedback.glimpses import Glimpses
 from ezxmc.feedback.recall import recall
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Pair
@@ -35,6 +36,7 @@ class Inquiry:
     ) -> None:
         self.catalog, self.teacher, self.store = catalog, teacher, store
         self.budget, self._watch = budget, watch
+        self._glimpses = Glimpses(catalog.documents, catalog.labels, watch.show)
         tell_faults(teacher, watch.say)
         self.unasked_pairs = 0
         self.problem_docs: list[str] = []
@@ -63,6 +65,7 @@ class Inquiry:
             self.store,
             stop=self.budget.stop(self.store, self.teacher.fingerprint, cycle, compares=compares),
             progress=self._watch.stage(title),
+            seen=self._glimpses.see,
         )
         if summary.stopped:
             self.unasked_pairs += summary.wanted - summary.known - summary.asked

@@ -212,12 +212,15 @@ class Decided:
             predictions: Best label first.
             depth: How many labels of each count.
         """
-        verdicts = self.verdicts
+        verdicts: dict[str, dict[str, bool]] = {}
+        for (doc, label), yes in self.verdicts.items():
+            verdicts.setdefault(doc, {})[label] = yes
         answers: dict[str, dict[str, bool]] = {}
-        whole = scarce = 0
+        whole = scarce = undecided = 0
+        beside: list[bool] = []
         for p in predictions:
-            top = p.labels[:depth]
-            known = {label: verdicts[p.uid, label] for label in top if (p.uid, label) in verdicts}
+            top, said = p.labels[:depth], verdicts.get(p.uid, {})
+            known = {label: said[label] for label in top if label in said}
             if not known:
                 continue
             if 2 * len(known) < len(top):
@@ -225,7 +228,9 @@ class Decided:
                 continue
             answers[p.uid] = known
             whole += len(known) == len(top)
-        return ReviewedLists(answers, whole, scarce)
+            undecided += len(top) - len(known)
+            beside += [yes for label, yes in said.items() if label not in known]
+        return ReviewedLists(answers, whole, scarce, undecided, sum(beside), len(beside))
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,11 +245,18 @@ class ReviewedLists:
         answers: By document uid and label uid, whether the label fits.
         whole: Documents among these whose every top label is decided.
         scarce: Documents left out, with a decision on fewer than half.
+        undecided: Top labels of the documents that count on which nobody decided.
+        right_beside: Of `beside`, those that fit.
+        beside: Decisions on labels of these documents that are not among the top: a former student
+            ranked them there.
     """
 
     answers: dict[str, dict[str, bool]]
     whole: int = 0
     scarce: int = 0
+    undecided: int = 0
+    right_beside: int = 0
+    beside: int = 0
 
     def verdict(self, doc_uid: str, label_uid: str) -> float | None:
         """1 for yes, 0 for no, `None` where nothing is known."""
@@ -263,6 +275,14 @@ class ReviewedLists:
         said = f"people reviewed {n:,} documents"
         if n > self.whole:
             said += f", of {n - self.whole:,} a part of the top labels"
+        if self.undecided:
+            pairs = self.undecided + sum(map(len, self.answers.values()))
+            said += f"; {self.undecided:,} of these documents' {pairs:,} top labels are undecided"
+        if self.undecided and self.beside:
+            said += (
+                f" and count as right no more often than the {self.beside:,} that were on top before "
+                f"({self.right_beside / self.beside:.2f})"
+            )
         if self.scarce:
             said += f"; {self.scarce:,} with less than half of them decided are left out"
         return said

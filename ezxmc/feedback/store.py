@@ -225,6 +225,25 @@ class FeedbackStore(InDatabase):
             for rows in self.batches(teacher):
                 yield from map(_judgment, rows)
 
+    def to_dataset(self, fingerprint: str | None = None) -> Any:
+        """Scored judgments as a `datasets.Dataset`, in memory: `doc`, `label` (uids), `log_odds`, `mass`.
+
+        It is feedback as `train_bi_encoder` takes it.
+
+        Args:
+            fingerprint: Whose; by default the newest teacher's, for answers of two do not compare.
+        """
+        from datasets import Dataset
+
+        found = self.judgments(fingerprint or self.newest_teacher() or "")
+        return Dataset.from_list(
+            [
+                {"doc": j.doc_uid, "label": j.label_uid, "log_odds": j.log_odds, "mass": j.label_mass}
+                for j in found
+                if j.log_odds is not None
+            ]
+        )
+
     def batches(self, fingerprint: str, size: int = 10_000) -> Iterator[list[tuple[Any, ...]]]:
         """One teacher's judgments as rows.
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+import reprlib
+import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from ezxmc.config import TrainingConfig
-from ezxmc.errors import TrainingError
-from ezxmc.feedback.priors import label_shifts
+from ezxmc.data.in_memory import all_of, as_documents, as_labels, as_uid, cells_of, items_of
+from ezxmc.data.matching import Names
+from ezxmc.data.validate import RowError
+from ezxmc.errors import ArgumentError, DataError, InputTypeError, TrainingError, number_between
+from ezxmc.feedback.priors import context_of, label_shifts
 from ezxmc.records import Judgment, Status
 
 Proposals = Callable[[Sequence[tuple[str, str]]], NDArray[np.float64]]
@@ -24,6 +31,7 @@ Proposals = Callable[[Sequence[tuple[str, str]]], NDArray[np.float64]]
 _ODD = 0.01
 _FEW = 20  # pairs; fewer say nothing about a teacher
 _SAME = 1e-6  # nats between answers that are one
+_DOCUMENT, _LABEL = ("document", "doc", "doc_uid"), ("label", "label_uid", "tag")  # columns of own feedback
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,9 @@ def build_targets(
 
     Raises:
         TrainingError: No judgment has a score, or all have the same.
+
+    Example:
+        >>> targets = build_targets(store.judgments(), TrainingConfig())  # doctest: +SKIP
     """
     scores: dict[str, dict[str, float]] = defaultdict(dict)
     seen: set[str] = set()
@@ -158,6 +169,115 @@ def build_targets(
         without_judgments=len(seen) - len(scores),
         without_positives=sum(not document.positives for document in documents),
     )
+
+
+def targets_from_rows(
+    rows: Iterable[Any], documents: Iterable[Any], labels: Iterable[Any], config: TrainingConfig
+) -> Targets:
+    """Targets out of feedback of your own, without a store or a teacher.
+
+    A `score` is a probability and taken at its word: 1 is always a positive, 0 a negative. A
+    `log_odds` is what a language model said, ln p(yes) − ln p(no) in nats: its zero point and its
+    leaning to some labels are corrected as `build_targets` corrects a teacher's.
+
+    Args:
+        rows: (document, label, score) tuples; or dicts, a table or a `datasets.Dataset` with the columns
+            `document` (its uid or its text), `label` (its uid or its title), and `score` or `log_odds`.
+            Of several rows about one pair the last counts, and a warning tells how many there are.
+        documents: All documents that rows may be about.
+        labels: All labels.
+        config: As for `build_targets`.
+
+    Raises:
+        InputTypeError: `rows` is nothing of this kind.
+        DataError: Rows that name an unknown document or label, that have no number or two, or a score
+            outside of 0 to 1; or rows with a score beside rows with log-odds.
+        TrainingError: There is no row, or nothing to learn from them.
+
+    Example:
+        >>> rows = [(0, "music", 0.9), (0, "food", 0.1)]
+        >>> config = TrainingConfig()
+        >>> targets_from_rows(rows, ["A song for guitar"], ["music", "food"], config).documents[0].positives
+        ('music',)
+    """
+    if isinstance(rows, str | PathLike):
+        cure = "read it first: datasets.load_dataset('csv', data_files=...) or pandas.read_csv(...)"
+        raise InputTypeError(f"judgments are a file: {reprlib.repr(rows)}", cure)
+    documents, labels = as_documents(documents), as_labels(labels)
+    names = (
+        Names({document.uid: document.shown for document in documents}),
+        Names({label.uid: label.title for label in labels}),
+    )
+    read = all_of(
+        _own(row, f"judgments[{place}]", *names) for place, row in enumerate(items_of(rows, "judgments"))
+    )
+    kinds = {kind for _, kind, _ in read}
+    if len(kinds) > 1:
+        raise DataError("some judgments have a score, others log-odds", "give all of them in one form")
+    answers = {pair: value for pair, _, value in read}
+    if len(answers) < len(read):
+        pair, times = Counter(pair for pair, _, _ in read).most_common(1)[0]
+        warnings.warn(
+            f"{len(read) - len(answers):,} of {len(read):,} judgments are of a pair that was judged before "
+            f"({pair} {times} times): the last of each counts",
+            stacklevel=2,
+        )
+    if not answers:
+        raise TrainingError("there are no judgments: nothing to learn from", "give some rows")
+    if kinds == {"log_odds"}:
+        judgments = [Judgment("", *pair, Status.OK, value) for pair, value in answers.items()]
+        return build_targets(judgments, config, context_of(judgments, len(labels)))
+    surest: dict[str, dict[str, float]] = defaultdict(dict)
+    for (doc, label), probability in sorted(answers.items()):
+        surest[doc][label] = config.target_temperature * float(logit(probability))
+    found = [_targets_of(doc, row, 0.0, config) for doc, row in surest.items()]
+    return Targets(
+        found,
+        PriorCorrection({}, 0.0),
+        judged=len(answers),
+        unknown=0,
+        without_judgments=0,
+        without_positives=sum(not document.positives for document in found),
+    )
+
+
+def _own(
+    item: Any, where: str, documents: Names, labels: Names
+) -> tuple[tuple[str, str], str, float] | DataError:
+    """A row's pair, `score` or `log_odds`, and the number; or what is wrong with it."""
+    if isinstance(item, tuple | list) and len(item) == 3:
+        item = dict(zip(("document", "label", "score"), item, strict=True))
+    try:
+        row = cells_of(item, where, "(document, label, score), or a dict with these")
+        pair = tuple(
+            _named(row, columns, names, what)
+            for columns, names, what in (
+                (_DOCUMENT, documents, "document"),
+                (_LABEL, labels, "label"),
+            )
+        )
+        given = [name for name in ("score", "log_odds") if name in row]
+        if len(given) != 1:
+            raise RowError("no_score" if not given else "two_scores", "it needs either a score or log_odds")
+        ends = (0.0, 1.0) if given == ["score"] else (-math.inf, math.inf)
+        return (pair[0], pair[1]), given[0], number_between(row[given[0]], given[0], *ends)
+    except RowError as error:
+        return DataError(f"{where}: {error.kind}: {error.detail}", "mend the row, or leave it out")
+    except ArgumentError as error:
+        return DataError(f"{where}: {error.message}", error.cure)
+    except DataError as error:
+        return error
+
+
+def _named(row: Mapping[Any, Any], columns: Sequence[str], names: Names, what: str) -> str:
+    """The uid of the document or the label that a row is about."""
+    value = next((row[column] for column in columns if column in row), None)
+    if value is None:
+        raise RowError(f"no_{what}", f"none of the columns {', '.join(columns)} is filled")
+    uid, _ = names.find(as_uid(value))
+    if uid is None:
+        raise RowError(f"unknown_{what}", f"there is no {what} {reprlib.repr(value)}, or more than one")
+    return uid
 
 
 def doubt(judgments: Iterable[Judgment]) -> str | None:

@@ -36,6 +36,7 @@ from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder
 from ezxmc.rundir import ENCODING, INDEXING, RunDir, damaged
+from ezxmc.teacher.base import rest
 from ezxmc.training import cosines_of, refined_label_vectors, train_bi_encoder
 from ezxmc.watch import Watch
 
@@ -196,8 +197,7 @@ class Work:
         for why, rows in selected.items():
             order = in_hash_order(uids, (i for i, row in enumerate(rows) if row))
             self.inquiry.ask(order, [rows[i] for i in order], f"teacher judges: {why}")
-        # Training needs the memory.
-        self.inquiry.teacher.close()
+        rest(self.inquiry.teacher)  # training needs memory
         self.notes += [f"{done['unasked']:,} pairs were left out by the limit."] if done["unasked"] else []
         return dict(done["counts"])
 
@@ -236,6 +236,7 @@ class Work:
                 former=base,
                 held_out=select_on,
                 held_out_targets=self.targets(judgments, verdicts=verdicts),
+                teacher=self.inquiry.teacher.description,
                 seed=self.config.seed,
                 progress=lambda done, total, loss: bar(done, total),
             ).to_dict(),

@@ -6,15 +6,20 @@ denominator of 1 each), so one resample is one weighted sum of rows. A row may
 as well be a group of documents taken at random: the variance of the sums is
 the same, and memory and time no longer grow with the documents.
 
-Resampled documents spread less than new ones would, the more so the fewer they
-are, so intervals end at the "expanded" percentiles (Hesterberg, "What Teachers
-Should Know About the Bootstrap", The American Statistician 2015, §4.2). Where
-all count alike, resamples show no spread at all, though other documents may be
-otherwise: the interval then reaches as far as so many alike leave open, and
-that of fewer than five documents so far beyond these. Where nearly all count
-alike, intervals are short (tests/bench/promises.py). Where
-fewer than `FEW` documents part two runs, p comes from an exact test instead
-(Fisher's sign-flip), and from one document there is neither.
+Rows are weighted at random (Rubin, "The Bayesian Bootstrap", Annals of
+Statistics 1981). That shows only the rows there are, and where nearly all
+count alike, those that would not are missing. So each end of the interval of a
+metric with bounds counts one document more, at the bound on that side (Gaffke,
+"Three test statistics for a nonparametric one-sided hypothesis on the mean of
+a nonnegative variable", Mathematical Methods of Statistics 2005). Of what is
+right or wrong that is the exact interval of Clopper and Pearson; of other
+values no distribution is known for which it fails more often than stated
+(tests/bench/promises.py). A metric without bounds has ends at the "expanded"
+percentiles (Hesterberg, "What Teachers Should Know About the Bootstrap", The
+American Statistician 2015, §4.2), and none where fewer than five documents
+count, or all alike. Where fewer than `FEW` documents part two runs, p comes
+from an exact test instead (Fisher's sign-flip), and from one document there is
+neither.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ from ezxmc.metrics.sparse import Floats
 RESAMPLES = 2_000
 FEW = 20
 """Documents below which an interval is rough, and, of those that part two runs, p is of an exact test."""
-_FEWEST = 5  # of 2 to 4 rows the percentiles hold the truth in 50 to 88 of 100
+_FEWEST = 5  # of 2 to 4 rows without bounds percentiles hold the truth in 50 to 88 of 100
 _BLOCK = 50
 _ALL_FLIPS = 12  # rows up to which every flip is tried; beyond, `_FLIPS` at random
 _FLIPS = 4_000
@@ -45,11 +50,13 @@ class Terms:
         names: M metrics.
         numerators: `(n, M)`, a row for each document or group of documents.
         denominators: `(n, M)`.
+        documents: In all rows; 0 where each row is of one.
     """
 
     names: tuple[str, ...]
     numerators: Floats
     denominators: Floats
+    documents: int = 0
 
     def values(self) -> dict[str, float]:
         """Each metric over all rows; one whose denominators are all 0 has none."""
@@ -58,8 +65,9 @@ class Terms:
 
     @property
     def bounded(self) -> NDArray[np.bool_]:
-        """(M,) whether a metric is in [0, 1]."""
-        return np.asarray((self.numerators <= self.denominators * (1 + _ROUNDING)).all(axis=0))
+        """(M,) whether a metric is in [0, 1], as far as its rows tell."""
+        within = (self.numerators >= 0) & (self.numerators <= self.denominators * (1 + _ROUNDING))
+        return np.asarray(within.all(axis=0))
 
     def beside(self, other: Terms) -> Terms:
         """The metrics of both; the rows must be of the same documents."""
@@ -67,6 +75,7 @@ class Terms:
             self.names + other.names,
             np.hstack([self.numerators, other.numerators]),
             np.hstack([self.denominators, other.denominators]),
+            self.documents,
         )
 
 
@@ -91,7 +100,7 @@ class Difference:
 
 
 def intervals(terms: Terms, *, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95% percentile interval of every metric that has a value.
+    """95% interval of every metric that has a value.
 
     Args:
         terms: Of at least one row.
@@ -102,13 +111,13 @@ def intervals(terms: Terms, *, resamples: int = RESAMPLES, seed: int = 0) -> dic
         Lower and upper end by metric, of those at least two rows count for; without those
             that have no bounds and are alike in all rows, or have fewer than five.
     """
-    drawn = _resampled(terms, resamples, seed)
+    drawn = _Resampled.of(terms, resamples, seed)
     rows = np.count_nonzero(terms.denominators, axis=0)
     return {
         name: ends
         for column, name in enumerate(terms.names)
         if rows[column] > 1
-        and (ends := _ends(drawn[:, column], int(rows[column]), 0, 1 if terms.bounded[column] else None))
+        and (ends := _ends(*drawn.least_and_most(column, bounded=bool(terms.bounded[column])), rows[column]))
     }
 
 
@@ -135,7 +144,7 @@ def differences(
     """
     if len(first.numerators) != len(second.numerators):
         raise ValueError(f"{len(first.numerators)} and {len(second.numerators)} rows cannot be paired")
-    ours, theirs = _resampled(first, resamples, seed), _resampled(second, resamples, seed)
+    ours, theirs = (_Resampled.of(terms, resamples, seed) for terms in (first, second))
     other = second.values()
     found = {}
     for name, value in first.values().items():
@@ -146,9 +155,12 @@ def differences(
         rows = int(np.count_nonzero(counting))
         if rows < 2:
             continue
-        gap = ours[:, left] - theirs[:, right]
-        gap = gap[~np.isnan(gap)]
-        ends = _ends(gap, rows, -1, 1 if first.bounded[left] and second.bounded[right] else None)
+        bounded = bool(first.bounded[left] and second.bounded[right])
+        (our_least, our_most), (their_least, their_most) = (
+            run.least_and_most(column, bounded=bounded) for run, column in ((ours, left), (theirs, right))
+        )
+        least, most = our_least - their_most, our_most - their_least
+        ends = _ends(least, most, rows)
         if ends is None:
             continue
         one, two = (
@@ -160,8 +172,8 @@ def differences(
         if np.count_nonzero(parted) < FEW:
             p = _swapped(one, two, parted, seed=seed)
         else:
-            beyond = min(np.count_nonzero(gap <= 0), np.count_nonzero(gap >= 0))
-            p = min(1.0, 2 * (1 + beyond) / (1 + len(gap)))
+            beyond = min(np.count_nonzero(least <= 0), np.count_nonzero(most >= 0))
+            p = min(1.0, 2 * (1 + beyond) / (1 + resamples))
         found[name] = Difference(value - other[name], *ends, p, rows)
     return found
 
@@ -181,17 +193,44 @@ def _swapped(first: Floats, second: Floats, parted: NDArray[np.bool_], *, seed: 
     return float(np.mean(~(np.abs(gaps) < np.abs(gaps[0]) - _ROUNDING)))
 
 
-def _resampled(terms: Terms, resamples: int, seed: int) -> Floats:
-    """(resamples, M) the metrics of drawn rows; NaN where a draw has no denominator."""
-    rows = len(terms.numerators)
-    rng = np.random.default_rng(seed)
-    columns = np.hstack([terms.numerators, terms.denominators])
-    sums = np.empty((resamples, columns.shape[1]))
-    for start in range(0, resamples, _BLOCK):
-        draws = [rng.integers(rows, size=rows) for _ in range(min(_BLOCK, resamples - start))]
-        counts = np.array([np.bincount(drawn, minlength=rows) for drawn in draws], dtype=np.float64)
-        sums[start : start + len(draws)] = counts @ columns
-    return _ratios(*np.hsplit(sums, 2))
+@dataclass(frozen=True, slots=True)
+class _Resampled:
+    """Sums of weighted rows.
+
+    Attributes:
+        numerators: `(resamples, M)`.
+        denominators: `(resamples, M)`.
+        more: `(resamples, M)` the denominators of one document more.
+    """
+
+    numerators: Floats
+    denominators: Floats
+    more: Floats
+
+    @classmethod
+    def of(cls, terms: Terms, resamples: int, seed: int) -> _Resampled:
+        rng = np.random.default_rng(seed)
+        rows = len(terms.numerators)
+        columns = np.hstack([terms.numerators, terms.denominators])
+        sums, weights = np.empty((resamples, columns.shape[1])), rng.standard_exponential(resamples)
+        for start in range(0, resamples, _BLOCK):
+            size = min(_BLOCK, resamples - start)
+            sums[start : start + size] = rng.standard_exponential((size, rows)) @ columns
+        counting = np.maximum(1, np.count_nonzero(terms.denominators, axis=0))
+        usual = terms.denominators.sum(axis=0) / counting
+        if terms.documents > rows:
+            # Of a group maybe one document alone counts, with a weight of about 1.
+            usual = np.maximum(usual * rows / terms.documents, np.minimum(1, usual))
+        top, whole = np.hsplit(sums, 2)
+        return cls(top, whole, weights[:, None] * usual)
+
+    def least_and_most(self, column: int, *, bounded: bool) -> tuple[Floats, Floats]:
+        """(resamples,) a metric, were one document more all wrong, or right; without bounds, neither."""
+        top, whole, more = self.numerators[:, column], self.denominators[:, column], self.more[:, column]
+        if not bounded:
+            plain = _ratios(top, whole)
+            return plain, plain
+        return _ratios(top, whole + more), _ratios(top + more, whole + more)
 
 
 def _ratios(numerators: Floats, denominators: Floats) -> Floats:
@@ -200,14 +239,12 @@ def _ratios(numerators: Floats, denominators: Floats) -> Floats:
     return found
 
 
-def _ends(values: Floats, rows: int, least: float, most: float | None) -> tuple[float, float] | None:
-    """The interval; of very few rows, or all alike, that of a metric between `least` and `most`, if it is."""
-    tail = 100 * float(ndtr(np.sqrt(rows / (rows - 1)) * stdtrit(rows - 1, 0.025)))
-    low, high = (float(end) for end in np.nanpercentile(values, (tail, 100 - tail)))
-    if rows >= _FEWEST and high - low > _ROUNDING:
-        return low, high
-    if most is None:
-        return None
-    # More than this share of documents cannot be otherwise, or one would be among them (in 97.5 of 100).
-    unseen = 1 - 0.025 ** (1 / rows)
-    return low + unseen * (least - low), high + unseen * (most - high)
+def _ends(least: Floats, most: Floats, rows: int) -> tuple[float, float] | None:
+    """The interval; none of very few rows, or of rows all alike, where nothing bounds the metric."""
+    tail = 2.5
+    if least is most or np.array_equal(least, most):
+        # Weights spread by (rows - 1) / (rows + 1) less than rows do.
+        tail = 100 * float(ndtr(np.sqrt((rows + 1) / (rows - 1)) * stdtrit(rows - 1, 0.025)))
+        if rows < _FEWEST or np.ptp(least) <= _ROUNDING:
+            return None
+    return float(np.percentile(least, tail)), float(np.percentile(most, 100 - tail))

@@ -166,7 +166,8 @@ class RankingMetrics:
         """
         if not self._documents:
             raise ArgumentError("no documents were given", "call `update` first")
-        terms = Terms(self._names, *np.hsplit(self._sums[self._seen], 2))
+        numerators, denominators = np.hsplit(self._sums[self._seen], 2)
+        terms = Terms(self._names, numerators, denominators, self._documents)
         # Rounding may carry a perfect ranking beyond 1.
         values = {name: min(1.0, value) for name, value in terms.values().items()}
         sliced = {name: values.pop(name) for name in list(values) if name.endswith(GROUPS)}

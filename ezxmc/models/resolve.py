@@ -157,6 +157,18 @@ def model_identity(name: str, revision: str | None = None) -> str:
     return f"{found}@{revision or 'main'}"
 
 
+def published_as(name: str) -> tuple[str | None, str | None]:
+    """Hub id and licence (SPDX) of what a name means to `resolve_model`, as far as they are known here.
+
+    Example:
+        >>> published_as("all-MiniLM-L6-v2")
+        ('sentence-transformers/all-MiniLM-L6-v2', 'Apache-2.0')
+    """
+    if entry := find(name):
+        return entry.origin, entry.licence
+    return (name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None), None
+
+
 def hub_folder(hub_id: str, revision: str | None = None) -> Path:
     """The folder of a model in the hub's own cache, fetched if it is not there: no pickled weights, no code.
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ezxmc.report.model import EvaluationSummary, RunReport
-from ezxmc.report.page import change_cell, environment, metric_cell, number, percent, replace_page
+from ezxmc.report.page import change_cell, environment, metric_cell, replace_page
+from ezxmc.report.story import number, percent
 
 Row = dict[str, Any]
 

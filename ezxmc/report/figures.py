@@ -38,11 +38,61 @@ STYLE = {
     "axes.axisbelow": True,
     "legend.frameon": False,
 }
+_NAMED = 4  # stages whose names stand side by side in a panel
+PANELS = {
+    "P@1": "first tag right (P@1)",
+    "P@5": "first 5 tags right (P@5)",
+    "R@10": "tags found in 10 (R@10)",
+}
+"""What the opening shows, in words."""
 
 
 def lower_is_better(metric: str) -> bool:
     """Whether a metric of this name counts errors."""
     return metric.upper().startswith(("ECE", "ACE", "BRIER", "NLL"))
+
+
+def progress(evaluation: EvaluationSummary) -> str:
+    """A small panel each for P@1, P@5 and R@10: from the untrained encoder through the cycles to the end.
+
+    They stand side by side or one below the other, as the window has room. Empty without these figures.
+    """
+    stages = [evaluation.before, *evaluation.cycles, evaluation.after]
+    several = "" if len(stages) > _NAMED else "cycle "
+    names = ["untrained", *(f"{several}{n}" for n in range(1, len(stages) - 1)), "student"]
+    drawn = ""
+    for metric, title in PANELS.items():
+        heights = [100 * stage[metric] for stage in stages if metric in stage]
+        if len(heights) < len(stages):
+            continue
+        others = (
+            (evaluation.constant.get(metric), "--", FIRST),
+            (evaluation.teacher.get(metric), ":", INK),
+        )
+        with rc_context(STYLE):
+            figure, axes = axes_of(2.9, 2.4)
+            for value, dashes, color in others:
+                if value is not None:
+                    axes.axhline(100 * value, linestyle=dashes, color=color, linewidth=1.8)
+            axes.plot(range(len(stages)), heights, color=SECOND, marker="o", linewidth=2)
+            for place in (0, len(stages) - 1):
+                axes.annotate(
+                    f"{heights[place]:.0f}",
+                    (place, heights[place]),
+                    xytext=(0, 6),
+                    textcoords="offset points",
+                    ha="center",
+                    weight="bold",
+                )
+            top = max([*heights, *(100 * value for value, *_ in others if value is not None)])
+            axes.set_ylim(0, max(1.0, 1.18 * top))
+            axes.set_xlim(-0.35, len(stages) - 0.65)
+            axes.set_xticks(range(len(stages)), names)
+            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            axes.set_title(f"{title}, %", fontsize=10)
+            axes.grid(axis="x", visible=False)
+            drawn += svg(figure, f"progress-{metric[0]}{metric[2:]}", f"{title}, in percent, after each step")
+    return drawn
 
 
 def quality(evaluation: EvaluationSummary) -> str:
@@ -64,8 +114,7 @@ def quality(evaluation: EvaluationSummary) -> str:
         for shift, values, intervals, color, label in sides:
             middle = [p + shift for p in places]
             heights = [100 * values[m] for m in names]
-            bars = axes.bar(middle, heights, 0.38, color=color, label=label)
-            axes.bar_label(bars, fmt="%.0f", fontsize=8, color=INK, label_type="center")
+            axes.bar(middle, heights, 0.38, color=color, label=label)
             ends = [intervals.get(m, (values[m], values[m])) for m in names]
             reach = [
                 [abs(100 * end[side] - top) for end, top in zip(ends, heights, strict=True)]

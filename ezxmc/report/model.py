@@ -193,6 +193,7 @@ class CycleSummary(_Part):
         pairs_known: Pairs already in the store.
         training: The training round.
         held_out: The student against the teacher on documents never trained on.
+        compared: After this cycle, which student agrees best with the teacher, and how sure that is.
     """
 
     number: int
@@ -200,6 +201,7 @@ class CycleSummary(_Part):
     pairs_known: int = 0
     training: TrainingSummary | None = None
     held_out: dict[str, float] = Field(default_factory=dict)
+    compared: str = ""
 
 
 class ReliabilityBin(_Part):
@@ -244,6 +246,11 @@ class EvaluationSummary(_Part):
             a third of all gold tags each.
         reliability: Reliability diagrams of the student's top k probabilities
             against this gold, by k.
+        constant: The same metrics of answering this gold's most frequent tags for every document.
+        cycles: The same of each cycle's student by the tags' titles alone; the bundle answers by
+            refined vectors. Known of several cycles, on documents never trained on.
+        teacher: The same of the teacher's own order of what it judged; known where it judged
+            enough of every document.
     """
 
     before: dict[str, float]
@@ -255,6 +262,9 @@ class EvaluationSummary(_Part):
     note: str = ""
     groups: dict[str, tuple[float, float]] = Field(default_factory=dict)
     reliability: dict[int, list[ReliabilityBin]] = Field(default_factory=dict)
+    constant: dict[str, float] = Field(default_factory=dict)
+    cycles: list[dict[str, float]] = Field(default_factory=list)
+    teacher: dict[str, float] = Field(default_factory=dict)
 
 
 class ExampleTag(_Part):

@@ -8,19 +8,21 @@ from typing import Any
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ezxmc.files import write_file
 from ezxmc.metrics import FEW
 from ezxmc.report import figures
 from ezxmc.report.model import EvaluationSummary, RowSummary, RunReport
+from ezxmc.report.story import duration, number, percent, size, story, told_of
 
 # The page stays small and readable however large the run was.
 _DEEP = re.compile(r"(ECE|ACE|Brier|NLL)@(\d+)")
+_WIDE = '<div class="wide">'
 _HEAD = 1_000
 _GENERATOR = b'<meta name="generator" content="ezxmc">'
 _FORMER_PAGE = re.compile(rb'<meta name="color-scheme" content="light dark">\s*<title>ezxmc[^<]*</title>')
-_MOST = {"examples": 30, "problems": 20, "problem_docs": 50, "config": 20_000}
+_MOST = {"examples": 30, "open": 3, "problems": 20, "problem_docs": 50, "config": 20_000}
 
 
 def write_report(data: RunReport, path: Path) -> None:
@@ -64,7 +66,8 @@ def render_report(data: RunReport) -> str:
             report=data,
             most=_MOST,
             few=FEW,
-            summary=summary(data),
+            story=story(data),
+            told=told_of(data),
             quality=_quality_rows(data.evaluation),
             quality_held_out=_quality_rows(data.held_out),
             errors=_error_rows(data.evaluation),
@@ -89,70 +92,9 @@ def environment() -> Environment:
         "duration": duration,
         "size": size,
         "yaml": _yaml,
+        "commands": _commands,
     }
     return made
-
-
-def summary(data: RunReport) -> list[str]:
-    """The run in a few sentences for someone who has never seen a metric."""
-    sentences: list[str] = []
-    if data.data:
-        sentences.append(
-            f"{number(data.data.documents.kept)} documents, {number(data.data.labels.kept)} possible tags, "
-            "no annotated example used for training."
-        )
-        if data.data.repeats:
-            sentences.append(f"{data.data.repeats}.")
-    if data.teacher and data.teacher.warning:
-        sentences.append(data.teacher.warning)
-    if data.evaluation:
-        before, after = data.evaluation.before.get("P@1"), data.evaluation.after.get("P@1")
-        if before is not None and after is not None:
-            sentences.append(
-                f"The first suggested tag is right for {percent(after, 0)} of the documents, against "
-                f"{percent(before, 0)} before training "
-                f"(checked on {number(data.evaluation.documents)} documents tagged by people)."
-            )
-    if data.skipped_cycles:
-        done, planned = len(data.cycles), len(data.cycles) + data.skipped_cycles
-        sentences.append(
-            f"{done} of {planned} cycles were done: then the student no longer gained in agreement with "
-            "the LLM teacher."
-        )
-    if data.calibration and data.calibration.ece_cross_fitted is not None:
-        judge = "the LLM teacher" if data.calibration.target == "teacher" else "people"
-        off = f"{100 * data.calibration.ece_cross_fitted:.1f}"
-        sentences.append(f"Stated probabilities are off by {off} points on average, judged by {judge}.")
-    if data.budget:
-        sentences.append(data.budget.line)
-    if data.cost and data.cost.seconds:
-        sentences.append(f"The run took {duration(sum(data.cost.seconds.values()))}.")
-    return sentences
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """0.514 as `51.4 %`."""
-    return f"{100 * value:.{digits}f} %"
-
-
-def number(value: float) -> str:
-    """Thousands apart, at most three digits that matter after the point."""
-    if isinstance(value, int) or (value == value and abs(value) >= 1000 and abs(value) != float("inf")):
-        return f"{round(value):,}"
-    return f"{value:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person would say them."""
-    if seconds < 90:
-        return f"{seconds:.1f} seconds" if seconds < 10 else f"{seconds:.0f} seconds"
-    minutes = seconds / 60
-    return f"{minutes:.0f} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
-
-
-def size(count: int) -> str:
-    """Bytes as MB or GB."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _quality_rows(evaluation: EvaluationSummary | None) -> list[dict[str, str]]:
@@ -170,6 +112,7 @@ def _quality_rows(evaluation: EvaluationSummary | None) -> list[dict[str, str]]:
             "before": metric_cell(before, nats),
             "after": metric_cell(after, nats),
             "interval": _range(evaluation.after_intervals.get(metric), nats, signed=False),
+            "constant": metric_cell(evaluation.constant.get(metric), nats),
             "change": "",
             "change_interval": _range(evaluation.change_intervals.get(metric), nats, signed=True),
             "verdict": "",
@@ -228,6 +171,7 @@ def _figures(data: RunReport) -> dict[str, Markup]:
     """The SVGs; they hold numbers and metric names, which matplotlib escapes."""
     rounds = [(cycle.number, cycle.training) for cycle in data.cycles if cycle.training]
     drawn = {
+        "progress": figures.progress(told) if (told := told_of(data)[0]) else "",
         "quality": figures.quality(data.evaluation) if data.evaluation else "",
         "reliability": figures.reliability({0: data.calibration.bins}, "reliability")
         if data.calibration
@@ -240,8 +184,18 @@ def _figures(data: RunReport) -> dict[str, Markup]:
         "label_mass": figures.label_mass(data.label_mass_histogram) if data.label_mass_histogram else "",
         "training": figures.training(rounds),
     }
-    return {name: Markup(svg) for name, svg in drawn.items()}
+    # In a narrow window a figure scrolls rather than shrink until nobody can read it; panels stack.
+    alone = {"progress": '<div class="panels">'}
+    return {
+        name: Markup(f"{alone.get(name, _WIDE)}{svg}</div>" if svg else "") for name, svg in drawn.items()
+    }
 
 
 def _yaml(value: Any) -> str:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
+def _commands(text: str) -> Markup:
+    """A text, escaped: what stands between backticks as code, and no line between a number and its %."""
+    whole = str(escape(text)).replace(" %", "\u00a0%")
+    return Markup(re.sub("`([^`]*)`", r"<code>\1</code>", whole))

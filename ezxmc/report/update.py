@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ezxmc.report import drift_figures
 from ezxmc.report.model import DataSummary, ReliabilityBin, TrainingSummary
-from ezxmc.report.page import change_cell, environment, metric_cell, number, percent, replace_page
+from ezxmc.report.page import change_cell, environment, metric_cell, replace_page
+from ezxmc.report.story import number, percent
 
 
 class _Part(BaseModel):

@@ -17,7 +17,8 @@ from ezxmc.config import Backend, Precision
 from ezxmc.disk import disk_errors
 from ezxmc.errors import InputTypeError, ModelError, instance_of, whole_number
 from ezxmc.files import Inputs, check_folder, sign, unchanged, whole_folder
-from ezxmc.models.resolve import hub_folder
+from ezxmc.models.catalog import find
+from ezxmc.models.resolve import hub_folder, resolve_model
 from ezxmc.models.trust import check_encoder
 from ezxmc.retrieval.backends import Forward, choose_precision, open_converted, to_bfloat16
 from ezxmc.retrieval.bert import PlainBert, open_plain
@@ -30,6 +31,7 @@ Progress = Callable[[int, int], None]
 _CHARACTERS_PER_TOKEN = 16
 _TEXTS_AT_ONCE = 512
 
+CARD = "README.md"
 STUDENT = "student"  # what its manifest says it is
 
 
@@ -50,7 +52,7 @@ class BiEncoder:
     descriptions lower retrieval (measured on package tags).
 
     Args:
-        source: A local sentence-transformers folder or a hub id.
+        source: A local sentence-transformers folder, a name of `ezxmc models list`, or a hub id.
         max_length: Tokens of a text the model reads, at most what its
             tokenizer allows; `None` keeps the length the folder was saved with.
         revision: Hub revision.
@@ -84,10 +86,19 @@ class BiEncoder:
             max_length = whole_number(max_length, "max_length")
         if backend != "torch":
             device = "cpu"
+        self.card: str | None = None
+        """The model card (README.md): as it was in the folder, and written by `save`."""
         try:
             # What is checked is what is opened.
-            folder = Path(source) if Path(source).is_dir() else hub_folder(str(source), revision)
+            if Path(source).is_dir():
+                folder = Path(source)
+            elif find(str(source)) and revision is None:
+                folder = Path(resolve_model(str(source), kind="encoder"))
+            else:
+                folder = hub_folder(str(source), revision)
             check_encoder(folder)
+            if (card := folder / CARD).is_file():
+                self.card = card.read_text(encoding="utf-8", errors="replace")
             plain = open_plain(folder) if device in (None, "cpu") else None
             self._folder = folder
             self.runner: Any = plain or _open(folder, device)
@@ -161,8 +172,16 @@ class BiEncoder:
             name: value.to(model.device) if hasattr(value, "to") else value for name, value in inputs.items()
         }
 
+    def read_of(self, text: str) -> str:
+        """The beginning of a text that the model reads; all of it where its tokenizer cannot tell."""
+        text, tokenizer = self._clipped(text), self.model.tokenizer
+        if not getattr(tokenizer, "is_fast", False):
+            return text
+        told = tokenizer(text, truncation=True, max_length=self.max_length, return_offsets_mapping=True)
+        return text[: max((end for _, end in told["offset_mapping"]), default=0)]
+
     def save(self, path: str | Path) -> None:
-        """Write a plain sentence-transformers folder, whole or not at all; no model card is invented.
+        """Write a plain sentence-transformers folder, whole or not at all; with `card` as it is.
 
         A manifest in it (`ezxmc.json`) tells later that the folder may be replaced.
 
@@ -180,6 +199,8 @@ class BiEncoder:
             raise ModelError("weights rounded to bfloat16 are not saved", "open the encoder in float32")
         with _without_bars(), disk_errors():
             self.model.save(str(path), create_model_card=False)
+            if self.card is not None:
+                (path / CARD).write_text(self.card, encoding="utf-8")
 
     def converted(self, folder: Path, backend: Backend, precision: Precision) -> BiEncoder:
         """The same encoder, its texts tokenised alike, run by the converted model in `folder`.

@@ -17,6 +17,7 @@ from starlette.responses import HTMLResponse, Response
 
 from ezxmc.bundle import add_labels, remove_labels
 from ezxmc.errors import DataError, EzxmcError
+from ezxmc.occlusion import MOST_PARTS
 from ezxmc.predict import prediction_row
 from ezxmc.records import Document
 from ezxmc.serve import page
@@ -28,6 +29,7 @@ from ezxmc.serve.schemas import (
     MOST_LABELS,
     BundleOut,
     ChangeOut,
+    EvidenceOut,
     Health,
     LabelOut,
     LabelPage,
@@ -106,7 +108,8 @@ def create_app(settings: Settings) -> FastAPI:
 def _add_predict(app: FastAPI, service: Service) -> None:
     limits = service.settings.limits
 
-    @app.post("/predict")
+    # What was not asked for is not in the answer.
+    @app.post("/predict", response_model_exclude_unset=True)
     async def predict(body: PredictIn) -> PredictOut:
         """Tag documents."""
         documents = _documents(body, limits)
@@ -116,13 +119,22 @@ def _add_predict(app: FastAPI, service: Service) -> None:
             threshold=body.threshold,
             decision=decision_of(predictor) if body.decision else None,
         )
+        work = Work(documents, body.k, body.threshold, body.decision, body.explain)
+        if work.size > limits.documents:
+            raise RefusedError(
+                413,
+                f"each explained document counts as {1 + MOST_PARTS}: {work.size:,} of {limits.documents:,}",
+                "send them in several requests, or without `explain`",
+            )
         try:
-            work = Work(documents, body.k, body.threshold, body.decision)
-            predictions, served = await service.batcher.submit(work, len(documents))
+            answer = await service.batcher.submit(work, work.size)
         except QueueFullError:
             raise RefusedError(503, "too many documents wait", "try again", {"Retry-After": "1"}) from None
-        rows = [Tagged.model_validate(prediction_row(prediction)) for prediction in predictions]
-        return PredictOut(predictions=rows, bundle=served)
+        rows = [Tagged.model_validate(prediction_row(prediction)) for prediction in answer.predictions]
+        for row, found in zip(rows, answer.evidence, strict=False):
+            for tag, one in zip(row.tags, found, strict=True):
+                tag.evidence = EvidenceOut(text=one.text, drop=round(one.drop, 4)) if one else None
+        return PredictOut(predictions=rows, bundle=answer.version)
 
 
 def _documents(body: PredictIn, limits: Limits) -> list[Document]:

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from ezxmc.data import RowError, unfit_character
 from ezxmc.data.documents import document_of, row_uid
 from ezxmc.data.matching import trim
+from ezxmc.occlusion import MOST_PARTS
 from ezxmc.records import Label
 
 MOST_LABELS = 1_000
@@ -96,12 +97,26 @@ class PredictIn(_Body):
         None, ge=0, le=1, description="Leave out tags less probable than this."
     )
     decision: bool = Field(False, description="Keep what the bundle's decision keeps; no k, no threshold.")
+    explain: bool = Field(
+        False,
+        description="Say which sentence speaks most for each tag: the one without which its score falls "
+        "most. A document is then tagged once more without each of its sentences, and counts as "
+        f"{1 + MOST_PARTS} documents against the limits.",
+    )
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
         if self.decision and (self.k is not None or self.threshold is not None):
             raise ValueError("a decision chooses how many tags a document gets: leave out k and threshold")
         return self
+
+
+class EvidenceOut(BaseModel):
+    """What in a document speaks most for a tag."""
+
+    model_config = ConfigDict(from_attributes=True)
+    text: str = Field(description="A sentence; of a single sentence, a clause or the words.")
+    drop: float = Field(description="How much lower the tag's score is without it.")
 
 
 class Tag(BaseModel):
@@ -111,6 +126,9 @@ class Tag(BaseModel):
     title: str
     score: float
     probability: float | None = Field(description="Null where the bundle has no calibrator.")
+    evidence: EvidenceOut | None = Field(
+        None, description="Given with `explain`; null where no part alone matters."
+    )
 
 
 class Tagged(BaseModel):

@@ -11,6 +11,7 @@ from anyio.to_thread import run_sync
 from ezxmc.bundle import Change
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
+from ezxmc.occlusion import MOST_PARTS, Evidence
 from ezxmc.predict import Predictor
 from ezxmc.records import Document, Prediction
 from ezxmc.serve.batching import Batcher
@@ -56,6 +57,21 @@ class Work:
     k: int | None
     threshold: float | None
     decision: bool
+    explain: bool = False
+
+    @property
+    def size(self) -> int:
+        """Texts to encode at most: only the model's thread may take documents apart, by its tokenizer."""
+        return len(self.documents) * (1 + MOST_PARTS if self.explain else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of a request: predictions, evidence for each label of each where asked for, the version."""
+
+    predictions: list[Prediction]
+    evidence: list[list[Evidence | None]]
+    version: str
 
 
 class Service:
@@ -73,7 +89,7 @@ class Service:
             settings.bundle,
             self._loaded,
         )
-        self.batcher: Batcher[Work, tuple[list[Prediction], str]] = Batcher(
+        self.batcher: Batcher[Work, Answer] = Batcher(
             self._answer,
             documents=settings.batch_documents,
             wait=settings.batch_wait,
@@ -87,10 +103,14 @@ class Service:
     def _loaded(self, ok: bool) -> None:
         self.metrics.reloads.labels("ok" if ok else "refused").inc()
 
-    def _answer(self, works: Sequence[Work]) -> list[tuple[list[Prediction], str]]:
+    def _answer(self, works: Sequence[Work]) -> list[Answer]:
         served = self.bundle.current
         documents = [document for work in works for document in work.documents]
-        vectors = served.predictor.encode(documents)
+        explained = [document for work in works if work.explain for document in work.documents]
+        parts = [served.predictor.occlusions(document) for document in explained]
+        # In one call: what is left of documents is encoded beside them.
+        rests = [Document("", "", part.rest) for some in parts for part in some]
+        vectors = served.predictor.encode([*documents, *rests])
         found: dict[tuple[int | None, float | None, bool], list[int]] = {}
         spans: list[range] = []
         for work in works:
@@ -108,7 +128,15 @@ class Service:
             )
             predictions.update(zip(places, tagged, strict=True))
         self.metrics.documents.inc(len(documents))
-        return [([predictions[place] for place in span], served.version) for span in spans]
+        answers, apart, after = [], iter(parts), len(documents)
+        for work, span in zip(works, spans, strict=True):
+            evidence = []
+            for place in span if work.explain else ():
+                some = next(apart)
+                without, after = vectors[after : after + len(some)], after + len(some)
+                evidence.append(served.predictor.evidence(predictions[place], some, without))
+            answers.append(Answer([predictions[place] for place in span], evidence, served.version))
+        return answers
 
     async def change(self, act: Callable[[Path], Change]) -> ChangeOut:
         """Change the bundle's folder and serve it; raises as `BundleHolder.change`."""

@@ -69,6 +69,23 @@ def startup_seconds(teacher: Teacher) -> float:
     return teacher.startup_seconds if isinstance(teacher, StartsEngine) else 0.0
 
 
+@runtime_checkable
+class Rests(Protocol):
+    """A teacher that need not be closed between two parts of a job; optional."""
+
+    def rest(self) -> None:
+        """Free what others at work on this machine would lack; the next question comes later."""
+        ...
+
+
+def rest(teacher: Teacher) -> None:
+    """Let a teacher rest until the next question; one that cannot is closed."""
+    if isinstance(teacher, Rests):
+        teacher.rest()
+    else:
+        teacher.close()
+
+
 class Renderer(Protocol):
     """The two parts of a prompt, as token ids."""
 

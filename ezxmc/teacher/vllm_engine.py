@@ -31,6 +31,12 @@ _QUEUE_DEPTH = 3
 # on 2 cores, 1.5B): a shorter job does not earn that back.
 _COMPILE_FROM = 25_000
 _FEW_CORES = 8
+# Beside a resting engine: several times what training a student of 22 million parameters takes.
+_WORKING = 8 * 2**30
+_CONTAINER = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
 
 
 def engine_version() -> str:
@@ -264,12 +270,27 @@ class VllmEngine:
             return False
         return not self.cpu or (expected or 0) >= _COMPILE_FROM
 
+    def rest(self) -> None:
+        """Close, unless the machine can spare the memory; on processors a waiting engine costs no more."""
+        if not self.cpu or _memory_to_spare() < _WORKING:
+            self.close()
+
     def close(self) -> None:
         """Free the model and its memory; the next `stream` starts it again."""
         engine, self._engine = self._engine, None
         if engine is not None:
             with suppress(Exception):  # a dead engine cannot be told to stop
                 engine.engine_core.shutdown()
+
+
+def _memory_to_spare() -> int:
+    """Bytes that nobody uses, within the container's limit where there is one."""
+    spare = int(psutil.virtual_memory().available)
+    for limit, used in _CONTAINER:
+        with suppress(OSError, ValueError):
+            most, now = (int(Path("/sys/fs/cgroup", name).read_text("ascii")) for name in (limit, used))
+            spare = min(spare, most - now)
+    return spare
 
 
 def _one_token(sampling: dict[str, Any]) -> Any:

@@ -112,6 +112,10 @@ class VllmTeacher:
                 yield refused.popleft()
         yield from refused
 
+    def rest(self) -> None:
+        """See `Rests`."""
+        self.engine.rest()
+
     def close(self) -> None:
         """See `Teacher`."""
         self.engine.close()

@@ -1,8 +1,18 @@
 """Training: distil the teacher's judgments into the bi-encoder."""
 
+from ezxmc.training.interop import DistillationLoss, targets_dataset
 from ezxmc.training.job import TrainSummary
 from ezxmc.training.label_vectors import refined_label_vectors
-from ezxmc.training.selection import cosines_of, held_out_agreement
+from ezxmc.training.selection import compared, cosines_of, held_out_agreement
 from ezxmc.training.student import train_bi_encoder
 
-__all__ = ["TrainSummary", "cosines_of", "held_out_agreement", "refined_label_vectors", "train_bi_encoder"]
+__all__ = [
+    "DistillationLoss",
+    "TrainSummary",
+    "compared",
+    "cosines_of",
+    "held_out_agreement",
+    "refined_label_vectors",
+    "targets_dataset",
+    "train_bi_encoder",
+]

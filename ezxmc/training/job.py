@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ class Job:
         former: A student to average the weights with.
         seed: Of the order and of the positives drawn.
         out: Folder to write.
+        card: For the model card: the number of `judgments`, and the `teacher` in words.
     """
 
     documents: list[str]
@@ -86,6 +87,7 @@ class Job:
     former: str | None
     seed: int
     out: Path
+    card: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Write everything to a folder that is there: one file of JSON lines."""
@@ -125,6 +127,7 @@ class Job:
             "former": self.former,
             "seed": self.seed,
             "out": str(self.out),
+            "card": self.card,
             "labels": len(self.titles),
             "documents": len(self.pool),
             "held_out": len(self.judged),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ezxmc.feedback.budget import JUDGED_TOP
 from ezxmc.feedback.targets import Proposals, Targets
+from ezxmc.metrics import Terms, differences
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder
 from ezxmc.training.dataset import Example, examples
@@ -18,8 +19,8 @@ from ezxmc.training.ranks import ALONE, Ranks
 
 def agreement(
     documents: NDArray[np.float32], labels: NDArray[np.float32], pool: Sequence[Example]
-) -> float | None:
-    """Mean nDCG@5 of the student's order of the judged labels, the gain being the teacher's p.
+) -> NDArray[np.float64]:
+    """NDCG@5 of the student's order of the judged labels, the gain being the teacher's p.
 
     No human label enters. Documents with fewer than two judged labels say
     nothing about order and are left out.
@@ -30,14 +31,15 @@ def agreement(
         pool: Judged documents; rows refer to the two matrices.
 
     Returns:
-        In [0, 1], or `None` if no document can be used.
+        In [0, 1], one of each document that can be used.
     """
-    values = []
-    for example in pool:
-        if len(example.labels) < 2:
-            continue
-        values.append(ndcg(labels[example.labels] @ documents[example.document], example.probabilities))
-    return float(np.mean(values)) if values else None
+    return np.array(
+        [
+            ndcg(labels[example.labels] @ documents[example.document], example.probabilities)
+            for example in pool
+            if len(example.labels) > 1
+        ]
+    )
 
 
 def ndcg(scores: NDArray[np.floating], gains: NDArray[np.float64]) -> float:
@@ -54,7 +56,7 @@ def student_agreement(
     titles: Sequence[str],
     pool: Sequence[Example],
     ranks: Ranks = ALONE,
-) -> float | None:
+) -> NDArray[np.float64]:
     """`agreement` of a student, encoding no label but the judged ones.
 
     A label list may hold a million titles; a held-out part judges some thousands.
@@ -67,10 +69,10 @@ def student_agreement(
         ranks: Processes that share the texts.
 
     Returns:
-        Mean nDCG@5 in [0, 1], or `None` without a usable judgment.
+        NDCG@5 in [0, 1] of each document with a usable judgment.
     """
     if not pool:
-        return None
+        return np.empty(0)
     judged = np.unique(np.concatenate([example.labels for example in pool]))
     near = [replace(example, labels=np.searchsorted(judged, example.labels)) for example in pool]
     return agreement(
@@ -105,7 +107,7 @@ def cosines_of(encoder: BiEncoder, documents: Sequence[Document], labels: Sequen
 
 def held_out_agreement(
     encoder: BiEncoder, documents: Sequence[Document], labels: Sequence[Label], targets: Targets
-) -> float | None:
+) -> NDArray[np.float64]:
     """`student_agreement` on documents the student was not trained on.
 
     Args:
@@ -116,7 +118,7 @@ def held_out_agreement(
             them looks better than it is: nobody has judged its mistakes.
 
     Returns:
-        Mean nDCG@5 in [0, 1], or `None` without a usable judgment.
+        NDCG@5 in [0, 1] of each document with a usable judgment.
     """
     return student_agreement(
         encoder,
@@ -124,3 +126,34 @@ def held_out_agreement(
         [label.title for label in labels],
         examples(documents, labels, targets),
     )
+
+
+def compared(
+    students: Iterable[BiEncoder], documents: Sequence[Document], labels: Sequence[Label], targets: Targets
+) -> tuple[list[float | None], str]:
+    """Compare the students of a run's cycles by `held_out_agreement`.
+
+    Args:
+        students: One of each cycle, first to last, opened one after the other.
+        documents: See there.
+        labels: See there.
+        targets: See there.
+
+    Returns:
+        Each one's mean, `None` without a usable judgment; and in words which is the best, of equal ones the
+        last, and how sure that is: empty without judgments.
+    """
+    found = [held_out_agreement(student, documents, labels, targets) for student in students]
+    means = [float(values.mean()) if len(values) else None for values in found]
+    count = len(found[0])
+    if not count or len(found) < 2:
+        return means, ""
+    best, other = sorted(range(len(found)), key=lambda i: (means[i], i), reverse=True)[:2]
+    told = (
+        f"the student of cycle {best + 1} agrees best with the teacher: {means[best]:.3f} against "
+        f"{means[other]:.3f} of cycle {other + 1} on {count:,} document{'s'[: count > 1]}"
+    )
+    sides = [Terms(("nDCG",), found[i][:, None], np.ones((count, 1))) for i in (best, other)]
+    if gap := differences(*sides).get("nDCG"):
+        told += f", {gap.value:+.3f} (95 % interval {gap.low:+.3f} to {gap.high:+.3f})"
+    return means, told if gap and gap.low > 0 else f"{told}, which leaves open which is better"

@@ -14,12 +14,12 @@ from ezxmc.retrieval.encoder import BiEncoder
 from ezxmc.training.dataset import Batch, Example, collate_all, collate_in_batch, length_grouped
 from ezxmc.training.embedding import Embedder
 from ezxmc.training.gradient_cache import all_label_step
-from ezxmc.training.losses import combined
+from ezxmc.training.losses import DEFAULT_LOSSES, combined
 from ezxmc.training.objective import matryoshka_loss, prefix, scored, without_likely_positives
 from ezxmc.training.ranks import ALONE, Ranks
 from ezxmc.training.schedule import configured_schedule
 
-_SAMPLED_POSITIVES = 2
+SAMPLED_POSITIVES = 2
 _LABELS_AT_ONCE = 256
 _WEIGHT_DECAY = 0.01
 # The scale and bias of `bce`: single numbers far from where they must go, not weights to be tuned.
@@ -69,7 +69,7 @@ class Stepper:
         self.embed = Embedder(encoder, texts, config.precision)
         self.lengths = [self.embed.length(documents[example.document]) for example in pool]
         self.encoder, self.model = encoder, encoder.model
-        self.loss = combined(config.losses or {"decoupled_softmax": 1.0}, config.temperature)
+        self.loss = combined(config.losses or DEFAULT_LOSSES, config.temperature)
         self.loss.to(self.model.device)
         self.optimizer = torch.optim.AdamW(
             [
@@ -94,7 +94,7 @@ class Stepper:
             if self.every_label:
                 batch = collate_all(members, len(self.titles))
             else:
-                batch = collate_in_batch(members, _SAMPLED_POSITIVES, self.rng)
+                batch = collate_in_batch(members, SAMPLED_POSITIVES, self.rng)
             yield self._step(batch)
 
     def weights(self) -> dict[str, Tensor]:

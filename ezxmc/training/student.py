@@ -15,10 +15,11 @@ from torch import Tensor
 from ezxmc.config import TrainingConfig
 from ezxmc.data.in_memory import as_documents, as_labels
 from ezxmc.errors import ModelError, TrainingError, instance_of
-from ezxmc.feedback.targets import Targets
+from ezxmc.feedback.targets import Targets, targets_from_rows
 from ezxmc.launcher import rank_and_size
 from ezxmc.models import resolve_model
 from ezxmc.retrieval.encoder import BiEncoder, check_student_place
+from ezxmc.training.card import model_card, told_of_teacher
 from ezxmc.training.dataset import examples
 from ezxmc.training.job import Job, TrainSummary, compact
 from ezxmc.training.processes import Progress, launched, processes_of
@@ -30,14 +31,15 @@ from ezxmc.training.step import Stepper
 def train_bi_encoder(
     documents: Iterable[Any],
     labels: Iterable[Any],
-    targets: Targets,
+    targets: Targets | Iterable[Any],
     config: TrainingConfig,
-    out: Path,
+    out: str | Path,
     *,
     base: str | Path | None = None,
     former: str | Path | None = None,
     held_out: Iterable[Any] = (),
     held_out_targets: Targets | None = None,
+    teacher: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> TrainSummary:
@@ -56,10 +58,11 @@ def train_bi_encoder(
         documents: Documents to train on, as `Predictor.predict` takes them; those without
             positives are skipped.
         labels: All labels, or their titles.
-        targets: Of the training and the held-out documents.
+        targets: Of the training and the held-out documents; or feedback of your own about them, (document,
+            label, score) rows or a data set, as `ezxmc.targets_from_rows` takes it.
         config: Losses, sizes, rates and the encoder.
-        out: Folder to write, a plain sentence-transformers model. A student that `BiEncoder.save`
-            wrote there is replaced as a whole, if nothing was changed or put beside it.
+        out: Folder to write, a plain sentence-transformers model with a model card. A student that
+            `BiEncoder.save` wrote there is replaced as a whole, if nothing was changed or put beside it.
         base: Weights to start from instead of `config.encoder`: a former student, say.
         former: A student of the same initial encoder, to average the weights with if
             `config.average` says so: a soup of two (Wortsman et al., arXiv 2203.05482).
@@ -67,6 +70,7 @@ def train_bi_encoder(
             any judged ones the last epoch is kept.
         held_out_targets: Of the held-out documents, if `targets` are not to judge them: what is fused
             with a former student's opinion teaches well, and prefers students that agree with that.
+        teacher: Description of who judged, for the model card; paths and addresses in it are left out.
         seed: Of the order and of the positives drawn.
         progress: Called with (step, steps, loss), in the first process alone.
 
@@ -78,9 +82,13 @@ def train_bi_encoder(
             or there are more processes than GPUs.
         DataError, InputTypeError: There are documents or labels that cannot be used.
         ModelError: The base or the former student cannot be loaded, or they are of two architectures.
+
+    Example:
+        >>> rows = [("A song for guitar", "music", 0.9)]  # doctest: +SKIP
+        >>> train_bi_encoder(texts, labels, rows, TrainingConfig(), "student")  # doctest: +SKIP
     """
     documents, labels, held_out = as_documents(documents), as_labels(labels), as_documents(held_out)
-    instance_of(targets, Targets, "targets", "make them with ezxmc.feedback.targets.build_targets")
+    out = Path(out)
     instance_of(config, TrainingConfig, "config", "give an ezxmc.config.TrainingConfig")
     check_student_place(out, [base, former, config.encoder])
     if shared := {d.uid for d in documents} & {d.uid for d in held_out}:
@@ -88,6 +96,8 @@ def train_bi_encoder(
             f"{len(shared)} documents are both trained on and held out, {min(shared)!r} among them",
             "split the documents by uid",
         )
+    if not isinstance(targets, Targets):
+        targets = targets_from_rows(targets, [*documents, *held_out], labels, config)
     pool = [example for example in examples(documents, labels, targets) if example.positives]
     judged = examples(held_out, labels, held_out_targets or targets)
     if not pool:
@@ -108,6 +118,7 @@ def train_bi_encoder(
         former=str(former) if former and config.average else None,
         seed=seed,
         out=out,
+        card={"judgments": targets.judged, "teacher": told_of_teacher(teacher or {})},
     )
     if rank_and_size()[1] == 1 and (processes := processes_of(config)) > 1:
         return launched(job, processes, progress)
@@ -145,7 +156,8 @@ def _train(stepper: Stepper, job: Job, progress: Progress | None) -> TrainSummar
     pool, plan, ranks, encoder = stepper.pool, stepper.plan, stepper.ranks, stepper.encoder
 
     def select() -> float | None:
-        return student_agreement(encoder, job.held_out, job.titles, job.judged, ranks)
+        values = student_agreement(encoder, job.held_out, job.titles, job.judged, ranks)
+        return float(values.mean()) if len(values) else None
 
     steps, done, seconds = plan.steps(len(pool)), 0, 0.0
     losses: list[float] = []
@@ -166,11 +178,7 @@ def _train(stepper: Stepper, job: Job, progress: Progress | None) -> TrainSummar
             best, best_epoch = stepper.weights(), epoch
         if selection is not None:
             scores.append(selection)
-    if ranks.rank == 0:
-        encoder.model.load_state_dict(averaged(best, job.former) if job.former else best)
-        encoder.save(job.out)
-    ranks.wait()
-    return TrainSummary(
+    summary = TrainSummary(
         documents=len(pool),
         labels_seen=len(set(np.concatenate([example.labels for example in pool]).tolist())),
         held_out=len(job.judged),
@@ -183,6 +191,14 @@ def _train(stepper: Stepper, job: Job, progress: Progress | None) -> TrainSummar
         peak_memory_bytes=_peak_memory(),
         processes=ranks.size,
     )
+    encoder.model.load_state_dict(averaged(best, job.former) if job.former else best)
+    # Averaged weights are others than those that were compared.
+    kept = select() if job.former else max(scores, default=None)
+    if ranks.rank == 0:
+        encoder.card = model_card(job, summary, kept, encoder.card)
+        encoder.save(job.out)
+    ranks.wait()
+    return summary
 
 
 def averaged(weights: Mapping[str, Tensor], former: str | Path) -> dict[str, Tensor]:

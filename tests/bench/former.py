@@ -6,7 +6,7 @@
 JUDGMENTS is a Parquet file with a column `part`. OUT/student is the former student, who learns from the
 parts `--first` names and proposed those `--then` names: for `--proposer`. OUT/judgments.parquet holds all
 of these parts: for `--judgments`. Gold is read to find the documents outside the report part, not learned
-from. The tables of README:
+from. The tables of the data cards:
 
     debtags   labels_faceted.jsonl, tests/bench/debtags/judgments.parquet, tests/bench/debtags/report.txt,
               --first prior first --then second

@@ -7,12 +7,12 @@ SETS_FOLDER holds documents.jsonl, labels_faceted.jsonl, qrels.tsv and judgments
 (data_cards/debtags.md).
 
 Both sides learn from the same judgments with the same loss: decoupled softmax over two sampled positives
-per document, in-batch and judged negatives, known positives masked, each title embedded once a batch (its
-own losses would give the stock trainer neither masks nor that). Epochs, batch size, AdamW, peak rate,
-warm-up, weight decay, gradient norm and text length are the same too. What differs is the loop: order of
-the documents, padding, tokenising in each step, dropout, precision. Time is from the loaded model to the
-last step, tokenising included; loading, selection and saving are not. Quality is of the last epoch, on
-documents nobody judged.
+per document, in-batch and judged negatives, known positives masked, each title embedded once a batch
+(`DistillationLoss`; its own losses would give the stock trainer neither masks nor that). Epochs, batch
+size, AdamW, peak rate, warm-up, weight decay, gradient norm and text length are the same too. What differs
+is the loop: order of the documents, padding, tokenising in each step, dropout, precision. Time is from the
+loaded model to the last step, tokenising included; loading, selection and saving are not. Quality is of the
+last epoch, on documents nobody judged.
 """
 
 from __future__ import annotations
@@ -27,27 +27,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from datasets import Dataset
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
-from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from test_distillation_probe import share
 
 from ezxmc.config import TrainingConfig
 from ezxmc.data import read_documents, read_gold, read_labels
-from ezxmc.feedback.targets import build_targets
+from ezxmc.feedback.targets import Targets, build_targets
 from ezxmc.metrics import precision_at_k, recall_at_k
 from ezxmc.models import resolve_model
 from ezxmc.records import Document, Judgment, Label, Status
 from ezxmc.retrieval import BiEncoder, LabelIndex
-from ezxmc.training.dataset import Example, collate_in_batch, examples
-from ezxmc.training.losses import combined
-from ezxmc.training.objective import matryoshka_loss
+from ezxmc.training import DistillationLoss, targets_dataset
+from ezxmc.training.dataset import Example, examples
 from ezxmc.training.step import Stepper
-
-SAMPLED = 2
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,7 @@ class Task:
 
     documents: list[Document]
     labels: list[Label]
+    targets: Targets
     pool: list[Example]
     report: list[Document]
     gold: dict[str, set[str]]
@@ -75,8 +71,9 @@ class Task:
         everything, _ = read_documents(data / "documents.jsonl")
         train = [d for d in everything if d.uid in judged and share(d.uid) >= 1 / 7][:documents]
         unseen = [d for d in everything if d.uid not in judged and gold.get(d.uid) and share(d.uid) < 0.2]
-        pool = [e for e in examples(train, labels, build_targets(judgments, config)) if e.positives]
-        return cls(train, labels, pool, unseen[:report], gold, config)
+        targets = build_targets(judgments, config)
+        pool = [e for e in examples(train, labels, targets) if e.positives]
+        return cls(train, labels, targets, pool, unseen[:report], gold, config)
 
     def encoder(self) -> BiEncoder:
         path = resolve_model(self.config.encoder, kind="encoder")
@@ -116,26 +113,9 @@ def ours(task: Task, seed: int) -> Trained:
     return clock.read(), encoder
 
 
-class SameLoss(torch.nn.Module):
-    """Our loss as the stock trainer calls it: one text column, and the row of its example as the label."""
-
-    def __init__(self, model: SentenceTransformer, task: Task, seed: int) -> None:
-        super().__init__()
-        self.model, self.task = model, task
-        self.rng = np.random.default_rng(seed)
-        self.loss = combined({"decoupled_softmax": 1.0}, task.config.temperature)
-
-    def forward(self, sentence_features: list[dict[str, Tensor]], labels: Tensor) -> Tensor:
-        batch = collate_in_batch([self.task.pool[row] for row in labels.tolist()], SAMPLED, self.rng)
-        titles = self.model.preprocess([self.task.labels[row].title for row in batch.labels])
-        titles = {name: v.to(labels.device) if isinstance(v, Tensor) else v for name, v in titles.items()}
-        rows, columns = (self.model(f)["sentence_embedding"] for f in (sentence_features[0], titles))
-        return matryoshka_loss(self.loss, rows, columns, batch, [rows.shape[1]])
-
-
 def stock(task: Task, seed: int) -> Trained:
     encoder = task.encoder()
-    shown = [task.documents[example.document].shown for example in task.pool]
+    learnt = task.documents, task.labels, task.targets
     with tempfile.TemporaryDirectory() as folder:
         arguments = SentenceTransformerTrainingArguments(
             output_dir=folder,
@@ -155,8 +135,8 @@ def stock(task: Task, seed: int) -> Trained:
         SentenceTransformerTrainer(
             model=encoder.model,
             args=arguments,
-            train_dataset=Dataset.from_dict({"document": shown, "label": list(range(len(shown)))}),
-            loss=SameLoss(encoder.model, task, seed),
+            train_dataset=targets_dataset(*learnt, "documents"),
+            loss=DistillationLoss(encoder.model, *learnt, task.config, seed=seed),
         ).train()
         return clock.read(), encoder
 

@@ -18,7 +18,7 @@ from ezxmc.training.losses.mw import MW
 from ezxmc.training.losses.soft_topk import SoftTopK
 from ezxmc.training.losses.triplet_ohnm import TripletOHNM
 
-__all__ = ["LOSSES", "Loss", "Scored", "combined"]
+__all__ = ["DEFAULT_LOSSES", "LOSSES", "Loss", "Scored", "combined"]
 
 LOSSES: Mapping[str, Callable[[float], nn.Module]] = MappingProxyType(
     {
@@ -32,6 +32,9 @@ LOSSES: Mapping[str, Callable[[float], nn.Module]] = MappingProxyType(
         "triplet_ohnm": lambda temperature: TripletOHNM(),
     }
 )
+
+DEFAULT_LOSSES: Mapping[str, float] = MappingProxyType({"decoupled_softmax": 1.0})
+"""Where a configuration names none."""
 
 
 def combined(weights: Mapping[str, float], temperature: float) -> nn.Module:
