@@ -290,20 +290,6 @@ def _labels(path: Path, manifest: Manifest) -> tuple[list[Label], LabelIndex]:
     return labels, index
 
 
-def labels_of(path: Path) -> list[Label]:
-    """The labels a bundle answers with, without opening its student.
-
-    Raises:
-        BundleError: `path` holds no readable bundle.
-    """
-    manifest = read_manifest(path)
-    check_files(path, manifest, contents=False)
-    files = manifest.places(path)
-    labels, index = read_labels(files[LABELS]), LabelIndex.load(files[INDEX], changes=files.get(CHANGES))
-    # Whoever changes the bundle finds out whether the two fit.
-    return [labels[row] for row in index.rows.tolist() if row < len(labels)]
-
-
 def add_calibrator(path: str | Path, calibrator: Calibrator, *, by_run: bool = False) -> None:
     """Put a calibrator into a bundle, or replace the one it has.
 

@@ -361,3 +361,19 @@ def _check_student(student: Path) -> None:
             raise BundleError(
                 f"{file} asks for code of its own (auto_map)", "make the bundle from a student without it"
             )
+
+
+def labels_of(path: Path) -> list[Label]:
+    """The labels a bundle answers with, without opening its student.
+
+    Raises:
+        BundleError: `path` holds no readable bundle.
+    """
+    from ezxmc.retrieval import LabelIndex
+
+    manifest = read_manifest(path)
+    check_files(path, manifest, contents=False)
+    files = manifest.places(path)
+    labels, index = read_labels(files[LABELS]), LabelIndex.load(files[INDEX], changes=files.get(CHANGES))
+    # Whoever changes the bundle finds out whether the two fit.
+    return [labels[row] for row in index.rows.tolist() if row < len(labels)]

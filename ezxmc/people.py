@@ -22,7 +22,6 @@ from ezxmc.bundle import (
     add_decision,
     add_labels,
     add_student_files,
-    labels_of,
     load_bundle,
     remove_labels,
 )
@@ -38,6 +37,7 @@ from ezxmc.manifest import (
     HEAD,
     STUDENT,
     Manifest,
+    labels_of,
     read_manifest,
 )
 from ezxmc.records import Label

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ezxmc.bundle import Refine, add_calibrator, add_labels, labels_of, save_bundle
+from ezxmc.bundle import Refine, add_calibrator, add_labels, save_bundle
 from ezxmc.calibration import Calibrator, Verdict, completed, fit_calibrator, fit_few_shot
 from ezxmc.config import RunConfig
 from ezxmc.cycles import Cycles
@@ -52,6 +52,7 @@ from ezxmc.manifest import (
     Manifest,
     check_bundle_place,
     guarantee_of,
+    labels_of,
     own_files,
     read_manifest,
     writing,

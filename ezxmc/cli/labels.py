@@ -67,9 +67,9 @@ def add(
 
     Example: ezxmc labels add run/bundle new_labels.jsonl
     """
-    from ezxmc.bundle import add_labels, labels_of
+    from ezxmc.bundle import add_labels
     from ezxmc.data import columns_for, read_labels
-    from ezxmc.manifest import check_changeable
+    from ezxmc.manifest import check_changeable, labels_of
 
     check_changeable(bundle)
     tags, rows = read_labels(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ezxmc.bundle import add_labels, labels_of, remove_labels, save_bundle
+from ezxmc.bundle import add_labels, remove_labels, save_bundle
 from ezxmc.config import RunConfig
 from ezxmc.cycles import UNKEYED
 from ezxmc.data.catalog import parts
@@ -30,7 +30,7 @@ from ezxmc.growth.history import BUNDLE
 from ezxmc.growth.pool import known_judgments
 from ezxmc.growth.selection import Rows, Selection, pair_rows, read_pairs, select
 from ezxmc.hashing import file_hash
-from ezxmc.manifest import MANIFEST, check_bundle_place, holding, own_files
+from ezxmc.manifest import MANIFEST, check_bundle_place, holding, labels_of, own_files
 from ezxmc.people import FORMER, LabelEdits, carry_over, outdated
 from ezxmc.predict import Predictor, prediction_row
 from ezxmc.records import Judgment
