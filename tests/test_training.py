@@ -171,6 +171,12 @@ def test_agreement_is_one_for_the_teachers_order_and_lower_for_any_other() -> No
     assert agreement(document, labels, [Example(0, np.array([1]), np.array([0.5]), 1, 0)]).size == 0
 
 
+@pytest.fixture
+def choosing_by_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with enough held-out documents."""
+    monkeypatch.setattr("ezxmc.training.student._CHOOSING", 1)
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random two-layer BERT over a vocabulary of a few words, as a sentence-transformers folder."""
@@ -266,9 +272,11 @@ def test_bfloat16_where_it_is_asked_for_or_fast(tiny: Path, monkeypatch: pytest.
 DOCUMENTS = [Document(f"d{i}", "", ("rose", "grass", "sky")[i % 3]) for i in range(12)]
 LABELS = [Label("r", "red"), Label("g", "green"), Label("b", "blue")]
 TARGETS = targets_of(*(target(d.uid, ("rgb", "gbr", "brg")[i % 3], 1, 2) for i, d in enumerate(DOCUMENTS)))
+few_choose = pytest.mark.usefixtures("choosing_by_few")
 CONFIG = TrainingConfig(epochs=8, batch_size=4, learning_rate=5e-3, max_length=16, precision="float32")
 
 
+@few_choose
 def test_training_learns_selects_saves_and_repeats(tiny: Path, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
     train, held = DOCUMENTS[:9], DOCUMENTS[9:]
@@ -392,6 +400,7 @@ def test_students_of_two_architectures_are_not_averaged(tiny: Path, tmp_path: Pa
         averaged(weights, tiny)
 
 
+@few_choose
 def test_a_student_that_only_gets_worse_is_left_untrained(tiny: Path, tmp_path: Path) -> None:
     before = SentenceTransformer(str(tiny))
     order = np.argsort(
@@ -407,6 +416,7 @@ def test_a_student_that_only_gets_worse_is_left_untrained(tiny: Path, tmp_path: 
     np.testing.assert_allclose(after.encode(["rose sky"]), before.encode(["rose sky"]), atol=1e-6)
 
 
+@few_choose
 def test_epochs_are_chosen_by_other_targets_than_those_that_teach(tiny: Path, tmp_path: Path) -> None:
     before = SentenceTransformer(str(tiny))
     order = np.argsort(
@@ -424,6 +434,21 @@ def test_epochs_are_chosen_by_other_targets_than_those_that_teach(tiny: Path, tm
         train_on, LABELS, taught, CONFIG, tmp_path / "s", held_out_targets=plain, **options
     )
     assert summary.best_epoch == 0 and summary.selection[0] == max(summary.selection) > summary.selection[-1]
+
+
+@pytest.mark.parametrize(("least", "chosen"), [(2, True), (3, True), (4, False)])
+def test_few_held_out_documents_choose_no_epoch(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int, chosen: bool
+) -> None:
+    monkeypatch.setattr("ezxmc.training.student._CHOOSING", least)
+    monkeypatch.setattr("ezxmc.training.student.student_agreement", lambda *args: next(scores))
+    scores = iter((0.5, 0.9, 0.6))
+    config = CONFIG.model_copy(update={"epochs": 2})
+    train, held = DOCUMENTS[:9], DOCUMENTS[9:]
+    out = tmp_path / "s"
+    summary = train_bi_encoder(train, LABELS, TARGETS, config, out, base=tiny, held_out=held)
+    assert summary.held_out == 3 and summary.selection == (0.5, 0.9, 0.6)
+    assert summary.best_epoch == (1 if chosen else 2)
 
 
 def test_without_held_out_the_last_epoch_is_kept(tiny: Path, tmp_path: Path) -> None:

@@ -246,7 +246,7 @@ def train(
     What the teacher said about a text counts for that text, whatever its id is
     now; what the store holds of other texts is left out and told.
 
-    Half of the held-out documents choose the epoch; the other half is left for
+    Half of the held-out documents, where these are 30, choose the epoch; the other half is left for
     `ezxmc calibrate` with the same --held-out and --seed.
 
     On many GPUs, of one machine or several: give torchrun the same command, as

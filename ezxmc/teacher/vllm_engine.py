@@ -31,8 +31,8 @@ _QUEUE_DEPTH = 3
 # on 2 cores, 1.5B): a shorter job does not earn that back.
 _COMPILE_FROM = 25_000
 _FEW_CORES = 8
-# Beside a resting engine: several times what training a student of 22 million parameters takes.
-_WORKING = 8 * 2**30
+# Beside a resting engine: twice what training a student of 22 million parameters takes.
+_WORKING = 6 * 2**30
 _CONTAINER = (
     ("memory.max", "memory.current"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),

@@ -27,6 +27,10 @@ from ezxmc.training.ranks import Ranks, joined
 from ezxmc.training.selection import student_agreement
 from ezxmc.training.step import Stepper
 
+_CHOOSING = 30
+"""Fewer held-out documents choose no epoch: seven of debtags liked no epoch of a student as well as the
+untrained encoder."""
+
 
 def train_bi_encoder(
     documents: Iterable[Any],
@@ -66,8 +70,8 @@ def train_bi_encoder(
         base: Weights to start from instead of `config.encoder`: a former student, say.
         former: A student of the same initial encoder, to average the weights with if
             `config.average` says so: a soup of two (Wortsman et al., arXiv 2203.05482).
-        held_out: Documents for selection, disjoint from `documents`; without
-            any judged ones the last epoch is kept.
+        held_out: Documents for selection, disjoint from `documents`; with
+            fewer than 30 judged ones the last epoch is kept.
         held_out_targets: Of the held-out documents, if `targets` are not to judge them: what is fused
             with a former student's opinion teaches well, and prefers students that agree with that.
         teacher: Description of who judged, for the model card; paths and addresses in it are left out.
@@ -152,7 +156,7 @@ def trained(job: Job, ranks: Ranks, progress: Progress | None = None) -> TrainSu
 
 
 def _train(stepper: Stepper, job: Job, progress: Progress | None) -> TrainSummary:
-    """Run all epochs and save the one that the held-out documents like best, the last if they say nothing."""
+    """Run all epochs and save the one that the held-out documents like best, the last if they are too few."""
     pool, plan, ranks, encoder = stepper.pool, stepper.plan, stepper.ranks, stepper.encoder
 
     def select() -> float | None:
@@ -174,7 +178,7 @@ def _train(stepper: Stepper, job: Job, progress: Progress | None) -> TrainSummar
         seconds += time.perf_counter() - started
         losses.append(float(np.mean(costs)))
         selection = select()
-        if selection is None or selection > max(scores):
+        if selection is None or len(job.judged) < _CHOOSING or selection > max(scores):
             best, best_epoch = stepper.weights(), epoch
         if selection is not None:
             scores.append(selection)
