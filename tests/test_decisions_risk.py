@@ -284,7 +284,9 @@ def test_rates_hold_though_gold_has_no_line_for_documents_that_nothing_fits(
                 settle_untagged(gold, uids, "gold.tsv", None, print)
             settle_untagged(gold, uids, "gold.tsv", meaning, lambda line: None)
             try:
-                decision = control(Reviewed.of(predictions, gold), target, confidence=1 - DELTA)
+                decision = control(
+                    Reviewed.of(predictions, gold, without_gold=meaning.value), target, confidence=1 - DELTA
+                )
             except ConfigError:
                 unproven += 1
                 continue

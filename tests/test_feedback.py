@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fakes import FakeTeacher, catalog
@@ -153,7 +154,7 @@ def test_a_prompt_that_cannot_work_is_told_before_and_in_the_end(tmp_path: Path)
     teacher.renderer = renderer_for(Prompt.load("generic"), tokenizer(template), 32)
     said = r"the prompt ends inside <think>[\s\S]*close it in the prompt file"
     with FeedbackStore(tmp_path / "f.sqlite") as store:
-        Inquiry(None, teacher, store, None, watch)
+        Inquiry(SimpleNamespace(documents=[], labels=[]), teacher, store, None, watch)
         assert re.search(said, "\n".join(watch.said))
         with pytest.raises(TeacherError, match=said):
             annotate(job(400), teacher, store)

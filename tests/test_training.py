@@ -441,7 +441,7 @@ def test_few_held_out_documents_choose_no_epoch(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: int, chosen: bool
 ) -> None:
     monkeypatch.setattr("ezxmc.training.student._CHOOSING", least)
-    monkeypatch.setattr("ezxmc.training.student.student_agreement", lambda *args: next(scores))
+    monkeypatch.setattr("ezxmc.training.student.student_agreement", lambda *args: np.full(3, next(scores)))
     scores = iter((0.5, 0.9, 0.6))
     config = CONFIG.model_copy(update={"epochs": 2})
     train, held = DOCUMENTS[:9], DOCUMENTS[9:]

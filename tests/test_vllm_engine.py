@@ -14,6 +14,7 @@ import torch
 from ezxmc import doctor
 from ezxmc.config import VllmTeacherConfig
 from ezxmc.errors import TeacherError
+from ezxmc.models import teachers
 from ezxmc.teacher import vllm_engine
 from ezxmc.teacher.vllm_engine import VllmEngine, engine_version
 
@@ -127,7 +128,8 @@ def test_an_engine_starts_on_an_emptied_gpu(vllm: FakeVllm, monkeypatch: pytest.
 
 def test_the_doctor_takes_vllms_own_cpu_wheel_for_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"vllm": "0.32.0+cpu"}
-    monkeypatch.setattr(doctor, "_version", found.get)
+    for module in (doctor, teachers):
+        monkeypatch.setattr(module, "version_of", found.get)
     (check,) = doctor._engine(["vllm"], None, False)
     assert check.status == "ok"
     (check,) = doctor._engine(["vllm"], None, True)
