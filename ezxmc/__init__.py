@@ -10,17 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ezxmc.bundle import save_bundle as save_bundle
+    from ezxmc.bundle.bundle import save_bundle as save_bundle
+    from ezxmc.bundle.predict import Predictor as Predictor
     from ezxmc.calibration import Calibrator as Calibrator
     from ezxmc.config import RunConfig as RunConfig
     from ezxmc.config import TrainingConfig as TrainingConfig
-    from ezxmc.evaluation import evaluate as evaluate
     from ezxmc.feedback.annotate import annotate as annotate
     from ezxmc.feedback.store import FeedbackStore as FeedbackStore
     from ezxmc.feedback.targets import build_targets as build_targets
     from ezxmc.feedback.targets import targets_from_rows as targets_from_rows
-    from ezxmc.pipeline import run as run
-    from ezxmc.predict import Predictor as Predictor
+    from ezxmc.metrics.evaluation import evaluate as evaluate
+    from ezxmc.pipeline.run import run as run
     from ezxmc.records import Document as Document
     from ezxmc.records import Judgment as Judgment
     from ezxmc.records import Label as Label
@@ -44,16 +44,16 @@ _HOMES = {
     "Label": "records",
     "LabelIndex": "retrieval",
     "Pair": "records",
-    "Predictor": "predict",
+    "Predictor": "bundle.predict",
     "RunConfig": "config",
     "Teacher": "teacher",
     "TrainingConfig": "config",
     "annotate": "feedback.annotate",
     "build_targets": "feedback.targets",
-    "evaluate": "evaluation",
+    "evaluate": "metrics.evaluation",
     "load_teacher": "teacher",
-    "run": "pipeline",
-    "save_bundle": "bundle",
+    "run": "pipeline.run",
+    "save_bundle": "bundle.bundle",
     "shortlist": "retrieval",
     "targets_dataset": "training",
     "targets_from_rows": "feedback.targets",

@@ -21,7 +21,8 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from ezxmc.config import TrainingConfig, VllmTeacherConfig
+from ezxmc.config import TrainingConfig
+from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.models import teachers
 from ezxmc.models.teachers import ENGINES, for_cpu, version_of
 from ezxmc.teacher.vllm_engine import intel_openmp

@@ -8,6 +8,8 @@ Whoever writes checks the place first, before any work:
 
 Then all is written beside the place, under a name nobody else can have, synced to the
 disk, and moved there in one step: a failing command, or a power cut, leaves what was there before.
+
+`shipped_files` are those that come with the package: in the wheel, or beside it in a source checkout.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from glob import glob
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 from uuid import uuid4
@@ -29,6 +32,21 @@ from filelock import FileLock, Timeout
 from ezxmc.disk import exchange, is_temporary, make_folder, sync, sync_tree, temporary
 from ezxmc.errors import ConfigError, DataError, EzxmcError
 from ezxmc.hashing import file_hash, text_hash
+
+
+def shipped_files(folder: str, pattern: str) -> dict[str, Path]:
+    """Files by name without its ending, in order.
+
+    Args:
+        folder: Its name in the checkout; in the wheel it is inside the package, with `_` before the name.
+        pattern: Of the files, such as `*.md`.
+    """
+    package = Path(str(files("ezxmc")))
+    for place in (package / f"_{folder}", package.parent / folder):
+        if place.is_dir():
+            return {path.stem: path for path in sorted(place.glob(pattern))}
+    return {}
+
 
 Made = Callable[[Path], bool]
 """Whether an existing file is one that its writer may replace, by its content."""

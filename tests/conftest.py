@@ -13,7 +13,7 @@ import pytest
 import typer.main
 from hypothesis import HealthCheck, settings
 from support.browser import Browser
-from tinyworld import build_encoder, write_catalog
+from support.tinyworld import build_encoder, write_catalog
 
 from ezxmc.cluster import RayConfig
 from ezxmc.cluster.connection import connect, disconnect
@@ -106,7 +106,7 @@ def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Drawing takes as long as all the rest of a run this small."""
     if "drawn" not in request.fixturenames:
         monkeypatch.setattr("ezxmc.report.page._figures", lambda data: defaultdict(str))
-        monkeypatch.setattr("ezxmc.report.drift_figures.svg", lambda *args: "<svg></svg>")
+        monkeypatch.setattr("ezxmc.report.figures.svg", lambda *args: "<svg></svg>")
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ezxmc.config import ReplayTeacherConfig, RunConfig, VllmTeacherConfig
+from ezxmc.config import RunConfig
+from ezxmc.config.teacher import ReplayTeacherConfig, VllmTeacherConfig
 from ezxmc.errors import ConfigError
 
 DATA = "data: {documents: d.jsonl, labels: l.jsonl}\n"

@@ -12,7 +12,8 @@ from types import ModuleType
 
 import pytest
 
-from ezxmc.config import RunConfig, VllmTeacherConfig
+from ezxmc.config import RunConfig
+from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.data import read_documents, read_gold, read_labels
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "python_packages"

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ezxmc.config import RunConfig, VllmTeacherConfig
+from ezxmc.config import RunConfig
+from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.data import RowReport, read_documents, read_gold, read_labels, split_documents
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "debian_catalog"

@@ -18,22 +18,21 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from ezxmc.bundle.manifest import check_bundle_place
+from ezxmc.bundle.tagging import RowFile, part_of
 from ezxmc.calibration.decisions import Decision
 from ezxmc.cli.console import standard_output, utf8_output
 from ezxmc.data import RowReport, iter_rows
-from ezxmc.data.predictions import TAGS, is_tags, read_predictions
-from ezxmc.data.shortlists import write_shortlist
+from ezxmc.data.predictions import TAGS, is_tags, read_predictions, write_shortlist
 from ezxmc.data.writers import row_format, rows_made, whole_rows
-from ezxmc.data.xmc_matrix import write_pairs
+from ezxmc.data.xmc_files import write_pairs
 from ezxmc.errors import ConfigError, DataError, EzxmcError, StoreError
 from ezxmc.feedback.exchange import export_judgments
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.files import check_file, check_folder, remove_own, sign, unchanged, whole_file, whole_folder
-from ezxmc.manifest import check_bundle_place
+from ezxmc.pipeline.rundir import OUTPUTS, RunDir, check_run_dir
 from ezxmc.report.page import is_page, replace_page
 from ezxmc.review.exchange import write_picks
-from ezxmc.rundir import OUTPUTS, RunDir, check_run_dir
-from ezxmc.tagging import RowFile, part_of
 
 TAG = {"label": "a", "title": "é", "score": 0.5, "probability": None}
 ROWS: list[dict[str, Any]] = [

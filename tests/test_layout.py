@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ezxmc.bundle import save_bundle
+from ezxmc.bundle.bundle import save_bundle
 from ezxmc.calibration import Calibrator, Platt
 from ezxmc.records import Label
 
@@ -117,7 +117,7 @@ for arguments in (["labels", "list", "bundle"], ["predict", "bundle", "one.jsonl
         main()
     assert "guitar" in out.getvalue()
     loaded.append(sorted(sys.modules))
-import ezxmc.pipeline, ezxmc.teacher.ray_data, ezxmc.retrieval.ray_encoder, ezxmc.plan
+import ezxmc.pipeline.run, ezxmc.teacher.ray, ezxmc.retrieval.ray_encoder, ezxmc.pipeline.plan
 print(json.dumps([*loaded, sorted(sys.modules)]))
 """
 
@@ -132,8 +132,8 @@ def test_tagging_loads_neither_engine_nor_teacher_and_no_import_loads_ray(
     )
     (tmp_path / "one.jsonl").write_text('{"uid": "d", "text": "a guitar"}\n')
     listing, tagging, everything = (set(loaded) for loaded in python(_COMMANDS, tmp_path))
-    assert "ezxmc.bundle" in listing and "torch" in tagging and "ezxmc.cluster.pool" in everything
-    of_a_run = {"vllm", "ray", "ezxmc.teacher", "ezxmc.feedback", "ezxmc.training", "ezxmc.pipeline"}
+    assert "ezxmc.bundle.bundle" in listing and "torch" in tagging and "ezxmc.cluster.pool" in everything
+    of_a_run = {"vllm", "ray", "ezxmc.teacher", "ezxmc.feedback", "ezxmc.training", "ezxmc.pipeline.run"}
     slow = {"transformers", "sentence_transformers", "sklearn", "pandas", "numba", "matplotlib", "datasets"}
     slow |= {"scipy.optimize", "scipy.stats", "torch._dynamo", "sympy"}
     assert not tagging & (of_a_run | slow)

@@ -16,7 +16,7 @@ import typer
 import yaml
 from scipy.sparse import csr_matrix
 from support.pages import ROOT, Block, Shell, anchors, blocks, inside, links, name_of, pages, simple_commands
-from tinyworld import TOPIC_OF, document, topical, write_rows
+from support.tinyworld import TOPIC_OF, document, topical, write_rows
 
 from ezxmc import Predictor
 from ezxmc.cli import app as program

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ezxmc.config import VllmTeacherConfig
+from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.models import teachers
 from ezxmc.models.catalog import find
 from ezxmc.models.teachers import Gpu, Machine, in_reach, machine, propose, teacher_models

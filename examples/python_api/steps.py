@@ -18,9 +18,10 @@ from ezxmc import (
     shortlist,
     train_bi_encoder,
 )
-from ezxmc.bundle import add_calibrator
+from ezxmc.bundle.bundle import add_calibrator
 from ezxmc.calibration import fit_calibrator
-from ezxmc.config import DataConfig, ShortlistConfig, VllmTeacherConfig
+from ezxmc.config import DataConfig, ShortlistConfig
+from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.data import Catalog
 from ezxmc.feedback.targets import teacher_verdicts
 

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ezxmc.bundle import Bundle, load_bundle
+from ezxmc.bundle.bundle import Bundle, load_bundle
+from ezxmc.bundle.manifest import STUDENT
+from ezxmc.bundle.predict import Predictor
 from ezxmc.config import Backend, Precision
 from ezxmc.errors import BundleError, DataError, ModelError
-from ezxmc.manifest import STUDENT
 from ezxmc.metrics import precision_at_k
-from ezxmc.predict import Predictor
+from ezxmc.progress import Unwatched, Watch
 from ezxmc.records import Document
 from ezxmc.retrieval import BiEncoder
-from ezxmc.watch import Unwatched, Watch
 
 PLAIN = "SentenceTransformer.encode float32"
 WAYS: Mapping[str, tuple[Backend, Precision]] = {

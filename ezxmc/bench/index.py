@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 from ezxmc.errors import ConfigError
+from ezxmc.progress import Unwatched, Watch
 from ezxmc.retrieval.ann import BREADTH, DEPTH, LINKS, Vectors, choose, document_like, recall
 from ezxmc.retrieval.index import LabelIndex
-from ezxmc.watch import Unwatched, Watch
 
 METHODS = ("exact", "hnsw", "ivf", "torch", "numpy", "hnswlib")
 _BATCH = 64  # queries of one batched search

@@ -1,4 +1,7 @@
-"""Every method on one catalog under one evaluation, resumable, with what it costs."""
+"""Every method on one catalog under one evaluation, resumable, with what it costs.
+
+A method is a function of a task and a seed.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,44 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ezxmc.bench.baselines import METHODS, Method, Task
-from ezxmc.bench.benchmark import Benchmark
-from ezxmc.bench.comparison import PAIRED, difference, human_equivalent
+from ezxmc.bench.baselines import (
+    BM25,
+    STUDENT,
+    STUDENT_TITLES,
+    SUPERVISED,
+    TEACHER,
+    TFIDF_CHAR,
+    TFIDF_WORD,
+    UNTRAINED,
+)
+from ezxmc.bench.benchmark import PAIRED, Benchmark, difference, human_equivalent
+from ezxmc.bench.contrastive import MACLR, RTS
+from ezxmc.bench.lmtx import LMTX, LMTX4, LMTX_SMALL
+from ezxmc.bench.task import DEPTH, Method, Ranking, Task
 from ezxmc.errors import ConfigError, DataError, EzxmcError
 from ezxmc.files import Inputs, check_file, loads, write_file
 from ezxmc.hashing import text_hash
-from ezxmc.watch import Watch
+from ezxmc.progress import Watch
+
+METHODS: dict[str, Method] = {
+    "untrained": UNTRAINED,
+    "tfidf-word": TFIDF_WORD,
+    "tfidf-char": TFIDF_CHAR,
+    "bm25": BM25,
+    "rts": RTS,
+    "maclr": MACLR,
+    "lmtx": LMTX,
+    "lmtx4": LMTX4,
+    "lmtx-small": LMTX_SMALL,
+    "student": STUDENT,
+    "student-titles": STUDENT_TITLES,
+    "teacher": TEACHER,
+    "supervised": SUPERVISED,
+}
+"""In the order of the table: from no information to gold labels."""
+
+__all__ = ["DEPTH", "METHODS", "Method", "Ranking", "Task"]
+
 
 _WHAT = "a file of results"
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from ezxmc.data import RowReport, iter_documents
 from ezxmc.errors import DataError, EzxmcError
-from ezxmc.watch import Watch
+from ezxmc.progress import Watch
 
 _BODIES = 1_000
 _ENDPOINT = "/predict"

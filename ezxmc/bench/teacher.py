@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 
-from ezxmc.config import VllmTeacherConfig
+from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.models import resolve_model
+from ezxmc.progress import Watch
 from ezxmc.records import Pair
+from ezxmc.teacher.vllm import VllmTeacher
 from ezxmc.teacher.vllm_engine import VllmEngine
-from ezxmc.teacher.vllm_local import VllmTeacher
-from ezxmc.watch import Watch
 
 _CEILING_ROWS, _CEILING_SECONDS = 2048, 3.0
 # vLLM's own block sizes, and rank_llm's batch: each batch waits for its last answer.

@@ -1,9 +1,11 @@
 """Calibration: from a similarity to a probability one can act on."""
 
-from ezxmc.calibration.calibrator import KINDS, Calibrator, Kind, Target
-from ezxmc.calibration.corrected import Corrected
-from ezxmc.calibration.fit import (
+from ezxmc.calibration.calibrator import (
+    KINDS,
     LEAST_JUDGED,
+    Calibrator,
+    Kind,
+    Target,
     Verdict,
     completed,
     fit_calibrator,
@@ -11,11 +13,8 @@ from ezxmc.calibration.fit import (
     judged_rows,
     unjudged,
 )
-from ezxmc.calibration.isotonic import Isotonic
-from ezxmc.calibration.platt import Platt
-from ezxmc.calibration.ranked import Ranked
-from ezxmc.calibration.rows import JudgedRows
-from ezxmc.calibration.temperature import Temperature
+from ezxmc.calibration.curves import Corrected, Isotonic, Platt, Ranked, Temperature
+from ezxmc.calibration.judged import JudgedRows
 
 __all__ = [
     "KINDS",

@@ -43,42 +43,20 @@ def _options(
 def _register() -> None:
     from ezxmc.cli import (
         bench,
+        bundle,
         calibrate,
         data,
-        decide,
-        evaluate,
-        export,
-        inference,
         judgments,
-        labels,
-        pipeline,
+        predict,
         prompts,
-        report,
         review,
-        serve,
+        run,
         setup,
         teacher,
     )
 
-    told = (
-        setup,
-        pipeline,
-        calibrate,
-        decide,
-        labels,
-        export,
-        inference,
-        evaluate,
-        report,
-        serve,
-        teacher,
-        prompts,
-        judgments,
-        data,
-        review,
-        bench,
-    )
-    for module in told:
+    # In the order of `ezxmc --help`.
+    for module in (setup, run, calibrate, bundle, predict, teacher, prompts, judgments, data, review, bench):
         module.register(app)
 
 

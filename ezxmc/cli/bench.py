@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.bench_encoding import encoding
-from ezxmc.cli.bench_index import index
-from ezxmc.cli.bench_serving import serving
+from ezxmc.cli.bench_speed import encoding, index, serving
 from ezxmc.cli.console import Json, bad_rows, emit, table, watching
-from ezxmc.config import ShortlistConfig, TrainingConfig, VllmTeacherConfig
+from ezxmc.config import ShortlistConfig, TrainingConfig
+from ezxmc.config.teacher import VllmTeacherConfig
 
 _LLM = VllmTeacherConfig()
 _TRAIN = TrainingConfig()
@@ -157,9 +156,8 @@ def methods(
 
     Example: ezxmc bench methods documents.jsonl labels.jsonl gold.tsv --judgments feedback.sqlite -o out.json
     """
-    from ezxmc.bench.baselines import METHODS
     from ezxmc.bench.benchmark import load_benchmark
-    from ezxmc.bench.methods import check_results, run_methods, summary
+    from ezxmc.bench.methods import METHODS, check_results, run_methods, summary
 
     if out:
         check_results(out, [documents, labels, gold, judgments, report_judgments, report])

@@ -1,6 +1,7 @@
 """What the command line shows: progress bars on a terminal, plain lines in a pipe, JSON for programs.
 
 Data goes to standard output, everything for the eye to standard error.
+Here are also the options that put a command's work on a Ray cluster.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 from rich.console import Console
@@ -32,9 +33,11 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from ezxmc.cluster import RayConfig
+from ezxmc.config import RunConfig
 from ezxmc.errors import DataError
 from ezxmc.launcher import rank_and_size
-from ezxmc.watch import Unwatched
+from ezxmc.progress import Unwatched
 
 if TYPE_CHECKING:
     from ezxmc.data import RowReport
@@ -334,3 +337,42 @@ def bad_rows(*counts: int, **rows: RowReport | None) -> None:
 
 def _line(text: str) -> None:
     stderr.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+Name = Literal["local", "ray"]
+Engine = Annotated[Name | None, typer.Option(help="Who works: this machine, or a Ray cluster.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="With --engine ray: processes at work.")]
+Address = Annotated[
+    str | None,
+    typer.Option("--ray-address", help="With --engine ray: auto or HOST:6379; default: this machine alone."),
+]
+
+
+def with_engine(
+    config: RunConfig, engine: Name | None, workers: int | None, address: str | None
+) -> RunConfig:
+    """The configuration with the engine given on the command line."""
+    engine = engine or config.engine
+    return config.model_copy(update={"engine": engine, "ray": _ray(config.ray, engine, workers, address)})
+
+
+def cluster(
+    engine: Name | None, workers: int | None, address: str | None, servers: Sequence[str] = ()
+) -> RayConfig | None:
+    """The cluster of a command without a configuration; `None`: this process works.
+
+    Args:
+        engine: As given.
+        workers: As given.
+        address: As given.
+        servers: Replicas of the teacher's server.
+    """
+    ray = _ray(RayConfig(servers=list(servers)), engine or "local", workers, address)
+    return ray if engine == "ray" else None
+
+
+def _ray(config: RayConfig, engine: Name, workers: int | None, address: str | None) -> RayConfig:
+    if engine != "ray" and (workers or address):
+        raise typer.BadParameter("--workers and --ray-address go with --engine ray")
+    given = {"workers": workers, "address": address}
+    return config.model_copy(update={name: value for name, value in given.items() if value is not None})

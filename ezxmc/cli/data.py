@@ -15,8 +15,8 @@ from ezxmc.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from ezxmc.data.cards import DataCard
+    from ezxmc.data.datasets import Spread, Statistics
     from ezxmc.data.inspect import Inspection
-    from ezxmc.data.statistics import Spread, Statistics
     from ezxmc.data.validate import RowReport
 
 Folder = Annotated[Path, typer.Argument(help="A folder with a data set.", exists=True, file_okay=False)]
@@ -247,8 +247,8 @@ def convert(
 
     Example: ezxmc data convert downloads/eurlex-4k data/EURLex-4K
     """
-    from ezxmc.data.xmc_repo import XmcRepo
-    from ezxmc.data.xmc_repo import convert as write
+    from ezxmc.data.xmc import XmcRepo
+    from ezxmc.data.xmc import convert as write
 
     repo = XmcRepo.find(folder, strict=strict)
     if repo is None:
@@ -278,8 +278,7 @@ def convert(
 
 
 def _statistics(folder: Path) -> tuple[Statistics, dict[str, RowReport]]:
-    from ezxmc.data.folder import open_folder
-    from ezxmc.data.statistics import compute_statistics
+    from ezxmc.data.datasets import compute_statistics, open_folder
 
     data = open_folder(folder)
     return compute_statistics(data), data.rows

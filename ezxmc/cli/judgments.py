@@ -138,7 +138,7 @@ def import_(
     Example: ezxmc judgments import feedback.sqlite judgments.parquet
     """
     from ezxmc.data import RowReport
-    from ezxmc.data.readers import source_kind
+    from ezxmc.data.rows import source_kind
     from ezxmc.feedback.database import check_store
     from ezxmc.feedback.exchange import import_judgments
     from ezxmc.feedback.store import FeedbackStore

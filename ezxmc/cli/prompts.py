@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ezxmc.cli.console import Json, emit, table, watching
-from ezxmc.watch import pulling
+from ezxmc.progress import pulling
 
 if TYPE_CHECKING:
     from ezxmc.teacher.prompt import Prompt
@@ -85,8 +85,8 @@ def check(
 
     Example: ezxmc prompts check mine.toml --model Qwen2.5-Coder-1.5B-Instruct
     """
+    from ezxmc.teacher.check import check_file
     from ezxmc.teacher.prompt import prompt_files
-    from ezxmc.teacher.prompt_check import check_file
 
     names = [*prompt_files()] if prompt == "all" else [prompt]
     tokenizer = _tokenizer(model)
@@ -120,7 +120,7 @@ def _identity(prompt: Prompt) -> dict[str, Any]:
 
 
 def _tokenizer(model: str) -> Any:
-    from ezxmc.teacher.tokenizer import load_tokenizer
+    from ezxmc.models.resolve import load_tokenizer
 
     with watching() as watch:
         return load_tokenizer(model, progress=pulling(watch, "model"))
@@ -129,7 +129,7 @@ def _tokenizer(model: str) -> Any:
 def _rendered(
     prompt: Prompt, model: str, block: int, document: str | None, label: str | None
 ) -> dict[str, Any]:
-    from ezxmc.teacher import prompt_check
+    from ezxmc.teacher import check as prompt_check
 
     tokenizer = _tokenizer(model)
     renderer = prompt_check.renderer_for(prompt, tokenizer, block)

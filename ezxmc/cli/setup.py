@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel
 
 from ezxmc.cli.console import Json, emit, stderr, table, watching
-from ezxmc.config import DataConfig, RunConfig, VllmTeacherConfig
+from ezxmc.config import DataConfig, RunConfig
+from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.errors import ConfigError
 from ezxmc.files import check_file, write_file
 
@@ -129,7 +130,7 @@ def pull(
     Example: ezxmc models pull Qwen2.5-Coder-1.5B-Instruct
     """
     from ezxmc.models import pull as fetch
-    from ezxmc.watch import pulling
+    from ezxmc.progress import pulling
 
     with watching() as watch:
         folder = fetch(name, pulling(watch, name), force=force)

@@ -7,17 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Column, Json, answer, bad_rows, clock, emit, read_inputs, shown, table, watching
-from ezxmc.cli.engine import Address, Engine, Workers, cluster, with_engine
-from ezxmc.cli.pipeline import Documents, Labels, MaxHours, MaxPairs, Strict, with_budget
-from ezxmc.config import (
-    BudgetConfig,
-    HttpTeacherConfig,
-    ReplayTeacherConfig,
-    RunConfig,
-    TeacherConfig,
-    VllmTeacherConfig,
+from ezxmc.cli.console import (
+    Address,
+    Column,
+    Engine,
+    Json,
+    Workers,
+    answer,
+    bad_rows,
+    clock,
+    cluster,
+    emit,
+    read_inputs,
+    shown,
+    table,
+    watching,
+    with_engine,
 )
+from ezxmc.cli.run import Documents, Labels, MaxHours, MaxPairs, Strict, with_budget
+from ezxmc.config import BudgetConfig, RunConfig
+from ezxmc.config.teacher import HttpTeacherConfig, ReplayTeacherConfig, TeacherConfig, VllmTeacherConfig
 from ezxmc.errors import DataError
 
 _LLM = VllmTeacherConfig()
@@ -50,7 +59,7 @@ def plan(
 
     Example: ezxmc plan ezxmc.yaml --max-pairs 20000
     """
-    from ezxmc.plan import plan as make_plan
+    from ezxmc.pipeline.plan import plan as make_plan
 
     settings = with_budget(RunConfig.load(config), max_pairs, max_hours)
     settings = with_engine(settings, engine, workers, ray_address)
@@ -168,10 +177,10 @@ def annotate(
     from ezxmc.feedback.shards import merge_shards
     from ezxmc.feedback.store import FeedbackStore
     from ezxmc.feedback.teachers import unused_judgments
+    from ezxmc.progress import pulling
     from ezxmc.teacher import load_teacher
     from ezxmc.teacher.base import KeepsShards
-    from ezxmc.teacher.prompt_check import tell_faults
-    from ezxmc.watch import pulling
+    from ezxmc.teacher.check import tell_faults
 
     if replay and server:
         raise typer.BadParameter("give either --server or --replay")

@@ -1,10 +1,33 @@
 """Work shared out over a Ray cluster; Ray itself is imported when a job starts.
 
 `pool` runs tasks in worker processes, `board` is where they and the driver
-meet, `connection` joins or starts a cluster, `rates` tells who is slow. What a
-task does is told by `ezxmc.teacher.ray_data` and `ezxmc.retrieval.ray_encoder`.
+meet, `connection` joins or starts a cluster, who is slow is told there, too. What a
+task does is told by `ezxmc.teacher.ray` and `ezxmc.retrieval.ray_encoder`.
+`RayConfig` names the cluster, and how the work is cut.
 """
 
-from ezxmc.cluster.config import RayConfig
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class RayConfig(BaseModel):
+    """A Ray cluster."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    address: str | None = Field(
+        None, description="running cluster: auto, or HOST:6379; null: one is started on this machine alone"
+    )
+    workers: int = Field(
+        2, ge=1, description="processes, a CPU each, and a GPU for a model where there are any"
+    )
+    servers: list[str] = Field(
+        [], description="teacher of kind openai: its replicas, shared out among workers; []: its base_url"
+    )
+    shard_pairs: int = Field(
+        2048, ge=1, description="pairs in a shard, about; what a killed worker had in hand is asked again"
+    )
+
 
 __all__ = ["RayConfig"]

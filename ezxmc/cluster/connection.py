@@ -10,7 +10,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from ezxmc.cluster.config import RayConfig
+from ezxmc.cluster import RayConfig
 from ezxmc.errors import ClusterError
 
 _OBJECT_STORE = 256 << 20  # bytes; shards go through files, so little lies in it

@@ -24,10 +24,9 @@ from typing import Any, Protocol
 
 import pyarrow
 
-from ezxmc.cluster.board import Board, Task
-from ezxmc.cluster.config import RayConfig
+from ezxmc.cluster import RayConfig
+from ezxmc.cluster.board import Board, Task, WorkerRate, line
 from ezxmc.cluster.connection import connect, disconnect
-from ezxmc.cluster.rates import WorkerRate, line
 from ezxmc.errors import ClusterError, EzxmcError
 
 Tell = Callable[[int], None]

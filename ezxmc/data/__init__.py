@@ -1,17 +1,15 @@
 """Input files: documents, labels and gold tags, streamed and checked row by row."""
 
 from ezxmc.data.cards import DataCard, card_files
-from ezxmc.data.catalog import Catalog, calibration_part
+from ezxmc.data.catalog import Catalog, calibration_part, split_documents
 from ezxmc.data.columns import COLUMNS, columns_for
+from ezxmc.data.datasets import Statistics, compute_statistics, open_folder
 from ezxmc.data.documents import iter_documents, read_documents, read_labels, unfit_character
-from ezxmc.data.folder import open_folder
 from ezxmc.data.gold import read_gold
-from ezxmc.data.readers import iter_rows
-from ezxmc.data.shortlists import read_shortlist
-from ezxmc.data.split import split_documents
-from ezxmc.data.statistics import Statistics, compute_statistics
+from ezxmc.data.predictions import read_shortlist
+from ezxmc.data.rows import iter_rows
 from ezxmc.data.validate import RowError, RowProblem, RowReport
-from ezxmc.data.xmc_repo import XmcRepo, convert
+from ezxmc.data.xmc import XmcRepo, convert
 
 __all__ = [
     "COLUMNS",

@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ezxmc.data.statistics import SplitStatistics, Statistics
+from ezxmc.data.datasets import SplitStatistics, Statistics
 from ezxmc.errors import ConfigError
-from ezxmc.shipped import shipped_files
+from ezxmc.files import shipped_files
 
 _CURE = "`ezxmc data show debtags` shows a card that is right"
 

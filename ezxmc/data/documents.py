@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from ezxmc.data.columns import COLUMNS as COLUMNS
 from ezxmc.data.columns import Columns, option
 from ezxmc.data.matching import listed, plain, trim, twin
-from ezxmc.data.readers import iter_rows, source_kind
+from ezxmc.data.rows import iter_rows, source_kind
 from ezxmc.data.validate import RowError, RowReport
 from ezxmc.errors import DataError
 from ezxmc.records import Document, Label

@@ -9,11 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ezxmc.data.catalog import same_text
 from ezxmc.data.columns import Columns, Kind
 from ezxmc.data.documents import iter_documents, read_labels
-from ezxmc.data.readers import iter_rows
+from ezxmc.data.rows import iter_rows
 from ezxmc.data.sources import locate
-from ezxmc.data.split import same_text
 from ezxmc.data.validate import RowReport
 
 _LOOKED_AT = 100

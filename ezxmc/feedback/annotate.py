@@ -3,24 +3,76 @@
 A job of millions of pairs is read several times and never held: keys are
 counted in a temporary file, and what is asked about is looked up in the store
 a window at a time.
+
+Processes on one store tell each other which pairs they have in hand: one byte of an empty file
+beside the store is locked for each pair a teacher is being asked about. The operating system gives
+a dead process's locks back, so no claim outlives its owner and no clock is needed.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from ezxmc.errors import StoreError, TeacherError, instance_of
-from ezxmc.feedback.claims import Claims
 from ezxmc.feedback.shards import shard_folder
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 from ezxmc.teacher.base import KeepsShards, Teacher, startup_seconds
+
+
+class Claims:
+    """The pairs this process is asking about.
+
+    Locks belong to a process: they part processes, not the threads of one.
+
+    Args:
+        store: The feedback store's file.
+
+    Raises:
+        StoreError: The file of claims cannot be made.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self.path = store.with_name(f"{store.name}-asking")
+        try:
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error}", "put the store into a writable folder") from error
+
+    def take(self, key: str) -> bool:
+        """Claim a pair; false if another process has it in hand."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(key))
+        except (BlockingIOError, PermissionError):
+            return False
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: {error}", "put the store on a file system that has locks"
+            ) from error
+        return True
+
+    def release(self, key: str) -> None:
+        """Give a claimed pair back, once its judgment is stored or its turn has passed."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _place(key))
+
+    def close(self) -> None:
+        """Give everything back."""
+        os.close(self._file)
+
+
+def _place(key: str) -> int:
+    """A file offset for a key; equal ones (2^-60) only make one process wait for the other."""
+    return int(key[:15], 16)
+
 
 _BATCH = 64
 _FLUSH_SECONDS = 2.0
@@ -299,7 +351,7 @@ class _Job:
         """Raise if the teacher has given many answers and not one score."""
         if self.scored or (count := self.speechless.total()) < _SPEECHLESS:
             return
-        from ezxmc.teacher.prompt_check import faults_of
+        from ezxmc.teacher.check import faults_of
 
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in self.speechless.items() if number)
         faults = faults_of(self.teacher)

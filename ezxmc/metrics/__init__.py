@@ -12,14 +12,15 @@ from ezxmc.metrics.propensity import (
     psp_at_k,
 )
 from ezxmc.metrics.ranking import (
+    encode,
     hit_matrix,
     ndcg_at_k,
     precision_at_k,
     precision_by_document,
     recall_at_k,
     recall_by_document,
+    top_labels,
 )
-from ezxmc.metrics.sparse import encode, top_labels
 from ezxmc.metrics.streaming import Measured, RankingMetrics
 
 __all__ = [

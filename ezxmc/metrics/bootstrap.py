@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, stdtrit
 
-from ezxmc.metrics.sparse import Floats
+from ezxmc.metrics.ranking import Floats
 
 RESAMPLES = 2_000
 FEW = 20

@@ -18,8 +18,20 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from ezxmc.errors import ArgumentError, instance_of, number_between, whole_number
-from ezxmc.metrics.ranking import Gold, Ranked, Sizes, check_lists, gains, ideal_dcg
-from ezxmc.metrics.sparse import Floats, Hits, Ids, encode, heaviest, hits_of
+from ezxmc.metrics.ranking import (
+    Floats,
+    Gold,
+    Hits,
+    Ids,
+    Ranked,
+    Sizes,
+    check_lists,
+    encode,
+    gains,
+    heaviest,
+    hits_of,
+    ideal_dcg,
+)
 
 GROUPS = ("head", "torso", "tail")
 
@@ -75,7 +87,7 @@ def psp_terms(weighted: Floats, best: Floats, k: int) -> tuple[Floats, Floats]:
 
     Args:
         weighted: `(N, any)`, see `weigh`.
-        best: `(N, k)` or fewer columns, see `ezxmc.metrics.sparse.heaviest`.
+        best: `(N, k)` or fewer columns, see `ezxmc.metrics.ranking.heaviest`.
         k: Depth.
 
     Returns:
@@ -93,7 +105,7 @@ def psndcg_terms(weighted: Floats, best: Floats, sizes: Sizes, k: int) -> tuple[
 
     Args:
         weighted: `(N, any)`, see `weigh`.
-        best: `(N, k)` or fewer columns, see `ezxmc.metrics.sparse.heaviest`.
+        best: `(N, k)` or fewer columns, see `ezxmc.metrics.ranking.heaviest`.
         sizes: `(N,)` gold labels of each document.
         k: Depth.
 

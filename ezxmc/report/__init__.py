@@ -1,6 +1,5 @@
 """The run report: one self-contained HTML page and its data; two runs compared."""
 
-from ezxmc.report.compare import compared, render_comparison, write_comparison
 from ezxmc.report.model import (
     BudgetSummary,
     CalibrationSummary,
@@ -22,7 +21,7 @@ from ezxmc.report.model import (
     TrainingSummary,
     UnusedLabels,
 )
-from ezxmc.report.page import render_report, write_report
+from ezxmc.report.page import compared, render_comparison, render_report, write_comparison, write_report
 
 __all__ = [
     "BudgetSummary",

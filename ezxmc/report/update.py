@@ -8,7 +8,7 @@ from typing import Literal
 from markupsafe import Markup
 from pydantic import BaseModel, ConfigDict, Field
 
-from ezxmc.report import drift_figures
+from ezxmc.report import figures as drift_figures
 from ezxmc.report.model import DataSummary, ReliabilityBin, TrainingSummary
 from ezxmc.report.page import change_cell, environment, metric_cell, replace_page
 from ezxmc.report.story import number, percent

@@ -6,8 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ezxmc.retrieval.index import LabelIndex
-from ezxmc.retrieval.lexical import LexicalIndex
-from ezxmc.retrieval.shortlist import Candidates, candidate_row, shortlist
+from ezxmc.retrieval.shortlist import Candidates, LexicalIndex, candidate_row, shortlist
 
 if TYPE_CHECKING:
     from ezxmc.retrieval.encoder import BiEncoder

@@ -24,7 +24,7 @@ import pyarrow
 
 from ezxmc.data import RowReport, iter_rows
 from ezxmc.data.documents import row_uid
-from ezxmc.data.readers import source_kind
+from ezxmc.data.rows import source_kind
 from ezxmc.data.validate import RowError
 from ezxmc.data.writers import row_format, rows_made, whole_rows
 from ezxmc.errors import DataError
@@ -32,7 +32,7 @@ from ezxmc.feedback.reviews import Answer, Review, Reviews, pair_id
 from ezxmc.files import check_file, write_file
 from ezxmc.records import Document, Label
 from ezxmc.review.label_studio import CONFIG, TEXTS_TELL, flat_row, is_export, is_flat, labelled_tasks, task
-from ezxmc.review.selection import Pick, Reason
+from ezxmc.review.picks import Pick, Reason
 
 _WHAT = "a file of pairs to review"
 _SHOWN = 5_000  # characters of a text in a cell; spreadsheets take 32,767

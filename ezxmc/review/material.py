@@ -13,19 +13,28 @@ from numpy.typing import NDArray
 from ezxmc.calibration import JudgedRows, Platt
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
-from ezxmc.data.growth import Snapshot
 from ezxmc.errors import ConfigError
-from ezxmc.feedback.priors import context_of
 from ezxmc.feedback.recall import judgments_of
 from ezxmc.feedback.reviews import FEWEST_REVIEWED, Decided
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.feedback.targets import DocumentTargets, build_targets
+from ezxmc.feedback.targets import DocumentTargets, build_targets, context_of
+from ezxmc.pipeline.snapshot import Snapshot
 from ezxmc.records import Document
-from ezxmc.review.quality import Floats, Ints, Suspects, neighbour_votes, suspects
-from ezxmc.review.selection import JudgedPairs, Pick, Reason, choose, random_order
+from ezxmc.review.picks import (
+    Floats,
+    Ints,
+    JudgedPairs,
+    Pick,
+    Reason,
+    Suspects,
+    choose,
+    neighbour_votes,
+    random_order,
+    suspects,
+)
 
 if TYPE_CHECKING:
-    from ezxmc.predict import Predictor
+    from ezxmc.bundle.predict import Predictor
 
 STORE, PAIRS = "feedback.sqlite", "review.jsonl"
 """In a run directory: the judgments and decisions, and the pairs to be decided on."""
@@ -129,7 +138,7 @@ class Material:
         Raises:
             BundleError: The run has no bundle yet.
         """
-        from ezxmc.predict import Predictor, rank_among
+        from ezxmc.bundle.predict import Predictor, rank_among
 
         documents = random_order(self._documents(self.catalog.to_calibrate), seed)[:count]
         labels = {label.uid: label for label in self.catalog.labels}
@@ -159,7 +168,7 @@ class Material:
 
     def _predictor(self) -> Predictor:
         # Only here is torch needed: who imports or shows pairs does not wait for it.
-        from ezxmc.predict import Predictor
+        from ezxmc.bundle.predict import Predictor
 
         return Predictor.load(self.path / "bundle")
 

@@ -24,12 +24,9 @@ from starlette.routing import Route
 
 from ezxmc.errors import StoreError
 from ezxmc.feedback.reviews import Answer, Review, Reviews
-from ezxmc.review.selection import Pick
-from ezxmc.serve.guard import Guard, RefusedError
-from ezxmc.serve.limits import LOCAL_NAMES, Limits
-from ezxmc.serve.listen import answer_requests, listener
-from ezxmc.serve.metrics import Metrics
-from ezxmc.serve.page import html_response, style
+from ezxmc.review.picks import Pick
+from ezxmc.serve.guard import LOCAL_NAMES, Guard, Limits, RefusedError
+from ezxmc.serve.web import Metrics, answer_requests, html_response, listener, style
 
 HOST = "127.0.0.1"
 _LIMITS = Limits(body_bytes=4_096, body_seconds=10.0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -15,15 +16,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 
-from ezxmc.bundle import add_labels, remove_labels
-from ezxmc.errors import DataError, EzxmcError
-from ezxmc.occlusion import MOST_PARTS
-from ezxmc.predict import prediction_row
+from ezxmc.bundle.labels import add_labels, remove_labels
+from ezxmc.bundle.occlusion import MOST_PARTS
+from ezxmc.bundle.predict import prediction_row
+from ezxmc.errors import ConfigError, DataError, EzxmcError
 from ezxmc.records import Document
-from ezxmc.serve import page
-from ezxmc.serve.batching import QueueFullError
-from ezxmc.serve.guard import Guard, RefusedError
-from ezxmc.serve.limits import Limits
+from ezxmc.serve import web as page
+from ezxmc.serve.guard import LOCAL_NAMES, TOKEN_VARIABLE, Guard, Limits, RefusedError, is_loopback
 from ezxmc.serve.reload import Served
 from ezxmc.serve.schemas import (
     MOST_LABELS,
@@ -39,7 +38,8 @@ from ezxmc.serve.schemas import (
     Problem,
     Tagged,
 )
-from ezxmc.serve.service import Service, Settings, Work, decision_of
+from ezxmc.serve.service import QueueFullError, Service, Settings, Work, decision_of
+from ezxmc.serve.web import answer_requests, listener
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": description}
@@ -310,3 +310,27 @@ async def _refused_by_bundle(request: Request, error: Exception) -> Response:
 
 def _json(refused: RefusedError) -> Response:
     return Response(refused.body, refused.status, refused.headers, "application/json")
+
+
+def serve(settings: Settings, host: str, port: int, announce: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; what was begun is answered first. SIGHUP reloads the bundle.
+
+    Args:
+        settings: What to serve, and how; its `hosts` follow from `host`.
+        host: Address or name to listen on; beyond this machine only with a token.
+        port: 0 takes a free one.
+        announce: Called with the URL once requests are accepted.
+
+    Raises:
+        ConfigError: No token, though others can reach `host`; or the address cannot be had.
+        BundleError: There is no intact bundle.
+    """
+    local = is_loopback(host)
+    if not local and settings.token is None:
+        raise ConfigError(
+            f"{host} can be reached from other machines, and there is no token",
+            f"set {TOKEN_VARIABLE}, give --token-file, or listen on 127.0.0.1",
+        )
+    with listener(host, port) as listening:
+        app = create_app(replace(settings, hosts=LOCAL_NAMES | {host} if local else None))
+        answer_requests(app, listening, host, announce)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ezxmc.bundle import Change
+from ezxmc.bundle.labels import Change
+from ezxmc.bundle.manifest import MANIFEST
+from ezxmc.bundle.predict import Predictor
 from ezxmc.errors import BundleError, EzxmcError
-from ezxmc.manifest import MANIFEST
-from ezxmc.predict import Predictor
 
 _log = logging.getLogger(__name__)
 

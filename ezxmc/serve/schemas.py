@@ -6,10 +6,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from ezxmc.bundle.occlusion import MOST_PARTS
 from ezxmc.data import RowError, unfit_character
 from ezxmc.data.documents import document_of, row_uid
 from ezxmc.data.matching import trim
-from ezxmc.occlusion import MOST_PARTS
 from ezxmc.records import Label
 
 MOST_LABELS = 1_000

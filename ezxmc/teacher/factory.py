@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ezxmc.cluster import RayConfig
-from ezxmc.config import HttpTeacherConfig, ReplayTeacherConfig, TeacherConfig, VllmTeacherConfig
+from ezxmc.config.teacher import HttpTeacherConfig, ReplayTeacherConfig, TeacherConfig, VllmTeacherConfig
 from ezxmc.errors import instance_of
 from ezxmc.teacher.base import Teacher
 
@@ -38,7 +38,7 @@ def load_teacher(
     kinds = (VllmTeacherConfig, HttpTeacherConfig, ReplayTeacherConfig)
     instance_of(config, kinds, "config", "give the `teacher` part of a RunConfig")
     if cluster is not None:
-        from ezxmc.teacher.ray_data import RayTeacher
+        from ezxmc.teacher.ray import RayTeacher
 
         return RayTeacher(config, cluster, progress, say)
     # Imported here: a replay needs no vLLM, and neither does reading a config.
@@ -50,9 +50,9 @@ def load_teacher(
             teacher.report.tell(say, str(config.judgments))
         return teacher
     if isinstance(config, HttpTeacherConfig):
-        from ezxmc.teacher.openai_http import OpenAITeacher
+        from ezxmc.teacher.openai import OpenAITeacher
 
         return OpenAITeacher(config, progress)
-    from ezxmc.teacher.vllm_local import VllmTeacher
+    from ezxmc.teacher.vllm import VllmTeacher
 
     return VllmTeacher(config, progress)

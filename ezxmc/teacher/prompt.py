@@ -20,10 +20,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ezxmc.errors import ConfigError, TeacherError
+from ezxmc.files import shipped_files
 from ezxmc.hashing import json_hash
 from ezxmc.records import Pair
-from ezxmc.shipped import shipped_files
-from ezxmc.teacher.template import DOCUMENT, LABEL, render_template, turn_marks
+from ezxmc.teacher.render import DOCUMENT, LABEL, render_template, turn_marks
 
 # Of a long document this many characters per token are tokenised, not all of it.
 _CHARACTERS_PER_TOKEN = 64

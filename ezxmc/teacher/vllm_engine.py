@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from ezxmc.config import VllmTeacherConfig
+from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.errors import TeacherError
 
 T = TypeVar("T")

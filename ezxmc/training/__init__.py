@@ -1,10 +1,9 @@
 """Training: distil the teacher's judgments into the bi-encoder."""
 
 from ezxmc.training.interop import DistillationLoss, targets_dataset
-from ezxmc.training.job import TrainSummary
 from ezxmc.training.label_vectors import refined_label_vectors
-from ezxmc.training.selection import compared, cosines_of, held_out_agreement
-from ezxmc.training.student import train_bi_encoder
+from ezxmc.training.launch import TrainSummary
+from ezxmc.training.student import compared, cosines_of, held_out_agreement, train_bi_encoder
 
 __all__ = [
     "DistillationLoss",

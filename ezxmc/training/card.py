@@ -10,9 +10,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ezxmc.models import published_as
-from ezxmc.training.job import Job, TrainSummary
+from ezxmc.training.launch import Job, TrainSummary
 from ezxmc.training.losses import DEFAULT_LOSSES
-from ezxmc.training.schedule import configured_schedule
+from ezxmc.training.step import configured_schedule
 
 _TEACHER = ("model", "backend", "prompt", "engine")
 # A folder of this machine, or the address of a server.

@@ -16,8 +16,7 @@ from ezxmc.feedback.targets import Targets
 from ezxmc.records import Document, Label
 from ezxmc.training.dataset import Example, collate_all, collate_in_batch, examples
 from ezxmc.training.losses import DEFAULT_LOSSES, Scored, combined
-from ezxmc.training.objective import matryoshka_loss, without_likely_positives
-from ezxmc.training.step import SAMPLED_POSITIVES
+from ezxmc.training.step import SAMPLED_POSITIVES, matryoshka_loss, without_likely_positives
 
 
 def targets_dataset(

@@ -12,8 +12,7 @@ from typing import Any
 
 from ezxmc.errors import EzxmcError
 from ezxmc.launcher import rank_and_size
-from ezxmc.training.job import Job
-from ezxmc.training.processes import FAILURE
+from ezxmc.training.launch import FAILURE, Job
 from ezxmc.training.ranks import joined
 from ezxmc.training.student import trained
 

@@ -21,8 +21,8 @@ import numpy as np
 from former import HEADS, figures, first_student, opened, recorded
 from shortlists import Remembering, recall
 
-from ezxmc.bench.baselines import METHODS, Task
-from ezxmc.bench.baselines.maclr import pseudo_positives, title_and_sentences
+from ezxmc.bench.contrastive import pseudo_positives, title_and_sentences
+from ezxmc.bench.methods import METHODS, Task
 from ezxmc.config import ShortlistConfig, TrainingConfig
 from ezxmc.data import read_gold
 from ezxmc.feedback.targets import DocumentTargets, PriorCorrection, Targets

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from test_distillation_probe import DEBTAGS, figures, rows, share
+from support.debtags import DEBTAGS, figures, rows, share
 
 from ezxmc.config import TrainingConfig
 from ezxmc.feedback.targets import build_targets
@@ -29,7 +29,7 @@ from ezxmc.hashing import text_hash
 from ezxmc.models import resolve_model
 from ezxmc.records import Document, Judgment, Label, Status
 from ezxmc.training import train_bi_encoder
-from ezxmc.training.schedule import schedule_for
+from ezxmc.training.step import schedule_for
 
 _DOCUMENTS = 700
 

@@ -71,8 +71,8 @@ from ezxmc.models import resolve_model
 from ezxmc.records import Judgment, Status
 from ezxmc.retrieval import BiEncoder, LabelIndex
 from ezxmc.training.dataset import examples
-from ezxmc.training.selection import ndcg
 from ezxmc.training.step import Stepper
+from ezxmc.training.student import ndcg
 
 Floats = NDArray[np.float64]
 DEPTH, TESTED, SIZES = 10, 300, (10, 25, 50, 100, 150, 200, 300, 400)

@@ -32,14 +32,14 @@ from scipy.stats import binom
 from sklearn.isotonic import IsotonicRegression
 
 from ezxmc.calibration.decisions import Decision
-from ezxmc.calibration.decisions_fit import (
+from ezxmc.calibration.guarantees import (
     GRID,
     control_false_tag_rate,
     control_missed_rate,
     control_top_error,
     maximise_f1,
 )
-from ezxmc.calibration.risk_measures import Reviewed, false_tags, missed, rates
+from ezxmc.calibration.rates import Reviewed, false_tags, missed, rates
 from ezxmc.errors import ConfigError
 
 F1_DEPTH = 20

@@ -23,12 +23,12 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ezxmc.bench.baselines import Task
 from ezxmc.bench.benchmark import Benchmark, load_benchmark
+from ezxmc.bench.methods import Task
 from ezxmc.config import TrainingConfig
 from ezxmc.feedback.targets import build_targets
+from ezxmc.progress import Unwatched
 from ezxmc.training import train_bi_encoder
-from ezxmc.watch import Unwatched
 
 SHOWN = ("P@1", "P@3", "P@5", "R@10", "R@50")
 HEADS = "  ".join(f"{name:>5}" for name in SHOWN)

@@ -28,15 +28,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
+from ezxmc.bundle.predict import Predictor, rank_among
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog, read_gold
-from ezxmc.evaluation import Evaluation, compare, evaluate
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.growth import update
-from ezxmc.growth.work import Work
 from ezxmc.hashing import judgment_key, text_hash
-from ezxmc.pipeline import run
-from ezxmc.predict import Predictor, rank_among
+from ezxmc.metrics.evaluation import Evaluation, compare, evaluate
+from ezxmc.pipeline.run import run
+from ezxmc.pipeline.update import update
+from ezxmc.pipeline.update_steps import Work
 from ezxmc.records import Judgment, Pair, Status
 
 DAYS = ((0.70, 0.85), (0.85, 0.925), (1.0, 1.0))

@@ -33,7 +33,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from ezxmc.config import VllmTeacherConfig
+from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.hashing import text_hash
 from ezxmc.models import resolve_model
 from ezxmc.records import Document, Judgment

@@ -28,9 +28,8 @@ from torch import Tensor
 from ezxmc.data import read_documents, read_labels
 from ezxmc.models import resolve_model
 from ezxmc.retrieval.encoder import BiEncoder
-from ezxmc.training.embedding import Embedder
-from ezxmc.training.gradient_cache import all_label_step
 from ezxmc.training.losses import Scored, combined
+from ezxmc.training.step import Embedder, all_label_step
 
 POSITIVES = 3
 JUDGED = 14

@@ -18,7 +18,7 @@ import numpy as np
 from million import make
 
 from ezxmc.data import read_documents, read_labels
-from ezxmc.retrieval.lexical import LexicalIndex, words
+from ezxmc.retrieval.shortlist import LexicalIndex, words
 
 _DEPTH = 40
 

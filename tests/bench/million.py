@@ -166,13 +166,13 @@ class Clock:
 
 def one(folder: Path, judgments: int) -> dict[str, Any]:
     """Run the line on one size."""
-    from ezxmc import pipeline
-    from ezxmc.bundle import BiEncoder, LabelIndex
+    from ezxmc.bundle.bundle import BiEncoder, LabelIndex
     from ezxmc.config import RunConfig
     from ezxmc.data import Catalog, RowReport, read_gold
     from ezxmc.data.predictions import read_predictions
-    from ezxmc.evaluation import evaluate
-    from ezxmc.retrieval import lexical
+    from ezxmc.metrics.evaluation import evaluate
+    from ezxmc.pipeline import run as pipeline
+    from ezxmc.retrieval import shortlist as lexical
 
     clock = Clock()
     for owner, function, name in (

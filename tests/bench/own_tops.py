@@ -44,7 +44,7 @@ import numpy as np
 from scipy.special import expit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from test_distillation_probe import DEBTAGS, rows, share
+from support.debtags import DEBTAGS, rows, share
 
 from ezxmc.calibration import Verdict, completed, fit_calibrator, fit_few_shot, unjudged
 from ezxmc.config import TrainingConfig
@@ -54,7 +54,7 @@ from ezxmc.models import resolve_model
 from ezxmc.records import Document, Judgment, Label, Prediction, Status
 from ezxmc.retrieval import BiEncoder
 from ezxmc.training import train_bi_encoder
-from ezxmc.training.selection import ndcg
+from ezxmc.training.student import ndcg
 
 APART = 0.4
 """Share of the judged documents that no student learns from."""

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from ezxmc.config import ShortlistConfig, VllmTeacherConfig
+from ezxmc.config import ShortlistConfig
+from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.data import read_documents, read_gold, read_labels
 from ezxmc.feedback.annotate import annotate
 from ezxmc.feedback.recall import recall
@@ -30,7 +31,7 @@ from ezxmc.hashing import text_hash
 from ezxmc.models import resolve_model
 from ezxmc.records import Document, Judgment, Label, Pair
 from ezxmc.retrieval import BiEncoder, shortlist
-from ezxmc.teacher.vllm_local import VllmTeacher
+from ezxmc.teacher.vllm import VllmTeacher
 
 SIZE, DOCUMENTS, CONTEXT = 20, 90, 8
 ALPHAS = (0.25, 0.5, 0.75, 1.0)

@@ -41,17 +41,16 @@ from scipy.sparse import csc_array
 from sklearn.linear_model import LogisticRegression
 
 from ezxmc.bench.benchmark import read_judgments
-from ezxmc.bundle import load_bundle
-from ezxmc.config import TrainingConfig
-from ezxmc.config_head import HeadConfig
+from ezxmc.bundle.bundle import load_bundle
+from ezxmc.config import HeadConfig, TrainingConfig
 from ezxmc.data import read_documents, read_gold
 from ezxmc.feedback.targets import build_targets
 from ezxmc.metrics import precision_at_k, recall_at_k
 from ezxmc.retrieval import LabelIndex, SparseHead
 from ezxmc.training.dataset import Example, examples
-from ezxmc.training.head import choose_fusion, fit_head, judged_pairs
-from ezxmc.training.head.adagrad import RowAdagrad
-from ezxmc.training.head.loss import sparse_bce
+from ezxmc.training.head import RowAdagrad
+from ezxmc.training.head_fusion import choose_fusion, fit_head, judged_pairs
+from ezxmc.training.head_loss import sparse_bce
 
 WIDTH, BATCH, STEPS = 384, 64, 3
 LARGEST = 4e9

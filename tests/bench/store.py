@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fakes import FakeTeacher
+from support.fakes import FakeTeacher
 
 from ezxmc.feedback.annotate import annotate
 from ezxmc.feedback.exchange import export_judgments

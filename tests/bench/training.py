@@ -31,7 +31,7 @@ from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from test_distillation_probe import share
+from support.debtags import share
 
 from ezxmc.config import TrainingConfig
 from ezxmc.data import read_documents, read_gold, read_labels

@@ -19,7 +19,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from ezxmc.cli import app as program
-from ezxmc.serve.listen import listener
+from ezxmc.serve.web import listener
 
 ROOT = Path(__file__).parents[2]
 # Made from the commands themselves and held against them by test_reference.
@@ -149,7 +149,7 @@ class Shell:
             patch.setenv("EZXMC_HOME", str(self.folder / "home"))
             for name in ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_PROGRESS_BARS", "EZXMC_DEBUG"):
                 patch.setenv(name, "" if name == "EZXMC_DEBUG" else "1")
-            for module in ("ezxmc.serve.server", "ezxmc.review.ui"):
+            for module in ("ezxmc.serve.app", "ezxmc.review.ui"):
                 patch.setattr(f"{module}.listener", lambda host, port: listener(host, 0))
                 patch.setattr(f"{module}.answer_requests", self._serves)
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

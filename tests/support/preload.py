@@ -9,7 +9,7 @@ from importlib import import_module
 gc.disable()
 # Of whatever is started here, with what it loads late; what is missing on a machine is passed over.
 for _name in (
-    *("ezxmc.pipeline", "ezxmc.growth", "ezxmc.tagging", "ezxmc.serve.app", "uvicorn"),
+    *("ezxmc.pipeline.run", "ezxmc.pipeline.update", "ezxmc.bundle.tagging", "ezxmc.serve.app", "uvicorn"),
     *("sentence_transformers", "ezxmc.retrieval.encoder", "ezxmc.retrieval.sparse_head"),
     *("bm25s", "scipy.optimize", "scipy.stats", "sklearn.isotonic", "matplotlib.figure"),
 ):

@@ -1,0 +1,292 @@
+"""Tagging without the LLM: text → student → label index → calibrator → decision → tags."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ezxmc.bundle.bundle import Bundle, load_bundle
+from ezxmc.bundle.occlusion import Evidence, Occluded, occlusions, strongest
+from ezxmc.calibration.decisions import Decision
+from ezxmc.config import Backend, Precision
+from ezxmc.data.in_memory import as_documents, iter_as_documents
+from ezxmc.errors import ConfigError, DataError, instance_of, number_between, whole_number
+from ezxmc.records import Document, Prediction
+
+WINDOW = 512
+"""Documents encoded together: the encoder puts those of like length into one batch."""
+
+
+class Predictor:
+    """Tags documents with a bundle.
+
+    Args:
+        bundle: An opened bundle, or its folder: then the encoder computes in
+            float32, as it did when its calibrator was fitted.
+
+    Raises:
+        BundleError: The folder is no intact bundle.
+
+    Example:
+        >>> predictor = Predictor.load("run/bundle")  # doctest: +SKIP
+        >>> predictor.predict(["A fast JSON parser"], k=5)  # doctest: +SKIP
+    """
+
+    def __init__(self, bundle: Bundle | str | Path) -> None:
+        cure = "give a bundle's folder, such as 'runs/default/bundle'"
+        instance_of(bundle, (Bundle, str, PathLike), "bundle", cure)
+        self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        self._row_of: dict[str, int] = {}
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, backend: Backend = "torch", precision: Precision = "auto"
+    ) -> Predictor:
+        """Open a bundle folder, with the encoder as fast as this machine allows.
+
+        Args:
+            path: The folder.
+            backend: What runs the encoder.
+            precision: What it computes in; scores differ a little from one to another.
+
+        Raises:
+            BundleError: The folder is no intact bundle.
+            ConfigError: Backend and precision do not go together.
+            ModelError: The backend is not installed, or the bundle has nothing exported for it.
+        """
+        instance_of(path, (str, PathLike), "path", "give a bundle's folder, such as 'runs/default/bundle'")
+        return cls(load_bundle(path, backend=backend, precision=precision))
+
+    def predict(
+        self,
+        documents: Iterable[Any],
+        *,
+        k: int | None = None,
+        threshold: float | None = None,
+        decision: Decision | None = None,
+    ) -> list[Prediction]:
+        """Rank labels for each document.
+
+        Args:
+            documents: N documents: texts, dicts with the columns of a file, `Document`s, a column or
+                a table of pandas, polars, Arrow or `datasets`. What has no uid gets its position, "0"
+                the first.
+            k: At most this many labels each, 1 or more; the bundle's own default if None.
+            threshold: Leave out labels less probable than this, in [0, 1]: a document
+                whose every label is left out gets none (abstention).
+            decision: Keep what this rule keeps, instead of `k` and
+                `threshold`: they would void what it guarantees. The bundle's
+                own, where it has one, is `self.bundle.decision`.
+
+        Returns:
+            N predictions in the order of `documents`, best label first.
+
+        Raises:
+            ConfigError: Probabilities are needed but the bundle has no
+                calibrator, the decision looks at more labels than there are,
+                a decision was given together with `k` or `threshold`, or one
+                of these is out of range.
+            InputTypeError: `documents` is one text, or holds what is no document (None and NaN, say).
+            DataError: A document has neither title nor text, or half characters or NUL.
+        """
+        self.check(k=k, threshold=threshold, decision=decision)
+        return list(self.stream(as_documents(documents), k=k, threshold=threshold, decision=decision))
+
+    def stream(
+        self,
+        documents: Iterable[Any],
+        *,
+        k: int | None = None,
+        threshold: float | None = None,
+        decision: Decision | None = None,
+    ) -> Iterator[Prediction]:
+        """`predict` over any number of documents, in their order, in the memory of `WINDOW` of them.
+
+        Raises as `predict`, once it comes to the document at fault.
+        """
+        self.check(k=k, threshold=threshold, decision=decision)
+        waiting = iter_as_documents(documents)
+        while window := list(islice(waiting, WINDOW)):
+            yield from self.tag(window, self.encode(window), k=k, threshold=threshold, decision=decision)
+
+    def check(
+        self, *, k: int | None = None, threshold: float | None = None, decision: Decision | None = None
+    ) -> None:
+        """Raise where `predict` would, whatever the documents."""
+        if k is not None:
+            whole_number(k, "k")
+        if threshold is not None:
+            number_between(threshold, "threshold", 0, 1)
+        if decision is not None:
+            cure = "give an ezxmc.calibration.decisions.Decision, such as predictor.bundle.decision"
+            instance_of(decision, Decision, "decision", cure)
+        if decision is not None and (k is not None or threshold is not None):
+            raise ConfigError(
+                "a decision chooses how many tags a document gets",
+                "drop k and the threshold, or the decision",
+            )
+        if self.bundle.calibrator is None and (threshold is not None or decision is not None):
+            raise ConfigError(
+                f"a {'threshold' if decision is None else 'decision'} needs probabilities, "
+                f"and bundle {self.bundle.path} has no calibrator",
+                "run `ezxmc calibrate` on it, or ask for the k best",
+            )
+
+    def encode(self, documents: Iterable[Any]) -> NDArray[np.float32]:
+        """Embed N documents: (N, D) float32 of unit length, in their order."""
+        return self.bundle.encoder.encode_documents([document.shown for document in as_documents(documents)])
+
+    def tag(
+        self,
+        documents: Iterable[Any],
+        vectors: NDArray[np.float32],
+        *,
+        k: int | None = None,
+        threshold: float | None = None,
+        decision: Decision | None = None,
+    ) -> list[Prediction]:
+        """`predict` for documents that are encoded: N of them and their (N, D) vectors."""
+        self.check(k=k, threshold=threshold, decision=decision)
+        documents = as_documents(documents)
+        if len(vectors) != len(documents):
+            raise DataError(f"{len(documents)} documents have {len(vectors)} vectors", "encode just these")
+        depth = decision.depth if decision else self.bundle.manifest.k if k is None else int(k)
+        scores, rows = self.bundle.search(vectors, depth)
+        kept = np.ones(rows.shape, dtype=np.bool_)
+        probabilities = None
+        if self.bundle.calibrator is not None:
+            probabilities = self.bundle.calibrator.transform(scores)
+            if decision is not None:
+                kept = decision.keep(probabilities)
+            elif threshold is not None:
+                kept = probabilities >= threshold
+        predictions = []
+        for position, document in enumerate(documents):
+            chosen = kept[position].nonzero()[0]
+            labels = [self.bundle.labels[row] for row in rows[position, chosen]]
+            predictions.append(
+                Prediction(
+                    document.uid,
+                    tuple(label.uid for label in labels),
+                    tuple(label.title for label in labels),
+                    tuple(map(float, scores[position, chosen])),
+                    tuple(map(float, probabilities[position, chosen])) if probabilities is not None else (),
+                )
+            )
+        return predictions
+
+    def explain(self, document: Any, *, k: int | None = None) -> tuple[Prediction, list[Evidence | None]]:
+        """Tag one document, and say what in it speaks for each tag.
+
+        That is the sentence without which the tag's score falls most; in a single sentence, the clause
+        or the words. It tells what the student looked at, not whether the tag is right.
+
+        Args:
+            document: As one of those `predict` takes.
+            k: As there.
+
+        Returns:
+            The prediction, and the evidence for each of its labels, in their order; `None` where no part
+            alone matters.
+
+        Raises:
+            As `predict`.
+
+        Example:
+            >>> found, why = predictor.explain("A fast parser. It reads JSON.", k=1)  # doctest: +SKIP
+        """
+        self.check(k=k)
+        (whole,) = as_documents([document])
+        parts = self.occlusions(whole)
+        vectors = self.encode([whole, *(Document(whole.uid, "", part.rest) for part in parts)])
+        (prediction,) = self.tag([whole], vectors[:1], k=k)
+        return prediction, self.evidence(prediction, parts, vectors[1:])
+
+    def occlusions(self, document: Document) -> list[Occluded]:
+        """What the encoder reads of a document, without one of its parts each; the title is a part."""
+        return occlusions(self.bundle.encoder.read_of(document.shown), document.title.strip())
+
+    def evidence(
+        self, prediction: Prediction, parts: Sequence[Occluded], vectors: NDArray[np.float32]
+    ) -> list[Evidence | None]:
+        """What speaks for each label of a prediction: `explain` for a document that is taken apart.
+
+        Args:
+            prediction: Of the whole document.
+            parts: N of it, see `occlusions`.
+            vectors: (N, D): of the document without each of them.
+        """
+        self._row_of = self._row_of or self.bundle.rows()
+        rows = np.array([self._row_of[uid] for uid in prediction.labels], dtype=np.int64)
+        return strongest(np.array(prediction.scores), self.bundle.scores(vectors, rows), parts)
+
+
+def rounded(probability: float) -> float:
+    """To four digits of what is rarer, the event or its absence: never to a certainty that is not there.
+
+    Example:
+        >>> rounded(0.734159), rounded(0.99999213), rounded(0.0000214983)
+        (0.7342, 0.99999213, 2.15e-05)
+    """
+    rarer = min(probability, 1 - probability)
+    return round(probability, 4 + max(0, -math.floor(math.log10(rarer)) - 1)) if rarer > 0 else probability
+
+
+def rank_among(
+    predictor: Predictor, documents: Sequence[Document], labels: Collection[str], depth: int
+) -> list[Prediction]:
+    """The best `depth` of some labels for each document, without probabilities.
+
+    Args:
+        predictor: A bundle that knows these labels and may know others.
+        documents: N documents.
+        labels: Uids that count; fewer than `depth` give shorter rankings.
+        depth: Labels wanted.
+    """
+    vectors, size, k = predictor.encode(documents), predictor.bundle.index.size, depth
+    while True:
+        # Others may stand before them: look deeper until enough are found.
+        found = [_only(p, labels, depth) for p in predictor.tag(documents, vectors, k=min(k, size))]
+        if k >= size or all(len(one.labels) == depth for one in found):
+            return found
+        k *= 2
+
+
+def _only(prediction: Prediction, labels: Collection[str], depth: int) -> Prediction:
+    kept = [i for i, uid in enumerate(prediction.labels) if uid in labels][:depth]
+    return Prediction(
+        prediction.uid,
+        tuple(prediction.labels[i] for i in kept),
+        tuple(prediction.titles[i] for i in kept),
+        tuple(prediction.scores[i] for i in kept),
+    )
+
+
+def prediction_row(prediction: Prediction, k: int | None = None) -> dict[str, Any]:
+    """A prediction as a JSON line: `{"uid", "tags": [{"label", "title", "score", "probability"}]}`.
+
+    Args:
+        prediction: Any prediction.
+        k: Keep the best k only.
+    """
+    probabilities = prediction.probabilities or (None,) * len(prediction.labels)
+    columns = zip(prediction.labels, prediction.titles, prediction.scores, probabilities, strict=True)
+    return {
+        "uid": prediction.uid,
+        "tags": [
+            {
+                "label": label,
+                "title": title,
+                "score": round(score, 4),
+                "probability": None if probability is None else rounded(probability),
+            }
+            for label, title, score, probability in islice(columns, k)
+        ],
+    }

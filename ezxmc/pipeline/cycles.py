@@ -1,0 +1,448 @@
+"""The cycles of a run: a student proposes, the teacher judges, the next one learns from all judgments.
+
+Students are compared on held-out documents by the teacher's judgments, all on
+the same pairs, and each one's own first labels are among them: pairs that a
+former student proposed show the mistakes of that one alone. Cycles that bring no
+gain end the round; the best student is kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ezxmc.bundle.bundle import Refine
+from ezxmc.config import RunConfig
+from ezxmc.feedback.budget import JUDGED_TOP, Inquiry
+from ezxmc.feedback.reviews import Decided
+from ezxmc.feedback.targets import Targets, build_targets, context_documents, context_of, doubt
+from ezxmc.files import remove_shards
+from ezxmc.models import model_identity
+from ezxmc.pipeline.findings import CycleFindings
+from ezxmc.pipeline.rundir import ENCODING, RunDir, damaged
+from ezxmc.progress import Watch
+from ezxmc.records import Judgment
+from ezxmc.retrieval import BiEncoder, LabelIndex, candidate_row, shortlist
+from ezxmc.retrieval.ray_encoder import open_encoder
+from ezxmc.teacher.base import rest
+from ezxmc.training import compared, cosines_of, refined_label_vectors, train_bi_encoder
+
+_COMPARED = f"agreement, each student's first {JUDGED_TOP} labels judged"
+_COMPARED_ONCE = "agreement over all judgments"  # in runs of releases that judged no student's own
+
+UNKEYED = {"processes", "revision"}
+"""Settings of training that no stage depends on as such: the revision is part of the encoder's identity."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedTops:
+    """What several rankings put first on documents that select, judged.
+
+    Attributes:
+        documents: Positions of those of which nothing is left unjudged.
+        judgments: All that is known of these.
+        pairs: Asked beside what the cycles asked.
+        whole: Whether nothing was left that another session might ask.
+    """
+
+    documents: list[int]
+    judgments: list[Judgment]
+    pairs: int
+    whole: bool
+
+
+class Cycles:
+    """The state of a run's cycles.
+
+    Args:
+        config: The run's configuration.
+        place: Where stages are kept.
+        inquiry: Asks the teacher.
+        untrained: The encoder the first shortlists come from.
+        decided: What people decided; on the calibration part it teaches nothing.
+        watch: Sees stages and messages.
+
+    Attributes:
+        findings: One entry a cycle done.
+        training: What of the settings a student depends on; how many processes train it does not count.
+        unasked_pairs: Candidates the budget cut off.
+        asked: Label rows the cycles so far asked about, by document.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        place: RunDir,
+        inquiry: Inquiry,
+        untrained: Path | str,
+        decided: Decided,
+        watch: Watch,
+    ) -> None:
+        self.config, self.place, self.inquiry, self.watch = config, place, inquiry, watch
+        self.catalog, self.budget = inquiry.catalog, inquiry.budget
+        self.untrained = untrained
+        self.training = config.training.model_dump(exclude=UNKEYED)
+        apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
+        self._verdicts = decided.verdicts_outside(apart)
+        self.catalog_hash = self.catalog.hash
+        self.findings: list[CycleFindings] = []
+        self.unasked_pairs = 0
+        self._vectors = place.path / "vectors"
+        self._students: list[Path] = []
+        self._tops: dict[Path, NDArray[np.int64]] = {}
+        self.asked: list[list[int]] = [[] for _ in self.catalog.documents]
+        every = range(len(self.catalog.labels))
+        drawn = context_documents(
+            self.catalog.documents, self.catalog.to_train, self.budget.prior // len(every)
+        )
+        self._context = drawn, [every] * len(drawn)
+        """Some documents, each with all labels: what the labels' priors are asked on."""
+
+    def run(self) -> Path:
+        """Do the cycles.
+
+        Returns:
+            The student that agrees best with the teacher.
+        """
+        students, scores = self._students, [0.0]
+        students.append(self._cycle(1, None))
+        for number in range(2, self.config.cycles + 1):
+            students.append(self._cycle(number, students[-1]))
+            scores = self._compare(number, students)
+            idle = idle_cycles(scores, self.config.min_gain)
+            if idle >= self.config.patience and number < self.config.cycles:
+                self.watch.say(f"no gain since cycle {number - idle}: no further cycle")
+                break
+        # Of equal ones the last, which has seen most.
+        best = max(range(len(students)), key=lambda i: (scores[i], i))
+        if None not in (cycle.agreement for cycle in self.findings):
+            plain = f"the student of cycle {best + 1} agrees best with the teacher"
+            self.watch.say(self.findings[-1].compared or plain)
+        elif len(students) > 1:
+            self.watch.say(
+                f"the student of cycle {best + 1} is kept: none was compared, for want of judgments"
+            )
+        return students[best]
+
+    def identity(self, student: Path | None) -> str:
+        """Tells a student's weights from any others; `None`: the untrained encoder's."""
+        if student:
+            return model_identity(str(student))
+        return model_identity(self.config.training.encoder, self.config.training.revision)
+
+    def encoder(self, student: Path | None) -> BiEncoder:
+        """A student, or the untrained encoder."""
+        return open_encoder(
+            student or self.untrained,
+            self.config.cluster,
+            self._vectors,
+            max_length=self.config.training.max_length,
+            say=self.watch.say,
+        )
+
+    def forget_vectors(self) -> None:
+        """Delete what workers encoded, once what it was for is kept."""
+        remove_shards(self._vectors)
+
+    def _cycle(self, number: int, former: Path | None) -> Path:
+        folder, name = self.place.cycle(number), f"cycle {number}/{self.config.cycles}"
+        student = folder / "student"
+        proposed, listed = self._shortlists(number, former, folder / "shortlist.jsonl", name)
+        part = self.budget.cut(number, listed)
+        rows = part.rows
+        if self._context[0]:
+            self.inquiry.ask(*self._context, f"{name}: teacher judges label priors")
+        asked = self.inquiry.ask(part.order, [rows[i] for i in part.order], f"{name}: teacher judges", number)
+        self.unasked_pairs += part.unasked_pairs
+        if asked.stopped:
+            # What nobody judged may be proposed again.
+            rows = [self.inquiry.judged(document, row) for document, row in enumerate(rows)]
+        self.asked = [[*old, *new] for old, new in zip(self.asked, rows, strict=True)]
+        rest(self.inquiry.teacher)  # training needs memory
+
+        judgments, priors = self._judgments(), self._priors()
+        if doubtful := doubt(judgments):
+            self.watch.say(doubtful)
+        base = former if self.config.start == "warm" else None
+        trained = self.place.stage(
+            f"cycle-{number}-train",
+            [
+                self.catalog_hash,
+                self.identity(base),
+                self.identity(former),
+                self.training,
+                self.config.seed,
+                self._content(judgments, priors),
+            ],
+            [student],
+            libraries=ENCODING,
+            make=lambda: self._train(
+                student,
+                base,
+                former,
+                self._targets(judgments, priors, former),
+                self._targets(judgments, priors, None) if former else None,
+                self.watch.stage(f"{name}: training"),
+            ),
+        )
+        self.watch.say(
+            f"{name}: {asked.asked:,} pairs judged now, {asked.known:,} known before; "
+            f"trained at {trained['samples_per_second']:.0f} documents/s"
+        )
+        self.findings.append(CycleFindings(proposed, listed, asked, trained))
+        return student
+
+    def _shortlists(
+        self, number: int, former: Path | None, file: Path, name: str
+    ) -> tuple[dict[str, Any], list[list[int]]]:
+        """Results of the stage, and the candidates of every document."""
+        chosen = self.budget.documents(number)
+        config = self.config.shortlist
+        if former is not None:
+            # A student was trained on titles, and knows which labels are near everything (measured).
+            config = config.model_copy(update={"descriptions": 0.0, "centre": 0.0})
+        documents, labels = self.inquiry.documents(chosen), self.catalog.labels
+
+        def propose() -> dict[str, Any]:
+            found = shortlist(
+                documents,
+                labels,
+                self.encoder(former).faster(),
+                config,
+                judged={
+                    document.uid: {labels[row].uid for row in self.asked[i]}
+                    for i, document in zip(chosen, documents, strict=True)
+                },
+                background=self.catalog.documents,
+                seed=self.config.seed,
+                progress=self.watch.stage(f"{name}: shortlist"),
+            )
+            self.place.write_lines(file, (candidate_row(candidates, labels) for candidates in found))
+            return {
+                "documents": len(found),
+                "candidates": sum(len(candidates.labels) for candidates in found),
+            }
+
+        proposed = self.place.stage(
+            f"cycle-{number}-shortlist",
+            [
+                self.catalog_hash,
+                self.identity(former),
+                config.model_dump(),
+                self.config.training.max_length,
+                self.config.seed,
+                chosen,
+                self.asked,
+            ],
+            [file],
+            propose,
+            libraries=ENCODING,
+        )
+        self.forget_vectors()
+        row_of = {label.uid: row for row, label in enumerate(labels)}
+        rows: list[list[int]] = [[] for _ in self.catalog.documents]
+        try:
+            with file.open(encoding="utf-8") as lines:
+                for i, line in zip(chosen, lines, strict=True):
+                    rows[i] = [row_of[uid] for uid in json.loads(line)["labels"]]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise damaged(file, error) from None
+        return proposed, rows
+
+    def _judgments(self) -> list[Judgment]:
+        """What is known of the cycles' pairs; the calibration part is kept apart even from label priors."""
+        apart = set(self.catalog.to_calibrate)
+        mine = [i for i in range(len(self.asked)) if i not in apart]
+        return self.inquiry.answers(mine, [self.asked[i] for i in mine])
+
+    def _priors(self) -> list[Judgment]:
+        # A document that a budget cut short would tell of some labels only.
+        return context_of(self.inquiry.answers(*self._context), len(self.catalog.labels))
+
+    def _targets(
+        self, judgments: Sequence[Judgment], priors: Sequence[Judgment], former: Path | None
+    ) -> Targets:
+        """Fused with what the former student thinks; an untrained encoder's opinion adds nothing."""
+        config, proposals = self.config.training, None
+        if former is not None and config.fusion:
+            proposals = cosines_of(self.encoder(former), self.catalog.documents, self.catalog.labels)
+        return build_targets(judgments, config, priors, proposals, self._verdicts)
+
+    def refinement(self, student: Path) -> tuple[list[Any], Refine]:
+        """`refined_label_vectors` of one of the cycles' students, from all judgments.
+
+        Returns:
+            What it depends on beside the student, for the stage that uses it; and itself.
+        """
+        former = self._former(student)
+        judgments, priors = self._judgments(), self._priors()
+
+        def refine(encoder: BiEncoder, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+            return refined_label_vectors(
+                encoder,
+                self.inquiry.documents(self.catalog.to_train),
+                self.catalog.labels,
+                self._targets(judgments, priors, former),
+                vectors,
+                seed=self.config.seed,
+            )
+
+        return self._content(judgments, priors), refine
+
+    def head_targets(self, student: Path) -> tuple[list[Any], Callable[[], tuple[Targets, Targets]]]:
+        """What a head on one of the cycles' students is taught, and what it is weighed by.
+
+        Returns:
+            What they depend on beside the student; and a function that gives targets
+            fused with the former student's opinion, and the teacher's alone.
+        """
+        judgments, priors = self._judgments(), self._priors()
+        return self._content(judgments, priors), lambda: (
+            self._targets(judgments, priors, self._former(student)),
+            self._targets(judgments, priors, None),
+        )
+
+    def plain_targets(self, more: Sequence[Judgment]) -> Targets:
+        """The teacher's opinion alone, from the cycles' judgments and `more`."""
+        return self._targets([*self._judgments(), *more], self._priors(), None)
+
+    def _former(self, student: Path) -> Path | None:
+        number = self._students.index(student)
+        return self._students[number - 1] if number else None
+
+    def _train(
+        self,
+        student: Path,
+        base: Path | None,
+        former: Path | None,
+        targets: Targets,
+        plain: Targets | None,
+        progress: Callable[[int, int], None],
+    ) -> dict[str, Any]:
+        done = train_bi_encoder(
+            self.inquiry.documents(self.catalog.to_train),
+            self.catalog.labels,
+            targets,
+            self.config.training,
+            student,
+            base=base or self.untrained,
+            former=former,
+            held_out=self.inquiry.documents(self.catalog.to_select),
+            held_out_targets=plain,
+            teacher=self.inquiry.teacher.description,
+            seed=self.config.seed,
+            progress=lambda done, total, loss: progress(done, total),
+        )
+        return done.to_dict() | {"plain": True}
+
+    def _compare(self, number: int, students: Sequence[Path]) -> list[float]:
+        """How well each student agrees with the teacher on the selection part: the same pairs for all."""
+        judgments, priors = self._judgments(), self._priors()
+
+        def compare() -> dict[str, Any]:
+            title = f"cycle {number}/{self.config.cycles}: teacher judges what students answer"
+            found = self.judge_tops([self._top(student) for student in students], title, number)
+            targets = self.plain_targets(found.judgments)
+            documents = self.inquiry.documents(found.documents)
+            agreement, best = compared(map(self.encoder, students), documents, self.catalog.labels, targets)
+            return {
+                "agreement": agreement,
+                "best": best,
+                "documents": len(documents),
+                "pairs": found.pairs,
+                "whole": found.whole,
+            }
+
+        name = f"cycle-{number}-compare"
+        made = self.place.stage(
+            name,
+            [
+                self.catalog_hash,
+                [self.identity(student) for student in students],
+                self.training,
+                self.config.seed,
+                self._content(judgments, priors),
+            ],
+            [],
+            compare,
+            libraries=ENCODING,
+        )
+        if not made.get("whole", True):
+            self.place.forget(name)
+        agreements = made["agreement"]
+        self.budget.compared = made.get("pairs", 0)
+        for cycle, agreement in zip(self.findings, agreements, strict=True):
+            cycle.agreement = agreement
+            cycle.agreed = _COMPARED if "pairs" in made else _COMPARED_ONCE
+        self.findings[-1].compared = made.get("best", "")
+        # Without a held-out judgment there is nothing to choose or to stop by.
+        return [float(number) if score is None else score for number, score in enumerate(agreements)]
+
+    def judge_tops(
+        self, tops: Sequence[NDArray[np.int64]], title: str, cycle: int | None = None
+    ) -> JudgedTops:
+        """Have the teacher judge what several rankings put first on documents that select.
+
+        Args:
+            tops: Of each ranking, (N, K) label rows of the N documents `budget.selecting`.
+            title: For the progress bar.
+            cycle: After which the rankings' students are compared; `None`: after all.
+        """
+        first = {
+            i: list(dict.fromkeys(np.concatenate([top[place] for top in tops]).tolist()))
+            for place, i in enumerate(self.budget.selecting)
+        }
+        new = {i: [row for row in rows if row not in self.asked[i]] for i, rows in first.items()}
+        documents = self.budget.to_compare([len(rows) for rows in new.values()], cycle)
+        done, wanted = cycle or len(self.findings), [first[i] for i in documents]
+        asked = self.inquiry.ask(documents, wanted, title, done, compares=True)
+        rest(self.inquiry.teacher)
+        whole: list[int] = []
+        for i in documents:
+            if len(self.inquiry.judged(i, first[i])) == len(first[i]):
+                whole.append(i)
+            elif asked.stopped:
+                # What happens to be known of later ones is no random choice.
+                break
+        return JudgedTops(
+            whole,
+            self.inquiry.answers(whole, [[*self.asked[i], *new[i]] for i in whole]),
+            sum(len(new[i]) for i in documents),
+            len(whole) == len(documents),
+        )
+
+    def _top(self, student: Path) -> NDArray[np.int64]:
+        """The label rows a student puts first, of each of `budget.selecting`."""
+        if student not in self._tops:
+            self._tops[student] = np.empty((0, 0), dtype=np.int64)
+            if texts := [document.shown for document in self.inquiry.documents(self.budget.selecting)]:
+                encoder = self.encoder(student)
+                queries = encoder.encode_documents(texts)
+                titles = encoder.encode_labels([label.title for label in self.catalog.labels])
+                self._tops[student] = LabelIndex.for_once(titles, queries).search(queries, JUDGED_TOP)[1]
+        return self._tops[student]
+
+    def _content(self, *judgments: Sequence[Judgment]) -> list[list[Any]]:
+        """What targets are made of, for the stages that use them."""
+        said = [[*pair, yes] for pair, yes in sorted(self._verdicts.items())]
+        return [*([j.key, j.status, j.log_odds] for part in judgments for j in part), *said]
+
+
+def idle_cycles(scores: Sequence[float], min_gain: float) -> int:
+    """How many of the last cycles did not gain.
+
+    Args:
+        scores: Of each cycle's student, first to last, at least one.
+        min_gain: A cycle gains if its score is higher by more than this than at the last gain.
+    """
+    best, gained = scores[0], 0
+    for place, score in enumerate(scores):
+        if score > best + min_gain:
+            best, gained = score, place
+    return len(scores) - 1 - gained
