@@ -1,4 +1,4 @@
-"""What an earlier version made (commit 7aef8be, the small world): its bundle and its paid answers serve as before."""
+"""A bundle and a store of an earlier version (commit 7aef8be, the small world) serve as before."""
 
 from __future__ import annotations
 
