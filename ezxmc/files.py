@@ -9,7 +9,7 @@ Whoever writes checks the place first, before any work:
 Then all is written beside the place, under a name nobody else can have, synced to the
 disk, and moved there in one step: a failing command, or a power cut, leaves what was there before.
 
-`shipped_files` are those that come with the package: in the wheel, or beside it in a source checkout.
+`package_files` are those that come with the package: in the wheel, or beside it in a source checkout.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ezxmc.errors import ConfigError, DataError, EzxmcError
 from ezxmc.hashing import file_hash, text_hash
 
 
-def shipped_files(folder: str, pattern: str) -> dict[str, Path]:
+def package_files(folder: str, pattern: str) -> dict[str, Path]:
     """Files by name without its ending, in order.
 
     Args:

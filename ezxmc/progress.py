@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 
-class Watch(Protocol):
+class Progress(Protocol):
     """Whoever wants to see how far a job is."""
 
     def stage(self, title: str) -> Callable[[int, int], None]:
@@ -19,21 +19,21 @@ class Watch(Protocol):
         """A line to look at while waiting, now and then; what does not fit the screen is cut off."""
 
 
-class Unwatched:
-    """A `Watch` that shows nothing."""
+class NoProgress:
+    """A `Progress` that shows nothing."""
 
     def stage(self, title: str) -> Callable[[int, int], None]:
-        """See `Watch`."""
+        """See `Progress`."""
         return lambda done, total: None
 
     def say(self, text: str) -> None:
-        """See `Watch`."""
+        """See `Progress`."""
 
     def show(self, text: str) -> None:
-        """See `Watch`."""
+        """See `Progress`."""
 
 
-def pulling(watch: Watch, name: str) -> Callable[[str, int, int], None]:
+def pulling(watch: Progress, name: str) -> Callable[[str, int, int], None]:
     """Progress of fetching a model, each of its steps a stage of `watch`."""
     stages: dict[str, Callable[[int, int], None]] = {}
 

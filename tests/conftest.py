@@ -19,7 +19,7 @@ from ezxmc.cluster import RayConfig
 from ezxmc.cluster.connection import connect, disconnect
 
 # Few examples find what a change breaks; many (HYPOTHESIS_PROFILE=long) what nobody thought of.
-for _name, _examples in (("short", 40), ("long", 400)):
+for _name, _examples in (("short", 25), ("long", 400)):
     settings.register_profile(
         _name,
         max_examples=_examples,
@@ -46,7 +46,11 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
-_LONGEST = ("update", "pipeline", "encoding", "resume", "http_teacher", "serve", "promises", "people", "plan")
+_LONGEST = {
+    *("update", "pipeline", "encoding", "resume", "http_teacher", "promises", "serve", "people", "plan"),
+    *("predict", "bench_methods", "review_run", "decisions_risk", "cli", "cli_encoding", "training"),
+    *("store_processes", "sparse_head", "drift", "models", "layout", "head_run"),
+}
 """Files that take longest: one of them begun last would run alone."""
 
 

@@ -27,7 +27,7 @@ from ezxmc.metrics import (
     precision_by_document,
     recall_by_document,
 )
-from ezxmc.progress import Watch
+from ezxmc.progress import Progress
 from ezxmc.records import Document, Judgment, Label, Pair
 from ezxmc.teacher.replay import ReplayTeacher
 
@@ -187,7 +187,7 @@ def load_benchmark(
     report_share: float,
     report: Path | None,
     propensity: tuple[float, float],
-    watch: Watch,
+    watch: Progress,
 ) -> Benchmark:
     """Read and divide a catalog.
 

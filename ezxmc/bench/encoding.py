@@ -23,7 +23,7 @@ from ezxmc.bundle.predict import Predictor
 from ezxmc.config import Backend, Precision
 from ezxmc.errors import BundleError, DataError, ModelError
 from ezxmc.metrics import precision_at_k
-from ezxmc.progress import Unwatched, Watch
+from ezxmc.progress import NoProgress, Progress
 from ezxmc.records import Document
 from ezxmc.retrieval import BiEncoder
 
@@ -95,7 +95,7 @@ def bench_encoding(
     singles: int = 500,
     rounds: int = 3,
     seed: int = 0,
-    watch: Watch | None = None,
+    watch: Progress | None = None,
 ) -> dict[str, Any]:
     """Encode documents in every way that a bundle and this machine allow.
 
@@ -117,7 +117,7 @@ def bench_encoding(
         BundleError: No intact bundle, or one without a calibrator.
         DataError: No documents, or none with gold.
     """
-    watch = watch or Unwatched()
+    watch = watch or NoProgress()
     bundle = load_bundle(path, precision="float32")
     if bundle.calibrator is None:
         raise BundleError(f"bundle {path} has no calibrator", "run `ezxmc calibrate` on it")

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from ezxmc.errors import ConfigError
-from ezxmc.progress import Unwatched, Watch
+from ezxmc.progress import NoProgress, Progress
 from ezxmc.retrieval.ann import BREADTH, DEPTH, LINKS, Vectors, choose, document_like, recall
 from ezxmc.retrieval.index import LabelIndex
 
@@ -74,7 +74,7 @@ def bench_index(
     *,
     methods: Sequence[str] = METHODS,
     seed: int = 0,
-    watch: Watch | None = None,
+    watch: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure ways to search label vectors.
 
@@ -96,7 +96,7 @@ def bench_index(
         raise ConfigError(f"no index method {', '.join(sorted(unknown))}", f"choose of {', '.join(METHODS)}")
     if not sizes or min(sizes) < DEPTH:
         raise ConfigError(f"sizes must be at least {DEPTH}", "give --sizes 1000,10000")
-    watch = watch or Unwatched()
+    watch = watch or NoProgress()
     if "hnswlib" in methods and not _installed("hnswlib"):
         watch.say("hnswlib is not installed and left out (`pip install hnswlib`)")
         methods = [method for method in methods if method != "hnswlib"]

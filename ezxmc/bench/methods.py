@@ -32,7 +32,7 @@ from ezxmc.bench.task import DEPTH, Method, Ranking, Task
 from ezxmc.errors import ConfigError, DataError, EzxmcError
 from ezxmc.files import Inputs, check_file, loads, write_file
 from ezxmc.hashing import text_hash
-from ezxmc.progress import Watch
+from ezxmc.progress import Progress
 
 METHODS: dict[str, Method] = {
     "untrained": UNTRAINED,
@@ -111,7 +111,7 @@ def check_results(out: Path, inputs: Inputs = ()) -> None:
 
 
 def run_methods(
-    benchmark: Benchmark, names: Sequence[str], *, seeds: int, out: Path | None, watch: Watch
+    benchmark: Benchmark, names: Sequence[str], *, seeds: int, out: Path | None, watch: Progress
 ) -> tuple[list[Result], dict[str, str]]:
     """Run methods, keeping every finished run in `out`.
 

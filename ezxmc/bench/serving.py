@@ -25,7 +25,7 @@ import numpy as np
 
 from ezxmc.data import RowReport, iter_documents
 from ezxmc.errors import DataError, EzxmcError
-from ezxmc.progress import Watch
+from ezxmc.progress import Progress
 
 _BODIES = 1_000
 _ENDPOINT = "/predict"
@@ -63,7 +63,7 @@ def bench_serving(
     *,
     seconds: float,
     connections: Sequence[int],
-    watch: Watch,
+    watch: Progress,
     report: RowReport | None = None,
 ) -> dict[str, Any]:
     """Serve a bundle in a process of its own and load it, one document a request.

@@ -21,7 +21,7 @@ from ezxmc.errors import DataError
 from ezxmc.feedback.targets import context_size
 from ezxmc.hashing import text_hash
 from ezxmc.models import resolve_model
-from ezxmc.progress import Watch
+from ezxmc.progress import Progress
 from ezxmc.records import Document, Judgment, Label
 from ezxmc.retrieval import BiEncoder, LabelIndex
 
@@ -59,7 +59,7 @@ class Task:
     report_judgments: Sequence[Judgment]
     config: TrainingConfig
     proposer: str | None
-    watch: Watch
+    watch: Progress
 
     @cached_property
     def titles(self) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 
 from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.models import resolve_model
-from ezxmc.progress import Watch
+from ezxmc.progress import Progress
 from ezxmc.records import Pair
 from ezxmc.teacher.vllm import VllmTeacher
 from ezxmc.teacher.vllm_engine import VllmEngine
@@ -123,7 +123,7 @@ class TeacherBench:
 
 
 def bench_teacher(
-    pairs: Sequence[Pair], config: VllmTeacherConfig, *, baseline_pairs: int, watch: Watch
+    pairs: Sequence[Pair], config: VllmTeacherConfig, *, baseline_pairs: int, watch: Progress
 ) -> TeacherBench:
     """Measure the teacher on real pairs, against its engine, its machine and two other ways to ask.
 
@@ -183,7 +183,7 @@ def bench_teacher(
     )
 
 
-def _rank_llm_way(teacher: VllmTeacher, engine: VllmEngine, pairs: Sequence[Pair], watch: Watch) -> Rate:
+def _rank_llm_way(teacher: VllmTeacher, engine: VllmEngine, pairs: Sequence[Pair], watch: Progress) -> Rate:
     engine.block = _DEFAULT_BLOCK[engine.cpu]
     engine.max_tokens = -(-teacher.engine.max_tokens // engine.block) * engine.block
     unpadded = teacher.renderer.with_block(1)

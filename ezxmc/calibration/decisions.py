@@ -107,7 +107,7 @@ Kind = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class Promise:
+class Guarantee:
     """What was controlled, and on what.
 
     Attributes:
@@ -147,7 +147,7 @@ class Decision:
     k: int | None = None
     threshold: float | None = None
     abstain_below: float | None = None
-    promise: Promise | None = None
+    promise: Guarantee | None = None
     changed: int = 0
     version: int = FORMAT_VERSION
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import rel_entr
 
-from ezxmc.calibration.decisions import Decision, Promise, micro_threshold
-from ezxmc.calibration.rates import Reviewed, false_tags, missed
+from ezxmc.calibration.decisions import Decision, Guarantee, micro_threshold
+from ezxmc.calibration.rates import ReviewedDocuments, false_tags, missed
 from ezxmc.errors import ConfigError
 
 
@@ -115,7 +115,7 @@ Test = Callable[[NDArray[np.float64], NDArray[np.int64], float], NDArray[np.floa
 
 
 def maximise_f1(
-    reviewed: Reviewed, *, per_document: bool = False, abstain_below: float | None = None
+    reviewed: ReviewedDocuments, *, per_document: bool = False, abstain_below: float | None = None
 ) -> Decision:
     """Keep what maximises expected F1, as far as the probabilities are calibrated.
 
@@ -135,7 +135,9 @@ def maximise_f1(
     return Decision("expected_f1", depth, threshold=threshold, abstain_below=abstain_below)
 
 
-def control_missed_rate(reviewed: Reviewed, target: float, *, abstain_below: float | None = None) -> Decision:
+def control_missed_rate(
+    reviewed: ReviewedDocuments, target: float, *, abstain_below: float | None = None
+) -> Decision:
     """The highest threshold whose expected missed-label rate is at most `target`.
 
     Conformal risk control (arXiv 2208.02814), exact over all thresholds: the
@@ -182,12 +184,12 @@ def control_missed_rate(reviewed: Reviewed, target: float, *, abstain_below: flo
         p.shape[1],
         threshold=float(levels[below]),
         abstain_below=abstain_below,
-        promise=Promise(target, n),
+        promise=Guarantee(target, n),
     )
 
 
 def control_false_tag_rate(
-    reviewed: Reviewed, target: float, *, confidence: float = 0.9, abstain_below: float | None = None
+    reviewed: ReviewedDocuments, target: float, *, confidence: float = 0.9, abstain_below: float | None = None
 ) -> Decision:
     """The lowest threshold of `GRID` that proves a false-tag rate of at most `target`.
 
@@ -213,11 +215,13 @@ def control_false_tag_rate(
         p.shape[1],
         threshold=_lowest_proven("a false-tag rate", losses, hoeffding_bentkus_p_value, target, confidence),
         abstain_below=abstain_below,
-        promise=Promise(target, len(p), confidence),
+        promise=Guarantee(target, len(p), confidence),
     )
 
 
-def control_top_error(reviewed: Reviewed, target: float, *, confidence: float = 0.9, k: int = 1) -> Decision:
+def control_top_error(
+    reviewed: ReviewedDocuments, target: float, *, confidence: float = 0.9, k: int = 1
+) -> Decision:
     """Abstain where needed for the first tag to be false in at most `target` of the documents answered.
 
     Selective classification with a guarantee (as in Geifman and El-Yaniv,
@@ -240,7 +244,7 @@ def control_top_error(reviewed: Reviewed, target: float, *, confidence: float = 
         reviewed.probabilities.shape[1],
         k=k,
         abstain_below=_lowest_proven("a first-tag error", losses, binomial_p_value, target, confidence),
-        promise=Promise(target, len(best), confidence),
+        promise=Guarantee(target, len(best), confidence),
     )
 
 

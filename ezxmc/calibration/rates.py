@@ -14,7 +14,7 @@ from ezxmc.records import Prediction
 
 
 @dataclass(frozen=True, slots=True)
-class Reviewed:
+class ReviewedDocuments:
     """Documents with calibrated candidates and the labels people gave them.
 
     Attributes:
@@ -52,7 +52,7 @@ class Reviewed:
         gold: Mapping[str, Collection[str]],
         *,
         without_gold: Literal["none", "unreviewed"] | None = None,
-    ) -> Reviewed:
+    ) -> ReviewedDocuments:
         """Out of predictions of one depth with probabilities.
 
         Args:
@@ -96,14 +96,14 @@ class Reviewed:
         return float((self.gold - self.hits.sum(axis=1)).mean())
 
 
-def missed(reviewed: Reviewed, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+def missed(reviewed: ReviewedDocuments, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Share of its gold labels each document misses: one value per document that has any, in order."""
     found = (reviewed.hits & kept).sum(axis=1)
     some = reviewed.gold > 0
     return np.asarray(1 - found[some] / reviewed.gold[some])
 
 
-def false_tags(reviewed: Reviewed, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+def false_tags(reviewed: ReviewedDocuments, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Share of false tags among those kept: one value per answered document, in order.
 
     A document with nothing kept has no value: counted as 0, abstaining on many
@@ -143,7 +143,7 @@ class Rates:
     document_f1: float | None
 
 
-def rates(reviewed: Reviewed, kept: NDArray[np.bool_]) -> Rates:
+def rates(reviewed: ReviewedDocuments, kept: NDArray[np.bool_]) -> Rates:
     """Measure a choice.
 
     Args:

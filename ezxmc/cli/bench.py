@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ezxmc.cli.bench_speed import encoding, index, serving
-from ezxmc.cli.console import Json, bad_rows, emit, table, watching
+from ezxmc.cli.console import Json, bad_rows, emit, show_progress, table
 from ezxmc.config import ShortlistConfig, TrainingConfig
 from ezxmc.config.teacher import VllmTeacherConfig
 
@@ -55,7 +55,7 @@ def teacher(
     tags, tag_rows = read_labels(labels)
     docs = random.Random(seed).sample(docs, min(count, len(docs)))
     config = VllmTeacherConfig(model=model, prompt=prompt, compile="auto" if compile is None else compile)
-    with watching() as watch:
+    with show_progress() as watch:
         encoder = BiEncoder(resolve_model("all-MiniLM-L6-v2", kind="encoder"), max_length=256)
         found = shortlist(docs, tags, encoder, ShortlistConfig(size=size, explore=0), seed=seed)
         pairs = list(pairs_of(docs, tags, [candidates.labels for candidates in found]))
@@ -166,7 +166,7 @@ def methods(
     fed = [name for name in names if name in METHODS and METHODS[name].amount == "judgments"]
     names += [f"{name}@{count}" for count in _listed(judgments_at) for name in fed]
     names += [f"supervised@{count}" for count in _listed(labelled) if "supervised" in names]
-    with watching() as watch:
+    with show_progress() as watch:
         benchmark = load_benchmark(
             documents,
             labels,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Json, bad_rows, emit, table, watching
+from ezxmc.cli.console import Json, bad_rows, emit, show_progress, table
 from ezxmc.config import TrainingConfig
 from ezxmc.errors import DataError
 
@@ -37,7 +37,7 @@ def encoding(
     if gold:
         uids, titles = [document.uid for document in docs], load_bundle(bundle, verify=False).titles()
         tags, gold_rows = read_gold(gold, documents=uids, labels=titles, more_documents=True)
-    with watching() as watch:
+    with show_progress() as watch:
         found = bench_encoding(
             bundle, docs, tags, count=count, singles=singles, rounds=rounds, seed=seed, watch=watch
         )
@@ -124,7 +124,7 @@ def index(
             "give real ones of both; `ezxmc data inspect` shows what a file holds",
         )
     docs = random.Random(seed).sample(docs, min(count, len(docs)))
-    with watching() as watch:
+    with show_progress() as watch:
         model = BiEncoder(resolve_model(encoder, kind="encoder"), max_length=TrainingConfig().max_length)
         vectors = model.encode_labels([tag.title for tag in tags], progress=watch.stage("labels"))
         queries = model.encode_documents([doc.shown for doc in docs], progress=watch.stage("documents"))
@@ -196,7 +196,7 @@ def serving(
             "give whole numbers from 1, with commas", param_hint="--connections"
         ) from None
     rows = RowReport()
-    with watching() as watch:
+    with show_progress() as watch:
         found = bench_serving(
             bundle, documents, seconds=seconds, connections=counts, watch=watch, report=rows
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, standard_output, watching
+from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, show_progress, standard_output
 from ezxmc.config import Backend, Precision
 
 Folder = Annotated[Path, typer.Argument(help="Bundle folder.")]
@@ -30,7 +30,7 @@ def show(bundle: Folder, json: Json = False) -> None:
     """
     from ezxmc.bundle.bundle import open_labels
 
-    with watching() as watch:
+    with show_progress() as watch:
         labels, index, decision = open_labels(bundle)
         if json:
             emit(
@@ -80,7 +80,7 @@ def add(
         columns=columns_for("labels", columns_of(column, labels_only=True)),
     )
     rows.refuse_empty(labels, "label", tags)
-    with watching() as watch:
+    with show_progress() as watch:
         change = add_labels(bundle, tags, progress=watch.stage("encoding titles"))
     facts = {"added": change.added, "changed": change.changed, "bundle": str(bundle)}
     answer(json, facts | _decision(bundle), {"labels": rows})
@@ -143,7 +143,7 @@ def export(
     from ezxmc.retrieval.export import convert
 
     check_changeable(bundle)
-    with watching() as watch:
+    with show_progress() as watch:
         opened = load_bundle(bundle)
         watch.stage("converting")
         # Beside the bundle's files, where it can be moved from in one step.

@@ -18,9 +18,9 @@ from ezxmc.cli.console import (
     bad_rows,
     columns_of,
     settle_untagged,
+    show_progress,
     shown,
     table,
-    watching,
 )
 from ezxmc.cli.judgments import opened
 from ezxmc.cli.run import Documents, Seed, newest_judgments
@@ -133,7 +133,7 @@ def calibrate(
     if held_out is not None:
         part = set(calibration_part(docs, held_out, seed))
         docs = [document for document in docs if document.uid in part]
-    with watching() as watch:
+    with show_progress() as watch:
         doc_rows.tell(watch.say, "documents")
         predictor = Predictor(bundle)
         human: Verdict = tag_verdicts({})
@@ -287,7 +287,7 @@ def decide(
         control_top_error,
         maximise_f1,
     )
-    from ezxmc.calibration.rates import Reviewed, rates
+    from ezxmc.calibration.rates import ReviewedDocuments, rates
     from ezxmc.data import columns_for, read_documents, read_gold
     from ezxmc.errors import ConfigError
 
@@ -302,7 +302,7 @@ def decide(
         raise typer.BadParameter("--first-tag-error chooses itself where to abstain: drop --abstain-below")
     check_changeable(bundle)
     docs, doc_rows = read_documents(documents, columns=columns_for("documents", columns_of(column)))
-    with watching() as watch:
+    with show_progress() as watch:
         doc_rows.tell(watch.say, "documents")
         predictor = Predictor(bundle)
         if predictor.bundle.calibrator is None:
@@ -324,7 +324,7 @@ def decide(
         for done, prediction in enumerate(predictor.stream(docs, k=max(depth, top_k or 0)), start=1):
             predictions.append(prediction)
             bar(done, len(docs))
-    reviewed = Reviewed.of(predictions, tags)
+    reviewed = ReviewedDocuments.of(predictions, tags)
     probabilities = reviewed.probabilities
     at_most = probabilities.shape[1]
     if missed_rate is not None:

@@ -22,13 +22,15 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     SpinnerColumn,
     Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+)
+from rich.progress import (
+    Progress as Bars,
 )
 from rich.table import Table
 from rich.text import Text
@@ -37,7 +39,7 @@ from ezxmc.cluster import RayConfig
 from ezxmc.config import RunConfig
 from ezxmc.errors import DataError
 from ezxmc.launcher import rank_and_size
-from ezxmc.progress import Unwatched
+from ezxmc.progress import NoProgress
 
 if TYPE_CHECKING:
     from ezxmc.data import RowReport
@@ -76,10 +78,10 @@ _STREAMS = 2  # standard input, output and error are the files 0 to 2
 _QUIET_EVERY = 30.0  # seconds between progress lines in a pipe
 
 
-class Watch:
+class Progress:
     """Shows the stages of a job: a bar each on a terminal, a line now and then in a pipe."""
 
-    def __init__(self, progress: Progress | None) -> None:
+    def __init__(self, progress: Bars | None) -> None:
         self._progress = progress
 
     def stage(self, title: str) -> Callable[[int, int], None]:
@@ -112,15 +114,15 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def watching() -> Iterator[Watch | Unwatched]:
-    """A `Watch` fitting where standard error goes; of a job's processes only the first shows anything."""
+def show_progress() -> Iterator[Progress | NoProgress]:
+    """A `Progress` fitting where standard error goes; of a job's processes only the first shows anything."""
     if rank_and_size()[0] > 0:
-        yield Unwatched()
+        yield NoProgress()
         return
     if not stderr.is_terminal:
-        yield Watch(None)
+        yield Progress(None)
         return
-    with Progress(
+    with Bars(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -131,7 +133,7 @@ def watching() -> Iterator[Watch | Unwatched]:
         TimeRemainingColumn(),
         console=stderr,
     ) as progress:
-        yield Watch(progress)
+        yield Progress(progress)
 
 
 def _plain_stage(title: str) -> Callable[[int, int], None]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Json, bad_rows, emit, shown, table, watching
+from ezxmc.cli.console import Json, bad_rows, emit, show_progress, shown, table
 from ezxmc.errors import StoreError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def export(
     """
     from ezxmc.feedback.exchange import export_judgments
 
-    with watching() as watch, opened(store) as feedback:
+    with show_progress() as watch, opened(store) as feedback:
         rows = export_judgments(feedback, out, teacher=teacher, progress=watch.stage("export"))
     if json:
         emit({"judgments": rows, "out": str(out), "bytes": out.stat().st_size})
@@ -146,7 +146,7 @@ def import_(
     check_store(store, [source])
     source_kind(source)  # a misspelt name must not leave an empty store behind
     report = RowReport()
-    with watching() as watch, FeedbackStore(store) as feedback:
+    with show_progress() as watch, FeedbackStore(store) as feedback:
         done = import_judgments(feedback, source, report, progress=watch.stage("import"))
         report.tell(watch.say, source)
     if json:

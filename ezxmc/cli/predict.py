@@ -24,10 +24,10 @@ from ezxmc.cli.console import (
     columns_of,
     emit,
     settle_untagged,
+    show_progress,
     standard_output,
     stderr,
     table,
-    watching,
 )
 from ezxmc.config import Backend, Precision
 from ezxmc.errors import ConfigError
@@ -112,7 +112,7 @@ def predict(
         if out:
             stack.callback(_tell_of_part, out)
         file = stack.enter_context(RowFile(out, resume=resume, inputs=inputs)) if out else None
-        watch = stack.enter_context(watching())
+        watch = stack.enter_context(show_progress())
         rows.say = watch.say
         if tagger.decision and tagger.decision.changed:
             watch.say(f"decision: {tagger.decision.guarantee}")
@@ -288,7 +288,7 @@ def evaluate(
                 more_labels=labels is None,
                 refuse=name == "gold",
             )
-    with watching() as watch:
+    with show_progress() as watch:
         for name, report in reports.items():
             if report.counts or report.notes:
                 report.tell(watch.say, name)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Json, emit, table, watching
+from ezxmc.cli.console import Json, emit, show_progress, table
 from ezxmc.progress import pulling
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _identity(prompt: Prompt) -> dict[str, Any]:
 def _tokenizer(model: str) -> Any:
     from ezxmc.models.resolve import load_tokenizer
 
-    with watching() as watch:
+    with show_progress() as watch:
         return load_tokenizer(model, progress=pulling(watch, "model"))
 
 

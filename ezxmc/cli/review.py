@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ezxmc.cli.console import Json, answer, bad_rows, emit, watching
+from ezxmc.cli.console import Json, answer, bad_rows, emit, show_progress
 from ezxmc.errors import ConfigError
 
 _PAIRS, _PER_LABEL, _PER_DOCUMENT, _DOCUMENTS = 200, 10, 3, 60  # more documents than it takes: some fail
@@ -76,7 +76,7 @@ def export(
 
     out = out or run_dir / PAIRS
     check_picks(out)
-    with watching() as watch:
+    with show_progress() as watch:
         material = Material.load(run_dir, watch.say)
         if purpose is Purpose.CALIBRATION:
             picks = material.for_calibration(count or _DOCUMENTS, seed=seed)
@@ -130,7 +130,7 @@ def import_(
     from ezxmc.review.material import STORE, Material
 
     report = RowReport()
-    with watching() as watch:
+    with show_progress() as watch:
         material = Material.load(run_dir, watch.say)
         with Reviews(run_dir / STORE) as reviews:
             done = import_reviews(
@@ -183,7 +183,7 @@ def ui(
         pairs = source / PAIRS
         if not pairs.exists():
             check_picks(pairs)
-            with watching() as watch:
+            with show_progress() as watch:
                 chosen = Material.load(source, watch.say).for_training(
                     _PAIRS,
                     per_label=_PER_LABEL,

@@ -25,8 +25,8 @@ from ezxmc.cli.console import (
     columns_of,
     emit,
     read_inputs,
+    show_progress,
     table,
-    watching,
     with_engine,
 )
 from ezxmc.cli.judgments import opened
@@ -102,7 +102,7 @@ def run(
 
     settings = with_budget(RunConfig.load(config), max_pairs, max_hours)
     settings = with_engine(settings, engine, workers, ray_address)
-    with watching() as watch:
+    with show_progress() as watch:
         report = run_all(settings, watch=watch)
     if json:
         emit(report.model_dump(mode="json"))
@@ -151,7 +151,7 @@ def follow(config: Path, max_pairs: int | None, plan: bool, json: bool) -> None:
     if max_pairs is not None:
         limited = settings.update.model_copy(update={"max_pairs": max_pairs})
         settings = settings.model_copy(update={"update": limited})
-    with watching() as watch:
+    with show_progress() as watch:
         report = update_run(settings, plan=plan, watch=watch)
     if json:
         emit(report.model_dump(mode="json"))
@@ -210,7 +210,7 @@ def shortlist(
     check_shortlist(out, inputs)
     vectors = out.with_name(f"{out.name}-vectors")
     (docs, doc_rows), (tags, tag_rows) = read_inputs(documents, labels, column, strict)
-    with sole_writer(out), watching() as watch:
+    with sole_writer(out), show_progress() as watch:
         found = propose(
             docs,
             tags,
@@ -277,7 +277,7 @@ def train(
     )
     check_student_place(out, [documents, labels, store, encoder])
     # Of the processes that torchrun starts, one writes.
-    with sole_writer(out) if rank_and_size()[0] == 0 else nullcontext(), watching() as watch:
+    with sole_writer(out) if rank_and_size()[0] == 0 else nullcontext(), show_progress() as watch:
         data = DataConfig(documents=documents, labels=labels, columns=columns_of(column))
         catalog = Catalog.load(data, held_out, seed, watch.say)
         apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
@@ -337,7 +337,7 @@ def index(
     vectors = out.with_name(f"{out.name}-vectors")
     tags, tag_rows = read_labels(labels, columns=columns_for("labels", columns_of(column, labels_only=True)))
     tag_rows.refuse_empty(labels, "label", tags)
-    with sole_writer(out), watching() as watch:
+    with sole_writer(out), show_progress() as watch:
         folder = resolve_model(student, kind="encoder")
         bar = watch.stage("label index")
         encoder = open_encoder(folder, ray, vectors, max_length=max_length, say=watch.say)

@@ -11,7 +11,7 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-from ezxmc.cli.console import Json, emit, stderr, table, watching
+from ezxmc.cli.console import Json, emit, show_progress, stderr, table
 from ezxmc.config import DataConfig, RunConfig
 from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.errors import ConfigError
@@ -132,7 +132,7 @@ def pull(
     from ezxmc.models import pull as fetch
     from ezxmc.progress import pulling
 
-    with watching() as watch:
+    with show_progress() as watch:
         folder = fetch(name, pulling(watch, name), force=force)
     _folder(name, folder, json)
 

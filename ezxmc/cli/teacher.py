@@ -19,9 +19,9 @@ from ezxmc.cli.console import (
     cluster,
     emit,
     read_inputs,
+    show_progress,
     shown,
     table,
-    watching,
     with_engine,
 )
 from ezxmc.cli.run import Documents, Labels, MaxHours, MaxPairs, Strict, with_budget
@@ -63,7 +63,7 @@ def plan(
 
     settings = with_budget(RunConfig.load(config), max_pairs, max_hours)
     settings = with_engine(settings, engine, workers, ray_address)
-    with watching() as watch:
+    with show_progress() as watch:
         found = make_plan(settings, probe_pairs=probe_pairs if probe else 0, watch=watch)
     if json:
         emit(found.to_dict())
@@ -179,7 +179,7 @@ def annotate(
     from ezxmc.feedback.teachers import unused_judgments
     from ezxmc.progress import pulling
     from ezxmc.teacher import load_teacher
-    from ezxmc.teacher.base import KeepsShards
+    from ezxmc.teacher.base import ShardedTeacher
     from ezxmc.teacher.check import tell_faults
 
     if replay and server:
@@ -207,7 +207,7 @@ def annotate(
         )
     budget = Budget(limits, [document.uid for document in docs], size=max(map(len, wanted), default=1) or 1)
     part = budget.cut(1, wanted)
-    with watching() as watch, FeedbackStore(store) as feedback:
+    with show_progress() as watch, FeedbackStore(store) as feedback:
         for name, one in (("documents", doc_rows), ("labels", tag_rows), ("shortlist", report)):
             one.tell(watch.say, name)
         if merged := merge_shards(feedback):
@@ -230,7 +230,7 @@ def annotate(
             watch.say(f"{replay} tells documents and labels by their ids: it must be of these very texts")
         totals = feedback.totals(teacher.fingerprint)
     cut = summary.wanted - summary.known - summary.asked if summary.stopped else 0
-    done = teacher.workers() if isinstance(teacher, KeepsShards) else []
+    done = teacher.workers() if isinstance(teacher, ShardedTeacher) else []
     recorded: RowReport | None = getattr(teacher, "report", None)
     rows = {"documents": doc_rows, "labels": tag_rows, "shortlist": report, "judgments": recorded}
     answer(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ezxmc.data.datasets import SplitStatistics, Statistics
 from ezxmc.errors import ConfigError
-from ezxmc.files import shipped_files
+from ezxmc.files import package_files
 
 _CURE = "`ezxmc data show debtags` shows a card that is right"
 
@@ -194,7 +194,7 @@ def card_path(name: str | Path) -> Path:
 def card_files() -> dict[str, Path]:
     """Shipped cards by name."""
     return {
-        name: path for name, path in shipped_files("data_cards", "*.md").items() if _has_front_matter(path)
+        name: path for name, path in package_files("data_cards", "*.md").items() if _has_front_matter(path)
     }
 
 

@@ -26,10 +26,10 @@ from ezxmc.errors import StoreError, TeacherError, instance_of
 from ezxmc.feedback.shards import shard_folder
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Label, Pair, Status
-from ezxmc.teacher.base import KeepsShards, Teacher, startup_seconds
+from ezxmc.teacher.base import ShardedTeacher, Teacher, startup_seconds
 
 
-class Claims:
+class PairLocks:
     """The pairs this process is asking about.
 
     Locks belong to a process: they part processes, not the threads of one.
@@ -48,7 +48,7 @@ class Claims:
         except OSError as error:
             raise StoreError(f"{self.path}: {error}", "put the store into a writable folder") from error
 
-    def take(self, key: str) -> bool:
+    def acquire(self, key: str) -> bool:
         """Claim a pair; false if another process has it in hand."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _place(key))
@@ -247,8 +247,8 @@ class _Job:
         self.speechless[Status.LOW_MASS.value] = before.get(Status.LOW_MASS, 0)
         self._heed_silence()
         self.session = self.store.open_session(self.teacher.fingerprint, self.teacher.description)
-        self.claims = Claims(self.store.path)
-        if isinstance(self.teacher, KeepsShards):
+        self.claims = PairLocks(self.store.path)
+        if isinstance(self.teacher, ShardedTeacher):
             self.teacher.keep(shard_folder(self.store.path))
         try:
             for attempt in range(1, _ATTEMPTS + 1):
@@ -290,7 +290,7 @@ class _Job:
                 if attempt > 1 and self.in_vain > _HOPELESS:
                     return
                 free = [key for key in window if key not in self.in_hand]
-                mine = [key for key in free if self.claims.take(key)]
+                mine = [key for key in free if self.claims.acquire(key)]
                 if len(mine) < len(free):
                     elsewhere.add(number)
                 # Only now can nobody else answer them.
@@ -327,7 +327,7 @@ class _Job:
 
     def _keep(self, batch: Sequence[Judgment], seconds: float) -> None:
         new = self.store.append(self.session, batch, seconds)
-        if isinstance(self.teacher, KeepsShards):
+        if isinstance(self.teacher, ShardedTeacher):
             self.teacher.stored(len(batch))
         for judgment in batch:
             chunk = self.in_hand.pop(judgment.key)

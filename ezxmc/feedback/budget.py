@@ -3,7 +3,7 @@
 Everything is decided by the configuration and by content hashes, nothing by
 what is already stored: a job killed and started again chooses the same pairs.
 
-`Inquiry` puts a catalog's pairs to the teacher within the budget, and recalls answers from the store.
+`Annotator` puts a catalog's pairs to the teacher within the budget, and recalls answers from the store.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ezxmc.feedback.recall import recall
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import context_size
 from ezxmc.hashing import text_hash
-from ezxmc.progress import Watch
+from ezxmc.progress import Progress
 from ezxmc.records import Document, Judgment, Pair
 from ezxmc.teacher.base import Teacher
 from ezxmc.teacher.check import tell_faults
@@ -42,7 +42,7 @@ _LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Allotment:
+class Allocation:
     """The part of a job its budget pays for.
 
     Attributes:
@@ -60,9 +60,9 @@ class Allotment:
     unasked_pairs: int = 0
 
 
-def everything(rows: Sequence[Sequence[int]]) -> Allotment:
+def everything(rows: Sequence[Sequence[int]]) -> Allocation:
     """All candidates, in the documents' order."""
-    return Allotment([i for i, row in enumerate(rows) if row], [list(row) for row in rows])
+    return Allocation([i for i, row in enumerate(rows) if row], [list(row) for row in rows])
 
 
 def in_hash_order(uids: Sequence[str], positions: Iterable[int]) -> list[int]:
@@ -254,7 +254,7 @@ class Budget:
         apart = self._apart | self.idle
         return in_hash_order(self._uids, (i for i in range(len(self._uids)) if i not in apart))
 
-    def cut(self, cycle: int, rows: Sequence[Sequence[int]]) -> Allotment:
+    def cut(self, cycle: int, rows: Sequence[Sequence[int]]) -> Allocation:
         """Choose what a cycle asks; call it for cycle 1, 2, ... in turn.
 
         Args:
@@ -267,7 +267,7 @@ class Budget:
         left = self.pairs(cycle) - self._allotted
         if left >= sum(map(len, rows)):
             order = [*learnt, *in_hash_order(self._uids, self._apart)]
-            found = Allotment([i for i in order if rows[i]], [list(row) for row in rows])
+            found = Allocation([i for i in order if rows[i]], [list(row) for row in rows])
         else:
             found = cut(rows, learnt, left, self._explored)
         self._allotted += sum(map(len, found.rows))
@@ -300,7 +300,7 @@ def asked_documents(config: BudgetConfig, documents: int) -> int:
     return documents if config.documents is None else min(documents, config.documents)
 
 
-def cut(rows: Sequence[Sequence[int]], order: Sequence[int], pairs: int, explored: float = 0.0) -> Allotment:
+def cut(rows: Sequence[Sequence[int]], order: Sequence[int], pairs: int, explored: float = 0.0) -> Allocation:
     """Take `pairs` candidates of a job.
 
     Args:
@@ -319,7 +319,7 @@ def cut(rows: Sequence[Sequence[int]], order: Sequence[int], pairs: int, explore
         owed -= tail
         row = rows[position]
         taken[position] = [*row[: share - tail], *row[len(row) - tail :]]
-    return Allotment(
+    return Allocation(
         [position for position in order if taken[position]],
         taken,
         unasked_documents=sum(bool(rows[i]) and not taken[i] for i in order),
@@ -354,7 +354,7 @@ class _Limit:
         return False
 
 
-class Inquiry:
+class Annotator:
     """What a run asks. Documents and labels are given as positions in the catalog.
 
     Args:
@@ -370,7 +370,7 @@ class Inquiry:
     """
 
     def __init__(
-        self, catalog: Catalog, teacher: Teacher, store: FeedbackStore, budget: Budget, watch: Watch
+        self, catalog: Catalog, teacher: Teacher, store: FeedbackStore, budget: Budget, watch: Progress
     ) -> None:
         self.catalog, self.teacher, self.store = catalog, teacher, store
         self.budget, self._watch = budget, watch

@@ -350,7 +350,7 @@ def _cure(error: sqlite3.DatabaseError) -> str:
     return "is the disk full or failing? judgments already stored are safe"
 
 
-class InDatabase:
+class SqliteTable:
     """What keeps its rows in a `Database`. Use as a context manager, from one thread.
 
     Args:

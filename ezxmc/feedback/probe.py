@@ -16,7 +16,7 @@ import psutil
 from ezxmc.feedback.annotate import annotate
 from ezxmc.feedback.store import FeedbackStore, StoreTotals
 from ezxmc.records import Document, Judgment, Pair
-from ezxmc.teacher.base import RendersPrompts, Teacher, startup_seconds
+from ezxmc.teacher.base import HasRenderer, Teacher, startup_seconds
 
 # Warming up is a large part of a short session; and earlier releases left out the first batch's time.
 _LONG_SESSION = 2000
@@ -67,7 +67,7 @@ def count_tokens(
     """
     if measured and not measured.prompt_tokens:
         measured = None
-    if not isinstance(teacher, RendersPrompts):
+    if not isinstance(teacher, HasRenderer):
         if measured is None:
             return None
         # All of a prompt counts as the label's, and the correction takes the cached part off.

@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
-from ezxmc.feedback.database import InDatabase
+from ezxmc.feedback.database import SqliteTable
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label, Prediction
 
@@ -87,7 +87,7 @@ def pair_id(document: Document, label: Label) -> str:
     return f"p{text_hash(document_hash(document), label_hash(label))[:_ID_DIGITS]}"
 
 
-class Reviews(InDatabase):
+class Reviews(SqliteTable):
     """People's decisions in a feedback store. Use as a context manager, from one thread.
 
     Args:

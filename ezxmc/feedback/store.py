@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ezxmc.errors import ArgumentError, InputTypeError, instance_of, number_between, whole_number
-from ezxmc.feedback.database import InDatabase
+from ezxmc.feedback.database import SqliteTable
 from ezxmc.records import Judgment, Status
 
 
@@ -85,7 +85,7 @@ class Failure:
 _NAMES_KEPT = 200_000
 
 
-class FeedbackStore(InDatabase):
+class FeedbackStore(SqliteTable):
     """Judgments on disk. Use as a context manager, from one thread.
 
     Args:

@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 
 from ezxmc.bundle.bundle import Refine
 from ezxmc.config import RunConfig
-from ezxmc.feedback.budget import JUDGED_TOP, Inquiry
+from ezxmc.feedback.budget import JUDGED_TOP, Annotator
 from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.targets import Targets, build_targets, context_documents, context_of, doubt
 from ezxmc.files import remove_shards
 from ezxmc.models import model_identity
 from ezxmc.pipeline.findings import CycleFindings
 from ezxmc.pipeline.rundir import ENCODING, RunDir, damaged
-from ezxmc.progress import Watch
+from ezxmc.progress import Progress
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder, LabelIndex, candidate_row, shortlist
 from ezxmc.retrieval.ray_encoder import open_encoder
@@ -79,10 +79,10 @@ class Cycles:
         self,
         config: RunConfig,
         place: RunDir,
-        inquiry: Inquiry,
+        inquiry: Annotator,
         untrained: Path | str,
         decided: Decided,
-        watch: Watch,
+        watch: Progress,
     ) -> None:
         self.config, self.place, self.inquiry, self.watch = config, place, inquiry, watch
         self.catalog, self.budget = inquiry.catalog, inquiry.budget

@@ -16,11 +16,18 @@ from ezxmc.config import RunConfig
 from ezxmc.errors import TrainingError
 from ezxmc.feedback.budget import JUDGED_TOP
 from ezxmc.pipeline.cycles import Cycles, JudgedTops
-from ezxmc.progress import Watch
+from ezxmc.progress import Progress
 from ezxmc.retrieval import LabelIndex
 from ezxmc.retrieval.sparse_head import SparseHead
 from ezxmc.training.dataset import examples
-from ezxmc.training.head_fusion import FusionChoice, confirmed, quality_alone, train_head, unaided, weighed
+from ezxmc.training.head_fusion import (
+    FusionChoice,
+    agreement_without_head,
+    choose_fusion_on,
+    confirmed,
+    quality_alone,
+    train_head,
+)
 
 Search = Callable[[NDArray[np.float32], int], tuple[NDArray[np.float32], NDArray[np.int64]]]
 """Vectors and a depth to scores and label rows."""
@@ -44,7 +51,7 @@ class HeadStage:
         content, self._targets = cycles.head_targets(student)
         self.inputs: list[Any] = [config.head.model_dump(), content]
 
-    def run(self, save: Callable[[Path], Any], watch: Watch) -> dict[str, Any]:
+    def run(self, save: Callable[[Path], Any], watch: Progress) -> dict[str, Any]:
         """Train and weigh; the head goes into the bundle if held-out documents call for it.
 
         Args:
@@ -78,7 +85,7 @@ class HeadStage:
         }
 
     def _train(
-        self, save: Callable[[Path], Any], watch: Watch
+        self, save: Callable[[Path], Any], watch: Progress
     ) -> tuple[SparseHead, FusionChoice, _Ranking, _Ranking]:
         """The head, its weight by what is judged, and both rankings; no student stays in memory."""
         catalog, inquiry, config = self.cycles.catalog, self.cycles.inquiry, self.config
@@ -88,7 +95,7 @@ class HeadStage:
         opened, beat = load_bundle(self.bundle), None
         alone = _Ranking.of(opened.index, opened.encoder.encode_documents(texts), opened.index.search)
         if config.head.fine_tune:
-            beat = unaided(opened.encoder, *apart, opened.index)
+            beat = agreement_without_head(opened.encoder, *apart, opened.index)
         head = train_head(
             opened.encoder,
             inquiry.documents(catalog.to_train),
@@ -105,7 +112,7 @@ class HeadStage:
             opened.encoder.save(tuned)
             save(tuned)
             opened = load_bundle(self.bundle)
-        choice = weighed(head, opened.encoder, *apart, opened.index, beat=beat)
+        choice = choose_fusion_on(head, opened.encoder, *apart, opened.index, beat=beat)
         vectors = opened.encoder.encode_documents(texts)
         search = partial(replace(head, fusion=choice.fusion).search, opened.index)
         return head, choice, alone, _Ranking.of(opened.index, vectors, search)

@@ -31,7 +31,7 @@ from ezxmc.pipeline.estimate import (
 )
 from ezxmc.pipeline.rundir import RunDir
 from ezxmc.pipeline.snapshot import Snapshot
-from ezxmc.progress import Unwatched, Watch, pulling
+from ezxmc.progress import NoProgress, Progress, pulling
 from ezxmc.records import Pair
 from ezxmc.retrieval import BiEncoder, candidate_row, shortlist
 from ezxmc.teacher import Teacher, load_teacher
@@ -47,7 +47,7 @@ def plan(
     *,
     teacher: Teacher | None = None,
     probe_pairs: int = PROBE_PAIRS,
-    watch: Watch | None = None,
+    watch: Progress | None = None,
 ) -> Plan:
     """Say what a run would cost before it is started.
 
@@ -69,7 +69,7 @@ def plan(
         ModelError: A model cannot be fetched or loaded.
         TeacherError: The LLM engine failed.
     """
-    watch, config = watch or Unwatched(), config.as_begun()
+    watch, config = watch or NoProgress(), config.as_begun()
     if probe_pairs:
         check_store(Path(config.run_dir, "feedback.sqlite"))
     catalog = Catalog.load(
@@ -107,7 +107,12 @@ class _Planner:
     """The state of one plan."""
 
     def __init__(
-        self, config: RunConfig, catalog: Catalog, teacher: Teacher, store: FeedbackStore | None, watch: Watch
+        self,
+        config: RunConfig,
+        catalog: Catalog,
+        teacher: Teacher,
+        store: FeedbackStore | None,
+        watch: Progress,
     ) -> None:
         self.config, self.catalog, self.teacher = config, catalog, teacher
         self.store, self.watch = store, watch

@@ -45,7 +45,7 @@ from ezxmc.data import Catalog
 from ezxmc.data.predictions import is_tags
 from ezxmc.disk import exchange
 from ezxmc.errors import ConfigError, DataError, TrainingError, instance_of
-from ezxmc.feedback.budget import Budget, Inquiry, in_hash_order
+from ezxmc.feedback.budget import Annotator, Budget, in_hash_order
 from ezxmc.feedback.database import check_store
 from ezxmc.feedback.recall import judgments_of
 from ezxmc.feedback.reviews import Decided, ReviewedLists
@@ -62,7 +62,7 @@ from ezxmc.pipeline.head_stage import HeadStage
 from ezxmc.pipeline.people import FORMER, LabelEdits, carry_exports, carry_over, outdated, peoples_calibrator
 from ezxmc.pipeline.rundir import CALIBRATING, FRESH, INDEXING, RunDir, check_run_dir
 from ezxmc.pipeline.snapshot import CATALOG, Snapshot
-from ezxmc.progress import Unwatched, Watch, pulling
+from ezxmc.progress import NoProgress, Progress, pulling
 from ezxmc.records import Document, Judgment, Label, Prediction
 from ezxmc.report import RunReport, write_report
 from ezxmc.report.page import is_page
@@ -71,7 +71,7 @@ from ezxmc.teacher import Teacher, load_teacher
 _EVALUATED = 50  # labels ranked per document where there is gold, for R@k
 
 
-def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Watch | None = None) -> RunReport:
+def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Progress | None = None) -> RunReport:
     """Tag a catalog from cold, or go on with a run that was interrupted.
 
     Args:
@@ -98,7 +98,7 @@ def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Watch | Non
     with place.locked(), FeedbackStore(place.path / "feedback.sqlite") as store:
         place.write("config.yaml", config.dump())
         merge_shards(store)
-        return _Run(config, place, store, teacher, watch or Unwatched()).go()
+        return _Run(config, place, store, teacher, watch or NoProgress()).go()
 
 
 def check_places(config: RunConfig) -> None:
@@ -132,7 +132,7 @@ def calibrate(
     teacher: Verdict,
     reviewed: ReviewedLists,
     depth: int,
-    watch: Watch,
+    watch: Progress,
 ) -> Calibrator | None:
     """Put a calibrator into a bundle: to people where they reviewed enough, else to the teacher.
 
@@ -182,7 +182,7 @@ class _Run:
     """The state of one run."""
 
     def __init__(
-        self, config: RunConfig, place: RunDir, store: FeedbackStore, teacher: Teacher | None, watch: Watch
+        self, config: RunConfig, place: RunDir, store: FeedbackStore, teacher: Teacher | None, watch: Progress
     ) -> None:
         self.config, self.place, self.store, self.watch = config, place, store, watch
         self.former = self.seen_before()
@@ -200,7 +200,7 @@ class _Run:
             progress=pulling(watch, "encoder"),
         )
         budget = Budget.of(config, self.catalog)
-        self.inquiry = Inquiry(self.catalog, self.teacher, store, budget, watch)
+        self.inquiry = Annotator(self.catalog, self.teacher, store, budget, watch)
         self.decided = Decided.load(store.path, self.catalog.documents, self.catalog.labels)
         if self.decided.answers or self.decided.elsewhere:
             watch.say(self.decided.line)

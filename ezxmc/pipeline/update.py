@@ -26,7 +26,7 @@ from ezxmc.bundle.predict import Predictor
 from ezxmc.config import BudgetConfig, RunConfig
 from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError, DataError
-from ezxmc.feedback.budget import Budget, Inquiry
+from ezxmc.feedback.budget import Annotator, Budget
 from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
@@ -39,8 +39,8 @@ from ezxmc.pipeline.run import check_places, refuse_torchrun
 from ezxmc.pipeline.rundir import BUNDLE, History, RunDir
 from ezxmc.pipeline.snapshot import CATALOG, Changes, Snapshot
 from ezxmc.pipeline.update_pairs import DRIFTING
-from ezxmc.pipeline.update_steps import Grown, Work
-from ezxmc.progress import Unwatched, Watch, pulling
+from ezxmc.pipeline.update_steps import CatalogChange, Work
+from ezxmc.progress import NoProgress, Progress, pulling
 from ezxmc.report.update import (
     DriftSummary,
     ForgettingSummary,
@@ -59,7 +59,7 @@ _RENAMED_SHOWN = 50
 
 
 def update(
-    config: RunConfig, *, plan: bool = False, teacher: Teacher | None = None, watch: Watch | None = None
+    config: RunConfig, *, plan: bool = False, teacher: Teacher | None = None, watch: Progress | None = None
 ) -> UpdateReport:
     """Bring a finished run up to date with its documents and labels, or go on with an update.
 
@@ -86,7 +86,7 @@ def update(
     if not (run_dir / "feedback.sqlite").exists():
         raise DataError(f"{run_dir} holds no finished run", "run `ezxmc run CONFIG` first, without --update")
     check_places(config)
-    watch = watch or Unwatched()
+    watch = watch or NoProgress()
     run = RunDir(run_dir)
     with run.locked(), FeedbackStore(run_dir / "feedback.sqlite") as store:
         merge_shards(store)
@@ -103,7 +103,7 @@ class _Update:
     """The state of one update."""
 
     def __init__(
-        self, config: RunConfig, run: RunDir, store: FeedbackStore, teacher: Teacher, watch: Watch
+        self, config: RunConfig, run: RunDir, store: FeedbackStore, teacher: Teacher, watch: Progress
     ) -> None:
         self.config, self.run, self.store, self.teacher, self.watch = config, run, store, teacher, watch
         self.history = History(run)
@@ -125,7 +125,7 @@ class _Update:
             config.data, config.training.held_out, config.seed, watch.say, former=former.placing
         )
         now = Snapshot.of(self.catalog, *split, former)
-        self.grown = Grown(former, now, Changes.between(former, self.catalog))
+        self.grown = CatalogChange(former, now, Changes.between(former, self.catalog))
 
     def go(self, plan: bool) -> UpdateReport:
         started, changes = time.monotonic(), self.grown.changes
@@ -177,7 +177,7 @@ class _Update:
         most = self.config.update.max_pairs
         limit = BudgetConfig(max_pairs=None if most is None else judged + most)
         budget = Budget(limit, [document.uid for document in self.catalog.documents])
-        inquiry = Inquiry(self.catalog, self.teacher, self.store, budget, self.watch)
+        inquiry = Annotator(self.catalog, self.teacher, self.store, budget, self.watch)
         decided = Decided.load(self.store.path, self.catalog.documents, self.catalog.labels)
         student = Predictor(self.run.path / BUNDLE)
         return Work(self.config, student, self.grown, inquiry, decided, self.watch)

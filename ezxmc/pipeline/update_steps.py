@@ -26,7 +26,7 @@ from ezxmc.bundle.predict import Predictor, prediction_row
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.data.catalog import parts
-from ezxmc.feedback.budget import Inquiry, in_hash_order
+from ezxmc.feedback.budget import Annotator, in_hash_order
 from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import Proposals, Targets, build_targets, context_of
@@ -37,7 +37,7 @@ from ezxmc.pipeline.people import FORMER, LabelEdits, carry_over, outdated
 from ezxmc.pipeline.rundir import BUNDLE, ENCODING, INDEXING, RunDir, damaged
 from ezxmc.pipeline.snapshot import Changes, Snapshot
 from ezxmc.pipeline.update_pairs import Rows, Selection, pair_rows, read_pairs, select
-from ezxmc.progress import Watch
+from ezxmc.progress import Progress
 from ezxmc.records import Document, Judgment, Label, Pair
 from ezxmc.retrieval import BiEncoder
 from ezxmc.teacher import Teacher
@@ -87,7 +87,7 @@ _FEW_SHORTLISTS = 10  # as many shortlists may hold all labels
 
 
 @dataclass(frozen=True, slots=True)
-class Grown:
+class CatalogChange:
     """A catalog beside what the run saw of it.
 
     Attributes:
@@ -127,10 +127,10 @@ class Work:
         self,
         config: RunConfig,
         student: Predictor,
-        grown: Grown,
-        inquiry: Inquiry,
+        grown: CatalogChange,
+        inquiry: Annotator,
         decided: Decided,
-        watch: Watch,
+        watch: Progress,
     ) -> None:
         self.config, self.student, self.grown = config, student, grown
         self.inquiry, self.decided, self.watch = inquiry, decided, watch

@@ -24,7 +24,7 @@ from ezxmc.retrieval.backends import Forward, choose_precision, open_converted, 
 from ezxmc.retrieval.bert import PlainBert, open_plain
 from ezxmc.retrieval.tokens import TokenCache, passes, tokens_per_pass
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 # No tokenizer in use averages 16 characters a token over running text, so
 # what is cut here could not have reached the model anyway.
@@ -142,7 +142,7 @@ class BiEncoder:
         self.runner = model
 
     def encode_documents(
-        self, texts: Sequence[str], *, progress: Progress | None = None
+        self, texts: Sequence[str], *, progress: OnProgress | None = None
     ) -> NDArray[np.float32]:
         """Embed documents; those of like length share a pass through the model.
 
@@ -158,7 +158,9 @@ class BiEncoder:
         """
         return self._encode(texts, progress)
 
-    def encode_labels(self, texts: Sequence[str], *, progress: Progress | None = None) -> NDArray[np.float32]:
+    def encode_labels(
+        self, texts: Sequence[str], *, progress: OnProgress | None = None
+    ) -> NDArray[np.float32]:
         """Embed label titles; arguments and result as in `encode_documents`."""
         return self._encode(texts, progress)
 
@@ -224,7 +226,7 @@ class BiEncoder:
         to_bfloat16(other.runner)
         return other
 
-    def _encode(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
+    def _encode(self, texts: Sequence[str], progress: OnProgress | None) -> NDArray[np.float32]:
         texts = _texts(texts)
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         budget = tokens_per_pass(self.runner.device)

@@ -16,7 +16,7 @@ from ezxmc.config import Precision
 from ezxmc.files import replacing
 from ezxmc.hashing import json_hash, text_hash
 from ezxmc.models import model_identity
-from ezxmc.retrieval.encoder import BiEncoder, Progress
+from ezxmc.retrieval.encoder import BiEncoder, OnProgress
 
 SHARD = 8192  # texts; what is not more than this is encoded here, before workers would have started
 _PART = 512  # texts between two words of progress
@@ -59,7 +59,7 @@ class RayEncoder(BiEncoder):
         """What the vectors depend on beside the texts."""
         return json_hash([model_identity(self._source), self.max_length, self.precision])
 
-    def _encode(self, texts: Sequence[str], progress: Progress | None) -> NDArray[np.float32]:
+    def _encode(self, texts: Sequence[str], progress: OnProgress | None) -> NDArray[np.float32]:
         if len(texts) <= SHARD or self._converted:
             return super()._encode(texts, progress)
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)

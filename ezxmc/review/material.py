@@ -43,7 +43,7 @@ _LEAST_SUPPORT = 1.0
 _BLOCK = 65_536
 _WINDOW = 512  # documents encoded together
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Material:
         per_label: int,
         per_document: int,
         seed: int,
-        progress: Progress = lambda done, total: None,
+        progress: OnProgress = lambda done, total: None,
         say: Callable[[str], None] = lambda text: None,
     ) -> list[Pick]:
         """Pairs of the training part that a decision is likely to change something about; as `choose`.
@@ -196,7 +196,7 @@ def _scored(
     teacher: Floats,
     undecided: NDArray[np.bool_],
     seed: int,
-    progress: Progress,
+    progress: OnProgress,
 ) -> JudgedPairs:
     """What student and like documents say of P pairs.
 

@@ -99,7 +99,7 @@ class Renderer(Protocol):
 
 
 @runtime_checkable
-class RendersPrompts(Protocol):
+class HasRenderer(Protocol):
     """A teacher that can count tokens without an engine; optional."""
 
     @property
@@ -107,7 +107,7 @@ class RendersPrompts(Protocol):
 
 
 @runtime_checkable
-class KeepsShards(Protocol):
+class ShardedTeacher(Protocol):
     """A teacher whose workers put answers on disk before they are yielded; optional."""
 
     def keep(self, folder: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ezxmc.errors import ConfigError, TeacherError
-from ezxmc.files import shipped_files
+from ezxmc.files import package_files
 from ezxmc.hashing import json_hash
 from ezxmc.records import Pair
 from ezxmc.teacher.render import DOCUMENT, LABEL, render_template, turn_marks
@@ -117,7 +117,7 @@ class Prompt(_Part):
 
 def prompt_files() -> dict[str, Path]:
     """Shipped prompts by name."""
-    return shipped_files("prompts", "*.toml")
+    return package_files("prompts", "*.toml")
 
 
 @dataclass(frozen=True, slots=True)

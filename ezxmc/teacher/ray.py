@@ -87,7 +87,7 @@ class RayTeacher:
         """See `StartsEngine`: until the first worker is ready."""
 
     def __getattr__(self, name: str) -> Any:
-        # `RendersPrompts`, and what a replay says of its bad rows, are matters of the inner teacher.
+        # `HasRenderer`, and what a replay says of its bad rows, are matters of the inner teacher.
         if name in ("renderer", "report"):
             return getattr(self._inner, name)
         raise AttributeError(name)
@@ -138,16 +138,16 @@ class RayTeacher:
                 self._dismiss()
 
     def keep(self, folder: Path) -> None:
-        """See `KeepsShards`."""
+        """See `ShardedTeacher`."""
         self._parent = folder
 
     def stored(self, count: int) -> None:
-        """See `KeepsShards`."""
+        """See `ShardedTeacher`."""
         if self._folder:
             self._folder.stored(count)
 
     def workers(self) -> list[dict[str, object]]:
-        """See `KeepsShards`."""
+        """See `ShardedTeacher`."""
         return self._rates
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ from ezxmc.retrieval.encoder import BiEncoder
 from ezxmc.retrieval.index import LabelIndex
 from ezxmc.retrieval.sparse_head import CANDIDATES, Fusion, SparseHead
 from ezxmc.training.dataset import Example, examples
-from ezxmc.training.head import Encode, Judged, fit_head, judged_pairs
+from ezxmc.training.head import Encode, fit_head, judged_pairs
 from ezxmc.training.step import Embedder
 from ezxmc.training.student import ndcg
 
@@ -219,7 +219,7 @@ def train_head(
         progress: Called with (steps done, steps).
 
     Returns:
-        The head, not fused yet: `weighed`.
+        The head, not fused yet: `choose_fusion_on`.
 
     Raises:
         TrainingError: No label has enough positives, or fan-in exceeds the vectors.
@@ -250,7 +250,7 @@ def train_head(
     )
 
 
-def weighed(
+def choose_fusion_on(
     head: SparseHead,
     encoder: BiEncoder,
     held_out: Sequence[Document],
@@ -269,34 +269,20 @@ def weighed(
         labels: All labels, in the rows of the index.
         targets: Of the held-out documents at least.
         index: The student's label vectors.
-        beat: Of `unaided`, where the student has changed since.
+        beat: Of `agreement_without_head`, where the student has changed since.
     """
     pool = examples(held_out, labels, targets)
     vectors = encoder.encode_documents([document.shown for document in held_out])
     return choose_fusion(head, index, vectors, pool, beat=beat)
 
 
-def unaided(
+def agreement_without_head(
     encoder: BiEncoder,
     held_out: Sequence[Document],
     labels: Sequence[Label],
     targets: Targets,
     index: LabelIndex,
 ) -> NDArray[np.float64]:
-    """`quality_alone` of a student on held-out documents; arguments as in `weighed`."""
+    """`quality_alone` of a student on held-out documents; arguments as in `choose_fusion_on`."""
     vectors = encoder.encode_documents([document.shown for document in held_out])
     return quality_alone(index, vectors, examples(held_out, labels, targets))
-
-
-__all__ = [
-    "FusionChoice",
-    "Judged",
-    "choose_fusion",
-    "confirmed",
-    "fit_head",
-    "judged_pairs",
-    "quality_alone",
-    "train_head",
-    "unaided",
-    "weighed",
-]

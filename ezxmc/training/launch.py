@@ -171,7 +171,7 @@ def _read(lines: Iterator[str], count: int) -> tuple[list[str], list[Example]]:
     return texts, examples
 
 
-Progress = Callable[[int, int, float], None]
+OnProgress = Callable[[int, int, float], None]
 FAILURE = "failure.json"
 
 
@@ -180,7 +180,7 @@ def processes_of(config: TrainingConfig) -> int:
     return max(1, torch.cuda.device_count()) if config.processes == "auto" else config.processes
 
 
-def launched(job: Job, processes: int, progress: Progress | None) -> TrainSummary:
+def launched(job: Job, processes: int, progress: OnProgress | None) -> TrainSummary:
     """Do a training round in several processes of this machine.
 
     They end when this one does, however it ends: each waits for the end of its
@@ -217,7 +217,7 @@ def _new_log(out: Path) -> Path:
     raise AssertionError
 
 
-def _followed(folder: Path, log: Path, processes: int, progress: Progress | None) -> TrainSummary:
+def _followed(folder: Path, log: Path, processes: int, progress: OnProgress | None) -> TrainSummary:
     command = [sys.executable, "-m", "ezxmc.launcher", str(processes), str(folder / FAILURE)]
     environment = {
         **os.environ,

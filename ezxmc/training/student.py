@@ -29,7 +29,7 @@ from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder, check_student_place
 from ezxmc.training.card import model_card, told_of_teacher
 from ezxmc.training.dataset import Example, examples
-from ezxmc.training.launch import Job, Progress, TrainSummary, compact, launched, processes_of
+from ezxmc.training.launch import Job, OnProgress, TrainSummary, compact, launched, processes_of
 from ezxmc.training.ranks import ALONE, Ranks, joined
 from ezxmc.training.step import Stepper
 
@@ -194,7 +194,7 @@ def train_bi_encoder(
     held_out_targets: Targets | None = None,
     teacher: Mapping[str, Any] | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> TrainSummary:
     """Distil the teacher's judgments into a bi-encoder and save its best epoch.
 
@@ -279,7 +279,7 @@ def train_bi_encoder(
         return trained(job, ranks, progress)
 
 
-def trained(job: Job, ranks: Ranks, progress: Progress | None = None) -> TrainSummary:
+def trained(job: Job, ranks: Ranks, progress: OnProgress | None = None) -> TrainSummary:
     """Do a training round, as one of the processes that share it.
 
     Args:
@@ -304,7 +304,7 @@ def trained(job: Job, ranks: Ranks, progress: Progress | None = None) -> TrainSu
         return _train(stepper, job, progress if ranks.rank == 0 else None)
 
 
-def _train(stepper: Stepper, job: Job, progress: Progress | None) -> TrainSummary:
+def _train(stepper: Stepper, job: Job, progress: OnProgress | None) -> TrainSummary:
     """Run all epochs and save the one that the held-out documents like best, the last if they are too few."""
     pool, plan, ranks, encoder = stepper.pool, stepper.plan, stepper.ranks, stepper.encoder
 

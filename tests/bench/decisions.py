@@ -39,7 +39,7 @@ from ezxmc.calibration.guarantees import (
     control_top_error,
     maximise_f1,
 )
-from ezxmc.calibration.rates import Reviewed, false_tags, missed, rates
+from ezxmc.calibration.rates import ReviewedDocuments, false_tags, missed, rates
 from ezxmc.errors import ConfigError
 
 F1_DEPTH = 20
@@ -58,7 +58,12 @@ class Tally:
     above: int = 0
 
     def add(
-        self, keep: Keep | None, name: str, target: float | None, whole: Reviewed, fresh: Reviewed
+        self,
+        keep: Keep | None,
+        name: str,
+        target: float | None,
+        whole: ReviewedDocuments,
+        fresh: ReviewedDocuments,
     ) -> None:
         if keep is None:
             self.refused += 1
@@ -136,7 +141,9 @@ def plug_in(losses: Callable[[float], np.ndarray], thresholds: np.ndarray, targe
     return float(good[-1]) if good else None
 
 
-def mapie(name: str, reviewed: Reviewed, targets: list[float], confidence: float) -> list[float | None]:
+def mapie(
+    name: str, reviewed: ReviewedDocuments, targets: list[float], confidence: float
+) -> list[float | None]:
     """The thresholds MAPIE chooses: for `top_error` kept from there on, else strictly above."""
     from mapie.risk_control import BinaryClassificationController, MultiLabelClassificationController
 
@@ -213,10 +220,10 @@ def main() -> None:
         fit, rest = shuffled[: options.calibrating], shuffled[options.calibrating :]
         isotonic = IsotonicRegression(out_of_bounds="clip").fit(scores[fit].ravel(), hits[fit].ravel())
         p = isotonic.predict(scores[rest].ravel()).reshape(len(rest), -1)
-        whole = Reviewed(p, hits[rest], total[rest])
+        whole = ReviewedDocuments(p, hits[rest], total[rest])
         n = options.reviewed
-        reviewed = Reviewed(p[:n], hits[rest[:n]], total[rest[:n]])
-        fresh = Reviewed(p[n:], hits[rest[n:]], total[rest[n:]])
+        reviewed = ReviewedDocuments(p[:n], hits[rest[:n]], total[rest[:n]])
+        fresh = ReviewedDocuments(p[n:], hits[rest[n:]], total[rest[n:]])
         q = reviewed.probabilities
 
         def tally(name: str, target: float | None, rule: str, keep: Keep | None) -> None:
@@ -243,7 +250,7 @@ def main() -> None:
                 for target, chosen in zip(wanted, found, strict=True):
                     above = None if chosen is None else float(np.nextafter(chosen, 2))
                     tally(name, target, "MAPIE", first(chosen) if name == "top_error" else at(above))
-        shallow = Reviewed(q[:, :F1_DEPTH], reviewed.hits[:, :F1_DEPTH], reviewed.gold)
+        shallow = ReviewedDocuments(q[:, :F1_DEPTH], reviewed.hits[:, :F1_DEPTH], reviewed.gold)
         for rule, decision in {
             "best expected micro F1": maximise_f1(shallow),
             "best expected document F1": maximise_f1(shallow, per_document=True),

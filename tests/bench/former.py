@@ -27,7 +27,7 @@ from ezxmc.bench.benchmark import Benchmark, load_benchmark
 from ezxmc.bench.methods import Task
 from ezxmc.config import TrainingConfig
 from ezxmc.feedback.targets import build_targets
-from ezxmc.progress import Unwatched
+from ezxmc.progress import NoProgress
 from ezxmc.training import train_bi_encoder
 
 SHOWN = ("P@1", "P@3", "P@5", "R@10", "R@50")
@@ -49,7 +49,7 @@ def opened(
         report_share=0,
         report=report,
         propensity=(0.55, 1.5),
-        watch=Unwatched(),
+        watch=NoProgress(),
     )
 
 

@@ -184,7 +184,7 @@ def one(folder: Path, judgments: int) -> dict[str, Any]:
         (LabelIndex, "build", "building the label index"),
         (LabelIndex, "search", "searching the label index"),
         (pipeline.Cycles, "_shortlists", "shortlist: the rest"),
-        (pipeline.Inquiry, "ask", "asking the teacher (oracle)"),
+        (pipeline.Annotator, "ask", "asking the teacher (oracle)"),
         (pipeline.Cycles, "_targets", "targets"),
         (pipeline.Cycles, "_train", "training"),
         (pipeline._Run, "deliver", "bundle: refined vectors, files"),

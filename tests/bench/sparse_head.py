@@ -48,8 +48,8 @@ from ezxmc.feedback.targets import build_targets
 from ezxmc.metrics import precision_at_k, recall_at_k
 from ezxmc.retrieval import LabelIndex, SparseHead
 from ezxmc.training.dataset import Example, examples
-from ezxmc.training.head import RowAdagrad
-from ezxmc.training.head_fusion import choose_fusion, fit_head, judged_pairs
+from ezxmc.training.head import RowAdagrad, fit_head, judged_pairs
+from ezxmc.training.head_fusion import choose_fusion
 from ezxmc.training.head_loss import sparse_bce
 
 WIDTH, BATCH, STEPS = 384, 64, 3

@@ -30,7 +30,7 @@ from ezxmc.data import read_documents, split_documents
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.hashing import judgment_key
-from ezxmc.progress import Unwatched
+from ezxmc.progress import NoProgress
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 from ezxmc.retrieval import BiEncoder
 
@@ -75,7 +75,7 @@ def loaded(world: Path, encoder: Path, **changes: Any) -> Benchmark:
         "config": TrainingConfig(encoder=str(encoder), epochs=1),
         "report_share": SHARE,
         "propensity": (0.55, 1.5),
-        "watch": Unwatched(),
+        "watch": NoProgress(),
     }
     paths = [str(world / name) for name in ("documents.jsonl", "labels.jsonl", "gold.tsv")]
     return load_benchmark(*paths, **{**given, **changes})
@@ -162,7 +162,7 @@ def test_finished_runs_are_not_run_again(
 
     def run(benchmark: Benchmark, seeds: int = 2) -> list[bench.Result]:
         return bench.run_methods(
-            benchmark, ["untrained", "rts", "lmtx"], seeds=seeds, out=out, watch=Unwatched()
+            benchmark, ["untrained", "rts", "lmtx"], seeds=seeds, out=out, watch=NoProgress()
         )[0]
 
     benchmark = loaded(world, tiny_encoder)
@@ -241,7 +241,7 @@ def test_supervised_learns_what_can_be_learned(world: Path, tiny_encoder: Path) 
         ["untrained", "supervised@15", "supervised", "student", "teacher"],
         seeds=2,
         out=None,
-        watch=Unwatched(),
+        watch=NoProgress(),
     )
     quality = {result.name: result.mean["P@5"] for result in results}
     # The topic's name is in every text, so that a linear model can be perfect.
@@ -318,7 +318,7 @@ def test_a_part_of_the_training_documents_is_set_apart_for_every_seed(
 @pytest.mark.parametrize("name", ["nothing", "untrained@10", "student@0", "student@x", "teacher@5"])
 def test_unknown_methods_are_refused(name: str, world: Path, tiny_encoder: Path) -> None:
     with pytest.raises(ConfigError, match="no method"):
-        bench.run_methods(loaded(world, tiny_encoder), [name], seeds=1, out=None, watch=Unwatched())
+        bench.run_methods(loaded(world, tiny_encoder), [name], seeds=1, out=None, watch=NoProgress())
 
 
 def test_lmtx_loss_equals_a_plain_loop() -> None:

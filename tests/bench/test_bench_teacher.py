@@ -9,7 +9,7 @@ from ezxmc.bench.teacher import Rate, TeacherBench, _flop, bench_teacher
 from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.feedback.annotate import pairs_of
 from ezxmc.models import resolve_model
-from ezxmc.progress import Unwatched
+from ezxmc.progress import NoProgress
 from ezxmc.records import Document
 
 
@@ -50,7 +50,7 @@ def test_sharing_prefixes_computes_less_and_answers_faster(monkeypatch: pytest.M
         compile=False,
         max_document_tokens=128,
     )
-    bench = bench_teacher(pairs, config, baseline_pairs=16, watch=Unwatched())
+    bench = bench_teacher(pairs, config, baseline_pairs=16, watch=NoProgress())
     assert bench.pairs.prompts == len(pairs) - len(pairs) // 20
     assert bench.unshared.prompts == bench.top20.prompts == 16
     assert bench.prefill.cache_share == bench.unshared.cache_share == 0

@@ -27,7 +27,7 @@ from ezxmc.bundle.bundle import (
 from ezxmc.bundle.labels import Change, add_labels, rebuild_index, remove_labels
 from ezxmc.bundle.predict import Predictor
 from ezxmc.calibration import Calibrator, Isotonic
-from ezxmc.calibration.decisions import Decision, Promise
+from ezxmc.calibration.decisions import Decision, Guarantee
 from ezxmc.errors import BundleError, DataError
 from ezxmc.records import Document, Label
 from ezxmc.retrieval import BiEncoder
@@ -38,7 +38,7 @@ LABELS = [Label(row["uid"], row["title"]) for row in label_rows()]
 NEW = [Label("l-fjord", "fjord 7"), Label("l-yeast", "yeast 9", "for bread", ("ferment",), "l-oven")]
 CURVES = [Calibrator("teacher", 5, 100, Isotonic((0.0, 1.0), (0.1, top))) for top in (0.9, 0.8)]
 
-PROMISED = Decision("missed_rate", 25, threshold=0.3, promise=Promise(0.2, 60))
+PROMISED = Decision("missed_rate", 25, threshold=0.3, promise=Guarantee(0.2, 60))
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from ezxmc.calibration.decisions import Decision, Promise, best_sizes, micro_threshold
+from ezxmc.calibration.decisions import Decision, Guarantee, best_sizes, micro_threshold
 from ezxmc.calibration.guarantees import maximise_f1
-from ezxmc.calibration.rates import Rates, Reviewed, rates
+from ezxmc.calibration.rates import Rates, ReviewedDocuments, rates
 from ezxmc.errors import ArgumentError, BundleError, ConfigError, DataError
 from ezxmc.records import Prediction
 
@@ -36,7 +36,7 @@ def kept(decision: Decision) -> list[list[int]]:
         (Decision.at_threshold(0.5, depth=1), [[0], [0], []]),
         (Decision.at_threshold(0.1, depth=3, abstain_below=0.6), [[0, 1, 2], [], []]),
         (
-            Decision("top_error", 3, k=1, abstain_below=0.5, promise=Promise(0.1, 9, 0.9)),
+            Decision("top_error", 3, k=1, abstain_below=0.5, promise=Guarantee(0.1, 9, 0.9)),
             [[0], [0], []],
         ),
     ],
@@ -103,12 +103,12 @@ def test_sizes_do_not_depend_on_how_many_documents_are_counted_at_once(
     np.testing.assert_array_equal(best_sizes(p), whole)
 
 
-def sample(n: int, seed: int = 0) -> Reviewed:
+def sample(n: int, seed: int = 0) -> ReviewedDocuments:
     """Calibrated documents: each candidate is right with its probability."""
     rng = np.random.default_rng(seed)
     p = -np.sort(-rng.beta(0.6, 1.4, (n, 6)), axis=1)
     hits = rng.random(p.shape) < p
-    return Reviewed(p, hits, hits.sum(axis=1) + rng.poisson(0.3, n))
+    return ReviewedDocuments(p, hits, hits.sum(axis=1) + rng.poisson(0.3, n))
 
 
 def test_expected_f1_comes_true_and_beats_other_rules() -> None:
@@ -127,7 +127,7 @@ def test_expected_f1_comes_true_and_beats_other_rules() -> None:
 
 def test_rates_by_hand_and_by_scikit_learn() -> None:
     hits = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0], [0, 0, 0]], dtype=bool)
-    reviewed = Reviewed(np.vstack([ROWS, ROWS[2:]]), hits, np.array([3, 1, 1, 0]))
+    reviewed = ReviewedDocuments(np.vstack([ROWS, ROWS[2:]]), hits, np.array([3, 1, 1, 0]))
     choice = np.array([[1, 1, 0], [0, 0, 0], [1, 1, 0], [1, 0, 0]], dtype=bool)
     assert rates(reviewed, choice) == Rates(
         documents=4,
@@ -162,20 +162,22 @@ def test_reviewed_documents_out_of_predictions() -> None:
     with pytest.raises(
         DataError, match=r"1 of 3 documents have no row in gold .*'nobody looked'.*reviewed\?"
     ):
-        Reviewed.of(predictions, tags)
-    nothing = Reviewed.of(predictions, tags, without_gold="none")
+        ReviewedDocuments.of(predictions, tags)
+    nothing = ReviewedDocuments.of(predictions, tags, without_gold="none")
     assert nothing.gold.tolist() == [2, 0, 0] and len(nothing.hits) == 3
-    assert Reviewed.of([predictions[0], predictions[2]], tags).gold.tolist() == [2, 0], "nothing to ask"
+    assert ReviewedDocuments.of([predictions[0], predictions[2]], tags).gold.tolist() == [2, 0], (
+        "nothing to ask"
+    )
     with pytest.raises(ArgumentError, match="without_gold is 'no'"):
-        Reviewed.of(predictions, tags, without_gold="no")  # type: ignore[arg-type]
-    reviewed = Reviewed.of(predictions, tags, without_gold="unreviewed")
+        ReviewedDocuments.of(predictions, tags, without_gold="no")  # type: ignore[arg-type]
+    reviewed = ReviewedDocuments.of(predictions, tags, without_gold="unreviewed")
     assert reviewed.probabilities.tolist() == [[0.8, 0.2], [0.4, 0.3]]
     assert reviewed.hits.tolist() == [[False, True], [False, False]]
     assert reviewed.gold.tolist() == [2, 0] and reviewed.beyond == 0.5
     with pytest.raises(DataError, match="no document was reviewed"):
-        Reviewed.of(predictions, {"c": {"x"}})
+        ReviewedDocuments.of(predictions, {"c": {"x"}})
     with pytest.raises(DataError, match="needs probabilities"):
-        Reviewed.of([replace(predictions[0], probabilities=())], {"a": {"x"}})
+        ReviewedDocuments.of([replace(predictions[0], probabilities=())], {"a": {"x"}})
 
 
 @pytest.mark.parametrize(
@@ -195,9 +197,9 @@ def test_reviewed_documents_that_cannot_be(change: dict[str, Any], message: str)
         "hits": np.zeros((3, 3), dtype=bool),
         "gold": np.zeros(3, dtype=np.int64),
     }
-    Reviewed(**good)
+    ReviewedDocuments(**good)
     with pytest.raises(DataError, match=message):
-        Reviewed(**good | change)
+        ReviewedDocuments(**good | change)
 
 
 DECISIONS = [
@@ -205,9 +207,9 @@ DECISIONS = [
     Decision.at_threshold(0.25, depth=7, abstain_below=0.5),
     Decision("expected_f1", 5, threshold=1 / 3),
     Decision("expected_document_f1", 5),
-    Decision("missed_rate", 50, threshold=0.1 + 0.2, promise=Promise(0.1, 400)),
-    Decision("false_tag_rate", 50, threshold=0.58, promise=Promise(0.2, 400, 0.9)),
-    Decision("top_error", 50, k=1, abstain_below=0.6, promise=Promise(0.05, 400, 0.95)),
+    Decision("missed_rate", 50, threshold=0.1 + 0.2, promise=Guarantee(0.1, 400)),
+    Decision("false_tag_rate", 50, threshold=0.58, promise=Guarantee(0.2, 400, 0.9)),
+    Decision("top_error", 50, k=1, abstain_below=0.6, promise=Guarantee(0.05, 400, 0.95)),
 ]
 
 

@@ -28,7 +28,7 @@ from ezxmc.calibration.guarantees import (
     fixed_sequence,
     hoeffding_bentkus_p_value,
 )
-from ezxmc.calibration.rates import Reviewed, false_tags, missed
+from ezxmc.calibration.rates import ReviewedDocuments, false_tags, missed
 from ezxmc.cli.console import WithoutGold, settle_untagged
 from ezxmc.data import read_gold
 from ezxmc.errors import ConfigError, DataError
@@ -37,14 +37,14 @@ from ezxmc.records import Prediction
 DELTA = 0.1
 
 
-def world(rng: np.random.Generator, n: int, power: float = 1.0) -> tuple[Reviewed, np.ndarray]:
+def world(rng: np.random.Generator, n: int, power: float = 1.0) -> tuple[ReviewedDocuments, np.ndarray]:
     """n documents with six candidates, and the true probabilities: p to a power; calibrated if that is 1."""
     ability = rng.normal(0.8, 1.5, (n, 1))
     logits = ability - 0.8 * np.arange(6) + rng.normal(0, 0.5, (n, 6))
     p = -np.sort(-1 / (1 + np.exp(-logits)), axis=1)
     true = p**power
     hits = rng.random(p.shape) < true
-    return Reviewed(p, hits, hits.sum(axis=1) + rng.poisson(0.2, n)), true
+    return ReviewedDocuments(p, hits, hits.sum(axis=1) + rng.poisson(0.2, n)), true
 
 
 def allowed(draws: int) -> int:
@@ -162,7 +162,7 @@ def test_the_missed_rate_holds_in_expectation(power: float) -> None:
 
 def test_labels_beyond_the_candidates_are_missed_and_bound_what_can_be_promised() -> None:
     reviewed, _ = world(np.random.default_rng(2), 300)
-    beyond = Reviewed(reviewed.probabilities, reviewed.hits, reviewed.gold + 1)
+    beyond = ReviewedDocuments(reviewed.probabilities, reviewed.hits, reviewed.gold + 1)
     decision = control_missed_rate(reviewed, 0.3)
     further = control_missed_rate(beyond, 0.6)
     assert missed(beyond, decision.keep(reviewed.probabilities)).mean() > 0.4
@@ -179,13 +179,13 @@ def test_labels_beyond_the_candidates_are_missed_and_bound_what_can_be_promised(
 
 def test_documents_without_gold_have_no_missed_rate() -> None:
     reviewed, _ = world(np.random.default_rng(3), 50)
-    none = Reviewed(
+    none = ReviewedDocuments(
         np.vstack([reviewed.probabilities, reviewed.probabilities]),
         np.vstack([reviewed.hits, np.zeros_like(reviewed.hits)]),
         np.concatenate([reviewed.gold, np.zeros_like(reviewed.gold)]),
     )
     assert control_missed_rate(none, 0.4) == control_missed_rate(reviewed, 0.4)
-    only = Reviewed(none.probabilities[50:], none.hits[50:], none.gold[50:])
+    only = ReviewedDocuments(none.probabilities[50:], none.hits[50:], none.gold[50:])
     with pytest.raises(ConfigError, match="0 reviewed documents with gold labels is not below 1"):
         control_missed_rate(only, 0.4)
 
@@ -283,7 +283,9 @@ def test_rates_hold_though_gold_has_no_line_for_documents_that_nothing_fits(
             settle_untagged(gold, uids, "gold.tsv", meaning, lambda line: None)
             try:
                 decision = control(
-                    Reviewed.of(predictions, gold, without_gold=meaning.value), target, confidence=1 - DELTA
+                    ReviewedDocuments.of(predictions, gold, without_gold=meaning.value),
+                    target,
+                    confidence=1 - DELTA,
                 )
             except ConfigError:
                 unproven += 1
@@ -307,7 +309,7 @@ def test_a_rate_that_cannot_be_proven_is_refused_with_one_that_can() -> None:
 
 def test_documents_abstained_from_do_not_hide_false_tags() -> None:
     reviewed, _ = world(np.random.default_rng(7), 400)
-    wrong = Reviewed(reviewed.probabilities, np.zeros_like(reviewed.hits), reviewed.gold)
+    wrong = ReviewedDocuments(reviewed.probabilities, np.zeros_like(reviewed.hits), reviewed.gold)
     # Tags of a few documents, all false: averaged over all documents that would look like 5 %.
     with pytest.raises(ConfigError, match="not below 1"):
         control_false_tag_rate(wrong, 0.5, abstain_below=float(np.quantile(wrong.probabilities[:, 0], 0.95)))
@@ -361,6 +363,6 @@ def test_the_missed_rate_equals_mapies_up_to_its_grid() -> None:
             predict_params=np.arange(0, 1, step),
         )
         theirs.calibrate(p, hits.astype(int))
-        ours = control_missed_rate(Reviewed(p, hits, hits.sum(axis=1)), 0.3).threshold
+        ours = control_missed_rate(ReviewedDocuments(p, hits, hits.sum(axis=1)), 0.3).threshold
         (on_the_grid,) = theirs.best_predict_param
         assert ours is not None and on_the_grid < ours <= on_the_grid + step

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from ezxmc.bundle.bundle import add_calibrator, load_bundle, save_bundle
 from ezxmc.bundle.predict import Predictor
 from ezxmc.calibration import Calibrator, Isotonic
-from ezxmc.calibration.rates import Reviewed, missed
+from ezxmc.calibration.rates import ReviewedDocuments, missed
 from ezxmc.cli import bundle as labels
 from ezxmc.cli import calibrate as decide
 from ezxmc.cli import predict as inference
@@ -88,7 +88,7 @@ def test_what_was_promised_is_kept_on_these_documents(made: Path) -> None:
     told = answer(made, "--missed-rate", "0.5")
     assert told["measured"]["missed"] <= 0.5 and "50 %" in told["guarantee"]
     everything = Predictor(made / "bundle").predict(DOCUMENTS[:60], k=25)
-    reviewed = Reviewed.of(everything, GOLD)
+    reviewed = ReviewedDocuments.of(everything, GOLD)
     for point in told["curve"]:
         expected = missed(reviewed, reviewed.probabilities >= point["threshold"]).mean()
         assert point["missed"] == pytest.approx(expected)

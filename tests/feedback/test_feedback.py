@@ -21,7 +21,7 @@ from support.toytokens import CHATML, tokenizer
 
 from ezxmc.errors import StoreError, TeacherError
 from ezxmc.feedback.annotate import ProblemDocuments, annotate, pairs_of
-from ezxmc.feedback.budget import Inquiry
+from ezxmc.feedback.budget import Annotator
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 from ezxmc.teacher.check import renderer_for
@@ -154,7 +154,7 @@ def test_a_prompt_that_cannot_work_is_told_before_and_in_the_end(tmp_path: Path)
     teacher.renderer = renderer_for(Prompt.load("generic"), tokenizer(template), 32)
     said = r"the prompt ends inside <think>[\s\S]*close it in the prompt file"
     with FeedbackStore(tmp_path / "f.sqlite") as store:
-        Inquiry(SimpleNamespace(documents=[], labels=[]), teacher, store, None, watch)
+        Annotator(SimpleNamespace(documents=[], labels=[]), teacher, store, None, watch)
         assert re.search(said, "\n".join(watch.said))
         with pytest.raises(TeacherError, match=said):
             annotate(job(400), teacher, store)

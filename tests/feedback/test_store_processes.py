@@ -18,7 +18,7 @@ from support.fakes import FakeTeacher, catalog
 
 from ezxmc.config import BudgetConfig
 from ezxmc.errors import StoreError
-from ezxmc.feedback.annotate import Claims, annotate, pairs_of
+from ezxmc.feedback.annotate import PairLocks, annotate, pairs_of
 from ezxmc.feedback.budget import Budget
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Pair, Status
@@ -211,8 +211,8 @@ def test_a_dead_process_claims_nothing(tmp_path: Path) -> None:
     with started(work, path, log, 0, 20, 0.2) as process:
         while not log.exists():
             time.sleep(0.01)
-        taken = Claims(path)
-        assert not taken.take(log.read_text().split()[0])
+        taken = PairLocks(path)
+        assert not taken.acquire(log.read_text().split()[0])
         process.kill()
         process.join()
     taken.close()
@@ -223,8 +223,8 @@ def test_a_dead_process_claims_nothing(tmp_path: Path) -> None:
 
 
 def hold(path: Path, key: str, ready: Any, answer: bool) -> None:
-    claims = Claims(path)
-    assert claims.take(key)
+    claims = PairLocks(path)
+    assert claims.acquire(key)
     ready.set()
     time.sleep(1.0)
     if answer:

@@ -30,7 +30,7 @@ from ezxmc.feedback.targets import context_of
 from ezxmc.pipeline.rundir import History, RunDir
 from ezxmc.pipeline.snapshot import Changes, Snapshot
 from ezxmc.pipeline.update_pairs import PRIORS, select
-from ezxmc.pipeline.update_steps import Grown, known_judgments
+from ezxmc.pipeline.update_steps import CatalogChange, known_judgments
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 from ezxmc.retrieval import BiEncoder
 
@@ -170,7 +170,7 @@ def test_only_a_text_that_served_another_part_is_in_doubt() -> None:
     former.placed_by["twin"] = there
     now = Snapshot.of(catalog({here: "one", there: "two", moved: "three"}, {"x": "red"}), 0, 0.5, former)
     assert set(now.also) == {here, there, moved}
-    grown = Grown(former, now, Changes.between(former, catalog({}, {})))
+    grown = CatalogChange(former, now, Changes.between(former, catalog({}, {})))
     assert grown.elsewhere == {here, moved}
 
 

@@ -26,7 +26,7 @@ from ezxmc.bundle.bundle import (
 from ezxmc.bundle.labels import add_labels, remove_labels
 from ezxmc.bundle.manifest import read_manifest, write_manifest
 from ezxmc.calibration import Calibrator, Isotonic
-from ezxmc.calibration.decisions import Decision, Promise
+from ezxmc.calibration.decisions import Decision, Guarantee
 from ezxmc.cli import bundle as labels_cli
 from ezxmc.cli import calibrate
 from ezxmc.cli import calibrate as decide
@@ -46,7 +46,7 @@ LABELS = [Label(row["uid"], row["title"]) for row in label_rows()]
 ADDED = {"uid": "l-new", "title": document(2)["text"]}
 """A label that nobody can overlook: it is the text of a document."""
 CURVE = Calibrator("human", 6, 60, Isotonic((0.0, 1.0), (0.1, 0.9)), documents=60)
-RULE = Decision("missed_rate", 25, threshold=0.2, promise=Promise(0.5, 60))
+RULE = Decision("missed_rate", 25, threshold=0.2, promise=Guarantee(0.5, 60))
 
 
 def command(*arguments: object) -> None:

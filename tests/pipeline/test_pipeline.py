@@ -25,7 +25,7 @@ from ezxmc.config import RunConfig, ShortlistConfig
 from ezxmc.data import Catalog, RowReport
 from ezxmc.errors import DataError, TeacherError, TrainingError
 from ezxmc.feedback.annotate import AnnotateSummary
-from ezxmc.feedback.budget import Budget, Inquiry
+from ezxmc.feedback.budget import Annotator, Budget
 from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.pipeline.cycles import UNKEYED, Cycles, idle_cycles
@@ -408,7 +408,7 @@ def test_a_student_gains_nothing_by_its_unjudged_mistakes(
     teacher = FakeTeacher(lambda pair: 3 * float(truth[int(pair.doc.uid[1:]), int(pair.label.uid[1:])]))
     with FeedbackStore(tmp_path / "feedback.sqlite") as store:
         budget = Budget.of(config, parts)
-        inquiry = Inquiry(parts, teacher, store, budget, Messages())
+        inquiry = Annotator(parts, teacher, store, budget, Messages())
         decided = Decided.load(store.path, texts, tags)
         cycles = Cycles(config, RunDir(tmp_path), inquiry, "untrained", decided, Messages())
         for proposed in scores[:2]:

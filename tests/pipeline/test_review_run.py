@@ -34,7 +34,7 @@ from ezxmc.feedback.targets import build_targets
 from ezxmc.hashing import text_hash
 from ezxmc.pipeline import run as pipeline
 from ezxmc.pipeline.run import run
-from ezxmc.progress import Unwatched
+from ezxmc.progress import NoProgress
 from ezxmc.records import Label, Pair
 from ezxmc.review.material import Material
 
@@ -136,7 +136,7 @@ def test_doubtful_pairs_out_and_what_people_say_is_learnt(
 
     monkeypatch.setattr("ezxmc.pipeline.cycles.build_targets", spy)
     said: list[str] = []
-    watch = Unwatched()
+    watch = NoProgress()
     watch.say = said.append  # type: ignore[method-assign]
     before = (place / "bundle" / "manifest.json").read_text()
     run(config, teacher=FakeTeacher(mistaken), watch=watch)
@@ -265,7 +265,7 @@ def test_answers_on_former_texts_count_neither_for_review_nor_for_the_report(fol
     place = folder / "run"
     config, catalog = catalog_of(folder)
     told: list[str] = []
-    watch = Unwatched()
+    watch = NoProgress()
     watch.say = told.append  # type: ignore[method-assign]
 
     def seen() -> tuple[list[Any], Any, Any]:

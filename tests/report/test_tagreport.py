@@ -13,7 +13,7 @@ from support.serving import write_bundle
 from typer.testing import CliRunner
 
 from ezxmc.bundle.bundle import add_decision
-from ezxmc.calibration.decisions import Decision, Promise
+from ezxmc.calibration.decisions import Decision, Guarantee
 from ezxmc.cli.app import _register, app
 from ezxmc.data import Catalog, RowReport
 from ezxmc.pipeline.tagreport import disagreements, examples, thresholds, unused
@@ -151,7 +151,7 @@ def test_the_command_compares_and_shows_the_decision(tmp_path: Path, tiny_encode
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(tables().model_dump_json())
     bundle = write_bundle(tmp_path / "two/bundle", tiny_encoder)
-    promise = Promise(target=0.2, documents=300, confidence=0.9)
+    promise = Guarantee(target=0.2, documents=300, confidence=0.9)
     add_decision(bundle, Decision.top_k(3))
     # The second one lies under another name.
     add_decision(bundle, Decision("false_tag_rate", threshold=0.6, depth=50, promise=promise))

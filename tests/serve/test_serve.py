@@ -27,7 +27,7 @@ from ezxmc.bundle.bundle import add_decision, save_bundle
 from ezxmc.bundle.labels import add_labels, remove_labels
 from ezxmc.bundle.occlusion import MOST_PARTS
 from ezxmc.bundle.predict import Predictor, prediction_row
-from ezxmc.calibration.decisions import Decision, Promise
+from ezxmc.calibration.decisions import Decision, Guarantee
 from ezxmc.errors import BundleError
 from ezxmc.records import Label, Prediction
 from ezxmc.serve.app import create_app
@@ -451,7 +451,7 @@ def test_the_decision_of_the_bundle_is_applied(changing: httpx.Client, bundle: P
 
 
 def test_a_promise_is_not_shown_for_labels_it_was_not_made_for(changing: httpx.Client, bundle: Path) -> None:
-    promised = Decision("missed_rate", 26, threshold=0.7, promise=Promise(0.2, 60))
+    promised = Decision("missed_rate", 26, threshold=0.7, promise=Guarantee(0.2, 60))
     add_decision(bundle, promised)
     assert "at most 20 %" in changing.post("/reload").json()["decision"]
     gone = changing.delete("/labels", params={"uid": ["l-soup", "l-oven"]}).json()

@@ -20,7 +20,7 @@ pytest.importorskip("fastapi", reason="needs the extra `serve`")
 from ezxmc.bench.serving import bench_serving
 from ezxmc.bundle.predict import Predictor
 from ezxmc.models import resolve_model
-from ezxmc.progress import Unwatched
+from ezxmc.progress import NoProgress
 from ezxmc.serve.app import create_app
 from ezxmc.serve.service import Settings
 
@@ -195,7 +195,7 @@ def test_killed_under_load_it_restarts_clean(bundle: Path) -> None:
 def test_the_load_test_measures_both_ways(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle", Path(resolve_model("all-MiniLM-L6-v2", kind="encoder")))
     documents = write_rows(tmp_path / "d.jsonl", [{"uid": one.uid, "text": one.text} for one in DOCUMENTS])
-    found = bench_serving(bundle, documents, seconds=1, connections=(2,), watch=Unwatched())
+    found = bench_serving(bundle, documents, seconds=1, connections=(2,), watch=NoProgress())
     assert found["generator"] == ("wrk" if shutil.which("wrk") else "httpx")
     assert [(row["batching"], row["connections"]) for row in found["runs"]] == [(False, 2), (True, 2)]
     for row in found["runs"]:

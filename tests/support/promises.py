@@ -20,7 +20,7 @@ from scipy.stats import binom
 from ezxmc.calibration import Calibrator, JudgedRows, completed, fit_calibrator
 from ezxmc.calibration.decisions import Decision
 from ezxmc.calibration.guarantees import control_false_tag_rate, control_missed_rate, control_top_error
-from ezxmc.calibration.rates import Reviewed, false_tags, missed
+from ezxmc.calibration.rates import ReviewedDocuments, false_tags, missed
 from ezxmc.errors import ConfigError
 from ezxmc.feedback.reviews import Answer, Decided
 from ezxmc.metrics import JudgedPairs, Terms, detect_drift, differences, ece_at_k, intervals, nll
@@ -219,7 +219,7 @@ def reviews(draws: int) -> Iterator[Row]:
 # Guarantees.
 
 
-def _reviewed(rng: np.random.Generator, documents: int, depth: int, world: str) -> Reviewed:
+def _reviewed(rng: np.random.Generator, documents: int, depth: int, world: str) -> ReviewedDocuments:
     logits = rng.normal(0.8, 1.5, (documents, 1)) - 0.8 * np.arange(depth)
     logits = logits + rng.normal(0, 0.5, (documents, depth))
     logits = {"nearly all right": 0 * logits + 3.5, "nearly all wrong": 0 * logits - 3.0}.get(world, logits)
@@ -228,15 +228,15 @@ def _reviewed(rng: np.random.Generator, documents: int, depth: int, world: str) 
     if world == "ties":
         p = np.floor(4 * p) / 4 + 0.125
     hits = rng.random(p.shape) < law
-    return Reviewed(p, hits, hits.sum(axis=1) + rng.poisson(0.2, documents))
+    return ReviewedDocuments(p, hits, hits.sum(axis=1) + rng.poisson(0.2, documents))
 
 
-def _first(reviewed: Reviewed, kept: NDArray[np.bool_]) -> Floats:
+def _first(reviewed: ReviewedDocuments, kept: NDArray[np.bool_]) -> Floats:
     return np.asarray(1.0 - reviewed.hits[kept.any(axis=1), 0])
 
 
-_Loss = Callable[[Reviewed, NDArray[np.bool_]], Floats]
-_CONTROLS: dict[str, tuple[Callable[[Reviewed, float], Decision], _Loss]] = {
+_Loss = Callable[[ReviewedDocuments, NDArray[np.bool_]], Floats]
+_CONTROLS: dict[str, tuple[Callable[[ReviewedDocuments, float], Decision], _Loss]] = {
     "missed labels": (control_missed_rate, missed),
     "false tags": (control_false_tag_rate, false_tags),
     "wrong first tag": (control_top_error, _first),
@@ -279,7 +279,9 @@ def guarantees(draws: int) -> Iterator[Row]:
                     yield _rate(f"{name}, an offer refused", where, 0.0, refused)
 
 
-def _refuses(control: Callable[[Reviewed, float], Decision], reviewed: Reviewed, target: float) -> bool:
+def _refuses(
+    control: Callable[[ReviewedDocuments, float], Decision], reviewed: ReviewedDocuments, target: float
+) -> bool:
     try:
         control(reviewed, target)
     except ConfigError:

@@ -59,7 +59,7 @@ def test_a_line_to_look_at_is_cut_to_the_screen(
 ) -> None:
     monkeypatch.setattr(console, "stderr", Console(stderr=True, force_terminal=terminal, width=40))
     for text in ("表" * 80, "[bold]short[/bold]"):
-        console.Watch(None).show(text)
+        console.Progress(None).show(text)
     wide, short = capsys.readouterr().err.splitlines()
     assert wide.endswith("…") and 38 <= cell_len(wide) <= 40
     assert short.rstrip() == "  [bold]short[/bold]"

@@ -23,8 +23,16 @@ from ezxmc.errors import BundleError, TrainingError
 from ezxmc.retrieval import LabelIndex, SparseHead, sparse_head
 from ezxmc.retrieval.sparse_head import Fusion
 from ezxmc.training.dataset import Example
-from ezxmc.training.head import Rewiring, RowAdagrad, balanced_clusters, rewire
-from ezxmc.training.head_fusion import Judged, choose_fusion, confirmed, fit_head, judged_pairs, quality_alone
+from ezxmc.training.head import (
+    Judged,
+    Rewiring,
+    RowAdagrad,
+    balanced_clusters,
+    fit_head,
+    judged_pairs,
+    rewire,
+)
+from ezxmc.training.head_fusion import choose_fusion, confirmed, quality_alone
 from ezxmc.training.head_loss import sparse_bce
 
 pytestmark = pytest.mark.usefixtures("one_thread")
