@@ -16,10 +16,10 @@ from support.promises import Row
 @pytest.mark.parametrize(
     ("promise", "draws"),
     [
-        (promises.metric_intervals, 60),
-        (promises.probabilities, 12),
+        (promises.metric_intervals, 40),
+        (promises.probabilities, 8),
         (promises.reviews, 6),
-        (promises.guarantees, 25),
+        (promises.guarantees, 16),
         (promises.drift, 40),
     ],
     ids=lambda given: getattr(given, "__name__", ""),

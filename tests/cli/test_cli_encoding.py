@@ -41,6 +41,7 @@ def asked(*arguments: str) -> dict:
     return json.loads(found.stdout)
 
 
+@pytest.mark.encoder
 def test_an_exported_student_belongs_to_the_bundle(bundle: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
@@ -62,7 +63,7 @@ def test_an_exported_student_belongs_to_the_bundle(bundle: Path) -> None:
         assert np.allclose(left.scores, right.scores, atol=0.05)
 
 
-@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("exported", [False, pytest.param(True, marks=pytest.mark.encoder)])
 def test_bench_encoding_measures_what_is_there_and_says_what_is_not(bundle: Path, exported: bool) -> None:
     documents = write_rows(bundle.parent / "documents.jsonl", DOCUMENTS)
     predictor = Predictor.load(bundle, precision="float32")

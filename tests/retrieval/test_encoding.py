@@ -209,6 +209,7 @@ def test_bfloat16_is_near_and_never_saved(tiny_encoder: Path, tmp_path: Path) ->
     assert not (tmp_path / "never").exists()
 
 
+@pytest.mark.encoder
 def test_converted_models_agree_with_torch(tiny_encoder: Path, converted: Path) -> None:
     expected = plain(tiny_encoder, TEXTS, 32)
     same = opened(converted, "onnx", "float32")
@@ -225,6 +226,7 @@ def test_converted_models_agree_with_torch(tiny_encoder: Path, converted: Path) 
     assert {file.name for file in (converted / "onnx").iterdir()} == {small.name, large.name}
 
 
+@pytest.mark.encoder
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
 def test_a_length_the_conversion_never_saw(converted: Path, tiny_encoder: Path, backend: Backend) -> None:
     texts = [" ".join([*TOPICS] * 12), "rose"]
@@ -232,6 +234,7 @@ def test_a_length_the_conversion_never_saw(converted: Path, tiny_encoder: Path, 
     np.testing.assert_allclose(found, plain(tiny_encoder, texts, 60), atol=1e-5)
 
 
+@pytest.mark.encoder
 def test_openvino_rounds_where_it_is_told_to(converted: Path, tiny_encoder: Path) -> None:
     expected = plain(tiny_encoder, TEXTS, 32)
     np.testing.assert_allclose(
@@ -243,6 +246,7 @@ def test_openvino_rounds_where_it_is_told_to(converted: Path, tiny_encoder: Path
         assert (rounded * expected).sum(1).min() > 0.999
 
 
+@pytest.mark.encoder
 def test_a_model_without_token_rows_is_converted_too(tiny_encoder: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     from sentence_transformers.sentence_transformer.modules import StaticEmbedding
@@ -262,6 +266,7 @@ def test_a_model_without_token_rows_is_converted_too(tiny_encoder: Path, tmp_pat
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+@pytest.mark.encoder
 def test_a_model_that_cannot_be_converted_leaves_nothing(
     tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +301,7 @@ def test_auto_is_the_fastest_of_this_processor(monkeypatch: pytest.MonkeyPatch, 
     assert choose_precision("onnx", "auto", CPU) == "int8"
 
 
+@pytest.mark.encoder
 def test_what_is_missing_is_named(
     tiny_encoder: Path, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,6 +365,7 @@ def test_a_real_encoder_in_every_precision(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.encoder
 def test_a_conversion_that_says_something_else_is_refused(
     tiny_encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
