@@ -46,18 +46,19 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
-_LONGEST = {
-    *("update", "pipeline", "encoding", "resume", "http_teacher", "promises", "serve", "people", "plan"),
-    *("predict", "bench_methods", "review_run", "decisions_risk", "cli", "cli_encoding", "training"),
+_LONGEST = (
+    *("update", "pipeline", "resume", "http_teacher", "promises", "predict", "serve", "bench_methods"),
+    *("review_run", "decisions_risk", "plan", "cli", "people", "encoding", "cli_encoding", "training"),
     *("store_processes", "sparse_head", "drift", "models", "layout", "head_run"),
-}
+)
 """Files that take longest: one of them begun last would run alone."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Longest files first; leave out what is marked `long`, unless the marks asked for speak of it."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in _LONGEST)
+        places = {f"test_{name}": place for place, name in enumerate(_LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     if "long" in config.option.markexpr or any("::" in argument for argument in config.args):
         return
     left = [item for item in items if item.get_closest_marker("long")]

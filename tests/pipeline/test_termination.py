@@ -61,7 +61,7 @@ except KeyboardInterrupt:
 
 
 def begun(folder: Path, *command: str) -> subprocess.Popen[str]:
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     path = os.pathsep.join([str(here.parent), str(here)])
     return subprocess.Popen(
         [sys.executable, *command],

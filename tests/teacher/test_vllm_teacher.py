@@ -72,7 +72,7 @@ def test_scores_equal_those_of_transformers(teacher: VllmTeacher, renderer: Prom
     pairs = [Pair(doc, label) for doc in DOCUMENTS for label in LABELS]
     prompts = [renderer.prefix(pair.doc.shown) + renderer.suffix(pair.label.title) for pair in pairs]
     asked = {"prompts": prompts, "tokens": list(renderer.answers.ids)}
-    program = str(Path(__file__).parent / "support.plain_transformers.py")
+    program = str(Path(__file__).parents[1] / "support" / "plain_transformers.py")
     done = subprocess.run(
         [sys.executable, program, str(resolve_model(engines.MODEL, kind="llm"))],
         input=json.dumps(asked),
@@ -166,11 +166,12 @@ class Logged:
 
 # Without the guard of `__main__`, as users write it; what it imports first has broken vLLM's worker before.
 _ANNOTATES = """
+import os
 import sys
 import sklearn.metrics
 with open(sys.argv[3], "a") as log:
     log.write("started\\n")
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], os.path.dirname(sys.argv[1])]
 from test_vllm_teacher import CONFIG, VllmTeacher, annotate, job, FeedbackStore
 with FeedbackStore(sys.argv[2]) as store:
     annotate(job(), VllmTeacher(CONFIG), store)
