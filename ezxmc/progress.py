@@ -6,6 +6,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 
+def printable(text: str) -> str:
+    """One line without control characters: neither the terminal's nor those that turn the writing round."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 class Progress(Protocol):
     """Whoever wants to see how far a job is."""
 

@@ -28,7 +28,7 @@ from ezxmc.bench.baselines import (
 from ezxmc.bench.benchmark import PAIRED, Benchmark, difference, human_equivalent
 from ezxmc.bench.contrastive import MACLR, RTS
 from ezxmc.bench.lmtx import LMTX, LMTX4, LMTX_SMALL
-from ezxmc.bench.task import DEPTH, Method, Ranking, Task
+from ezxmc.bench.task import Method, Task
 from ezxmc.errors import ConfigError, DataError, EzxmcError
 from ezxmc.files import Inputs, check_file, loads, write_file
 from ezxmc.hashing import text_hash
@@ -50,9 +50,6 @@ METHODS: dict[str, Method] = {
     "supervised": SUPERVISED,
 }
 """In the order of the table: from no information to gold labels."""
-
-__all__ = ["DEPTH", "METHODS", "Method", "Ranking", "Task"]
-
 
 _WHAT = "a file of results"
 

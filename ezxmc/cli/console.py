@@ -39,7 +39,7 @@ from ezxmc.cluster import RayConfig
 from ezxmc.config import RunConfig
 from ezxmc.errors import DataError
 from ezxmc.launcher import rank_and_size
-from ezxmc.progress import NoProgress
+from ezxmc.progress import NoProgress, printable
 
 if TYPE_CHECKING:
     from ezxmc.data import RowReport
@@ -261,7 +261,7 @@ def shown(value: Any) -> str:
 
 def brief(text: str, width: int) -> str:
     """The beginning of a user's text on one line, without control characters: they would move the cursor."""
-    line = " ".join("".join(one if one.isprintable() else " " for one in text[: 20 * width]).split())
+    line = printable(text[: 20 * width])
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 

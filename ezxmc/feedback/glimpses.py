@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from ezxmc.progress import printable
 from ezxmc.records import Document, Judgment, Label
 
 _EVERY = 30.0  # seconds
@@ -50,10 +51,5 @@ class Glimpses:
         document = next(document for document in self._documents if document.uid == uid)
         surest = [label for odds, label in sorted(tags, reverse=True)[:_TAGS] if odds > 0]
         titles = {label.uid: label.title for label in self._labels if label.uid in surest}
-        told = ", ".join(_printable(titles[label]) for label in surest) or "nothing asked so far fits"
-        return f"{self._yes / self._scored:.0%} yes; {told} <- {_printable(document.title or document.text)}"
-
-
-def _printable(text: str) -> str:
-    """One line without control characters: neither the terminal's nor those that turn the writing round."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        told = ", ".join(printable(titles[label]) for label in surest) or "nothing asked so far fits"
+        return f"{self._yes / self._scored:.0%} yes; {told} <- {printable(document.title or document.text)}"

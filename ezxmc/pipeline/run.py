@@ -431,11 +431,12 @@ class _Run:
             self.found.untrained = self._rank(None, self.catalog.documents, "untrained encoder")
             apart = (*self.catalog.to_select, *self.catalog.to_calibrate)
             known = [d for d in self.inquiry.documents(apart) if self.catalog.gold.get(d.uid)]
-            for number in (
-                range(1, len(self.cycles.findings) + 1) if known and len(self.cycles.findings) > 1 else ()
-            ):
-                found = self._rank(self.place.cycle(number) / "student", known, f"cycle {number}")
-                self.found.by_cycle.append(found)
+            cycles = len(self.cycles.findings)
+            if known and cycles > 1:
+                self.found.by_cycle = [
+                    self._rank(self.place.cycle(number) / "student", known, f"cycle {number}")
+                    for number in range(1, cycles + 1)
+                ]
 
     def _rank(self, student: Path | None, documents: Sequence[Document], name: str) -> list[Prediction]:
         """The first labels of documents by their titles: of a cycle's student, or where training started."""

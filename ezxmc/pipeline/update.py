@@ -52,9 +52,6 @@ from ezxmc.report.update import (
 )
 from ezxmc.teacher import Teacher, load_teacher
 
-__all__ = ["update"]
-
-
 _RENAMED_SHOWN = 50
 
 

@@ -179,7 +179,7 @@ def _is_plain(read: dict[str, Any], tokens: dict[str, Any]) -> bool:
 class _Tokens:
     """A fast tokenizer, cut and padded as sentence-transformers has it done."""
 
-    pad_token_type_id, padding_side = 0, "right"
+    pad_token_type_id, padding_side, is_fast = 0, "right", True
 
     def __init__(self, file: str, pad: int, longest: int) -> None:
         self.backend_tokenizer, self.pad_token_id = Tokenizer.from_file(file), pad
@@ -196,6 +196,10 @@ class _Tokens:
         self.backend_tokenizer.enable_truncation(
             longest, stride=0, strategy="longest_first", direction="right"
         )
+
+    def __call__(self, text: str, **options: Any) -> dict[str, Any]:
+        """Where each token of a text that is read lies in it; `options` are what it does anyhow."""
+        return {"offset_mapping": self.backend_tokenizer.encode(text).offsets}
 
 
 class _Linear(nn.Linear):

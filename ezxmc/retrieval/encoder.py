@@ -176,7 +176,7 @@ class BiEncoder:
 
     def read_of(self, text: str) -> str:
         """The beginning of a text that the model reads; all of it where its tokenizer cannot tell."""
-        text, tokenizer = self._clipped(text), self.model.tokenizer
+        text, tokenizer = self._clipped(text), self.runner.tokenizer
         if not getattr(tokenizer, "is_fast", False):
             return text
         told = tokenizer(text, truncation=True, max_length=self.max_length, return_offsets_mapping=True)

@@ -22,7 +22,8 @@ from former import HEADS, figures, first_student, opened, recorded
 from shortlists import Remembering, recall
 
 from ezxmc.bench.contrastive import pseudo_positives, title_and_sentences
-from ezxmc.bench.methods import METHODS, Task
+from ezxmc.bench.methods import METHODS
+from ezxmc.bench.task import Task
 from ezxmc.config import ShortlistConfig, TrainingConfig
 from ezxmc.data import read_gold
 from ezxmc.feedback.targets import DocumentTargets, PriorCorrection, Targets

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from support.debtags import DEBTAGS, figures, rows, share
+from support.debtags import catalog, figures, rows, share
 
 from ezxmc.config import TrainingConfig
 from ezxmc.feedback.targets import build_targets
 from ezxmc.hashing import text_hash
 from ezxmc.models import resolve_model
-from ezxmc.records import Document, Judgment, Label, Status
+from ezxmc.records import Judgment, Status
 from ezxmc.training import train_bi_encoder
 from ezxmc.training.step import schedule_for
 
@@ -75,14 +75,7 @@ def measure(name: str, seed: int) -> dict[str, Any]:
     for row in sorted(rows("judgments.jsonl"), key=lambda row: row["rank"]):
         judgment = Judgment("0" * 64, row["doc"], row["label"], Status.OK, row["log_odds"], row["mass"])
         ranked[row["doc"]].append(judgment)
-    labels = [Label(row["uid"], row["title"]) for row in rows("labels_faceted.jsonl")]
-    known = {label.uid for label in labels}
-    gold: dict[str, set[str]] = defaultdict(set)
-    for line in (DEBTAGS / "qrels.tsv").read_text(encoding="utf-8").splitlines():
-        document, label = line.split("\t")[:2]
-        if label in known:
-            gold[document].add(label)
-    documents = [Document(row["uid"], row["title"], row["content"]) for row in rows("documents.jsonl")]
+    documents, labels, gold = catalog()
     report = [d for d in documents if d.uid not in ranked and gold[d.uid] and share(d.uid) < 0.2]
 
     way, config = WAYS[name], TrainingConfig()

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ezxmc.bench.benchmark import Benchmark, load_benchmark
-from ezxmc.bench.methods import Task
+from ezxmc.bench.task import Task
 from ezxmc.config import TrainingConfig
 from ezxmc.feedback.targets import build_targets
 from ezxmc.progress import NoProgress

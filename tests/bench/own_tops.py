@@ -44,14 +44,14 @@ import numpy as np
 from scipy.special import expit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from support.debtags import DEBTAGS, rows, share
+from support.debtags import DEBTAGS, catalog, judgments, rows, share
 
 from ezxmc.calibration import Verdict, completed, fit_calibrator, fit_few_shot, unjudged
 from ezxmc.config import TrainingConfig
 from ezxmc.feedback.reviews import Answer, Decided
 from ezxmc.feedback.targets import build_targets
 from ezxmc.models import resolve_model
-from ezxmc.records import Document, Judgment, Label, Prediction, Status
+from ezxmc.records import Judgment, Prediction, Status
 from ezxmc.retrieval import BiEncoder
 from ezxmc.training import train_bi_encoder
 from ezxmc.training.student import ndcg
@@ -65,19 +65,11 @@ UNTRAINED = -1
 SPLITS = 10
 
 
-def judgments() -> list[Judgment]:
-    return [
-        Judgment("0" * 64, row["doc"], row["label"], Status.OK, row["log_odds"], row["mass"])
-        for row in rows("judgments.jsonl")
-    ]
-
-
 def train(folder: Path, students: int) -> None:
     """Students of one recipe and other seeds, and the scores of all labels on documents kept apart."""
     said = judgments()
     judged = {judgment.doc_uid for judgment in said}
-    labels = [Label(row["uid"], row["title"]) for row in rows("labels_faceted.jsonl")]
-    documents = [Document(row["uid"], row["title"], row["content"]) for row in rows("documents.jsonl")]
+    documents, labels, _ = catalog()
     taught = [d for d in documents if d.uid in judged and share(d.uid) >= APART]
     apart = [d for d in documents if share(d.uid) < (APART if d.uid in judged else UNJUDGED)]
     config = TrainingConfig(max_length=LENGTH)

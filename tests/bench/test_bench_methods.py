@@ -23,7 +23,8 @@ from ezxmc.bench import lmtx
 from ezxmc.bench import methods as bench
 from ezxmc.bench.benchmark import Benchmark, difference, human_equivalent, load_benchmark
 from ezxmc.bench.contrastive import fit, info_nce
-from ezxmc.bench.methods import METHODS, Task
+from ezxmc.bench.methods import METHODS
+from ezxmc.bench.task import Task
 from ezxmc.cli import bench as command
 from ezxmc.config import TrainingConfig
 from ezxmc.data import read_documents, split_documents

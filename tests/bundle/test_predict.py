@@ -32,6 +32,7 @@ from ezxmc.data import RowReport
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.records import Document, Label
 from ezxmc.retrieval import BiEncoder
+from ezxmc.retrieval.bert import PlainBert
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -336,4 +337,5 @@ def test_a_long_text_has_few_parts_and_what_the_model_does_not_read_is_none(tiny
     encoder = BiEncoder(tiny_encoder, max_length=8)
     read = encoder.read_of("guitar melody drums concert singer recipe oven flour soup spice")
     assert read == "guitar melody drums concert singer recipe"
+    assert isinstance(encoder.runner, PlainBert), "an explanation need not open another model"
     assert (encoder.encode_documents([read]) == encoder.encode_documents([f"{read} oven flour"])).all()

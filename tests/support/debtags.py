@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ezxmc.hashing import text_hash
-from ezxmc.records import Document, Label
+from ezxmc.records import Document, Judgment, Label, Status
 from ezxmc.retrieval import BiEncoder, LabelIndex
 
 DEBTAGS = Path(os.environ.get("EZXMC_DEBTAGS", Path(__file__).parents[3] / "shared" / "data" / "debtags"))
@@ -18,6 +19,26 @@ DEBTAGS = Path(os.environ.get("EZXMC_DEBTAGS", Path(__file__).parents[3] / "shar
 
 def rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (DEBTAGS / name).read_text(encoding="utf-8").splitlines()]
+
+
+def judgments() -> list[Judgment]:
+    return [
+        Judgment("0" * 64, row["doc"], row["label"], Status.OK, row["log_odds"], row["mass"])
+        for row in rows("judgments.jsonl")
+    ]
+
+
+def catalog() -> tuple[list[Document], list[Label], dict[str, set[str]]]:
+    """Documents, labels, and gold of these labels."""
+    documents = [Document(row["uid"], row["title"], row["content"]) for row in rows("documents.jsonl")]
+    labels = [Label(row["uid"], row["title"]) for row in rows("labels_faceted.jsonl")]
+    known = {label.uid for label in labels}
+    gold: dict[str, set[str]] = defaultdict(set)
+    for line in (DEBTAGS / "qrels.tsv").read_text(encoding="utf-8").splitlines():
+        document, label = line.split("\t")[:2]
+        if label in known:
+            gold[document].add(label)
+    return documents, labels, gold
 
 
 def share(uid: str) -> float:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from support.debtags import DEBTAGS, figures, rows, share
+from support.debtags import DEBTAGS, catalog, figures, judgments, share
 
 from ezxmc.config import TrainingConfig
 from ezxmc.feedback.targets import build_targets
 from ezxmc.models import resolve_model
-from ezxmc.records import Document, Judgment, Label, Status
 from ezxmc.training import train_bi_encoder
 
 pytestmark = [
@@ -34,19 +32,9 @@ SIZES = [
 def test_one_round_of_distillation_gains(
     judged_share: float, report_share: float, length: int, precision: float, recall: float, tmp_path: Path
 ) -> None:
-    judgments = [
-        Judgment("0" * 64, row["doc"], row["label"], Status.OK, row["log_odds"], row["mass"])
-        for row in rows("judgments.jsonl")
-    ]
-    judged = {judgment.doc_uid for judgment in judgments}
-    labels = [Label(row["uid"], row["title"]) for row in rows("labels_faceted.jsonl")]
-    known = {label.uid for label in labels}
-    gold: dict[str, set[str]] = defaultdict(set)
-    for line in (DEBTAGS / "qrels.tsv").read_text(encoding="utf-8").splitlines():
-        document, label = line.split("\t")[:2]
-        if label in known:
-            gold[document].add(label)
-    documents = [Document(row["uid"], row["title"], row["content"]) for row in rows("documents.jsonl")]
+    said = judgments()
+    judged = {judgment.doc_uid for judgment in said}
+    documents, labels, gold = catalog()
     ours = [d for d in documents if d.uid in judged and share(d.uid) < judged_share]
     train = [d for d in ours if share(d.uid) >= judged_share / 7]
     held_out = [d for d in ours if share(d.uid) < judged_share / 7]
@@ -56,7 +44,7 @@ def test_one_round_of_distillation_gains(
     base = resolve_model(config.encoder, kind="encoder")
     before = figures(base, length, report, labels, gold)
     summary = train_bi_encoder(
-        train, labels, build_targets(judgments, config), config, tmp_path / "student", held_out=held_out
+        train, labels, build_targets(said, config), config, tmp_path / "student", held_out=held_out
     )
     after = figures(tmp_path / "student", length, report, labels, gold)
 
