@@ -42,6 +42,13 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if getattr(config.option, "tx", None):  # the process that leads workers
+        from support.workers import fork_workers
+
+        fork_workers()
+
+
 def pytest_unconfigure() -> None:
     gc.unfreeze()
 
