@@ -44,12 +44,10 @@ def connect(config: RayConfig) -> Any:
     # Ray's own switch between the machine's address and 127.0.0.1, for the processes it starts ...
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = str(int(config.address is not None))
     import ray
-    from ray._private import auto_init_hook, ray_constants
+    from ray._private import ray_constants
 
     # ... and for this one, where vLLM or others may have imported ray before.
     ray_constants.ENABLE_RAY_CLUSTER = config.address is not None
-    # A thread of Ray Data that is a little late at the end would start a cluster of its own.
-    auto_init_hook.enable_auto_connect = False
     with _lock:
         if not _users:
             _ours = not ray.is_initialized()

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ezxmc.cluster import RayConfig
-from ezxmc.cluster.board import Task
-from ezxmc.cluster.pool import Pool, Say, Tell
+from ezxmc.cluster.pool import Pool, Say, Task, Tell
 from ezxmc.config import Precision
 from ezxmc.files import replacing
 from ezxmc.hashing import json_hash, text_hash

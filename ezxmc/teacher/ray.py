@@ -12,9 +12,6 @@ gives log-probabilities back, so scores would be the same, but
 - an engine that dies takes its batch along instead of being started again;
 - its HTTP stage asks no server who it is, reads prompts as it is told to (an
   answer of other tokens would pass), and ends the job where we give a status.
-
-Workers of both kinds are actors of Ray Data's `map_batches` all the same
-(`ezxmc.cluster.pool`), one engine each.
 """
 
 from __future__ import annotations
@@ -29,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ezxmc.cluster import RayConfig
-from ezxmc.cluster.board import Task, table
-from ezxmc.cluster.pool import Pool, Say, Tell
+from ezxmc.cluster.pool import Pool, Say, Task, Tell, table
 from ezxmc.config.teacher import HttpTeacherConfig, TeacherConfig, VllmTeacherConfig
 from ezxmc.errors import ClusterError, ConfigError, TeacherError
 from ezxmc.records import Judgment, Pair
