@@ -1,6 +1,8 @@
 """Training in child processes: the job goes to them by files, progress and result come back as lines.
 
-A round is texts and rows: what all its processes must know, and what comes of it.
+A round is texts and rows: what all its processes must know, and what comes of it. torchrun starts the
+processes of `ezxmc.training.worker`, and ends all if one fails. It runs in a process of its own, for it
+takes over the signals of whoever calls it.
 """
 
 from __future__ import annotations
@@ -8,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
@@ -173,6 +177,10 @@ def _read(lines: Iterator[str], count: int) -> tuple[list[str], list[Example]]:
 
 OnProgress = Callable[[int, int, float], None]
 FAILURE = "failure.json"
+# How torchrun ends the others when one process has failed, and how NCCL ends one that lost another.
+_FOLLOWING = (signal.SIGTERM, signal.SIGABRT)
+# What torchrun says at the end of each process that failed.
+_CODE = re.compile(r"rank +: (\d+) .*\n +exitcode +: (-?\d+)")
 
 
 def processes_of(config: TrainingConfig) -> int:
@@ -218,7 +226,9 @@ def _new_log(out: Path) -> Path:
 
 
 def _followed(folder: Path, log: Path, processes: int, progress: OnProgress | None) -> TrainSummary:
-    command = [sys.executable, "-m", "ezxmc.launcher", str(processes), str(folder / FAILURE)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--local-addr", "localhost"]  # a machine's own name need not resolve
+    command += ["--nproc-per-node", str(processes), "-m", "ezxmc.training.worker", str(folder)]
     environment = {
         **os.environ,
         # What this process imports, and nothing that happens to lie in the present folder.
@@ -230,7 +240,7 @@ def _followed(folder: Path, log: Path, processes: int, progress: OnProgress | No
     with (
         log.open("wb") as said,
         Popen(
-            [*command, "ezxmc.training.worker", str(folder)],
+            command,
             stdin=PIPE,
             stdout=PIPE,
             stderr=said,
@@ -250,16 +260,32 @@ def _followed(folder: Path, log: Path, processes: int, progress: OnProgress | No
             process.stdin.close()
             process.wait()
     if process.returncode or summary is None:
-        raise _failure(folder / FAILURE, log, process.returncode)
+        raise _failure(folder / FAILURE, log, processes)
     return summary
 
 
-def _failure(file: Path, log: Path, code: int) -> EzxmcError:
-    """What a worker wrote, or else the launcher."""
-    found = {"message": f"the training processes ended with code {code}"}
-    if file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))
-    if "kind" not in found:
-        return TrainingError(found["message"], f"{log} has what each of them said; did memory run out?")
-    kind: type[EzxmcError] = getattr(errors, found["kind"])
-    return kind(found["message"], found["cure"])
+def _failure(file: Path, log: Path, processes: int) -> EzxmcError:
+    """What the process that failed first wrote, or what it could not say itself."""
+    said = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    told = log.read_text(encoding="utf-8", errors="replace")
+    codes = {int(rank): int(code) for rank, code in _CODE.findall(told)}
+    unsaid = _unsaid(codes, processes, bool(said))
+    if unsaid or "kind" not in said:
+        message = unsaid or said.get("message", "the training processes ended")
+        return TrainingError(message, f"{log} has what each of them said; did memory run out?")
+    kind: type[EzxmcError] = getattr(errors, said["kind"])
+    return kind(said["message"], said["cure"])
+
+
+def _unsaid(codes: Mapping[int, int], processes: int, said: bool) -> str | None:
+    """What no process could say itself; one that is killed is why the others lost their connection to it."""
+    killed = [rank for rank, code in codes.items() if code < 0 and -code not in _FOLLOWING]
+    if not killed and (said or not codes):
+        return None
+    rank = min(killed or codes)
+    how = (
+        f"was killed by {signal.Signals(-codes[rank]).name}"
+        if codes[rank] < 0
+        else f"left with {codes[rank]}"
+    )
+    return f"training process {rank} of {processes} (the first is 0) {how}; the others were ended"

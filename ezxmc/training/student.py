@@ -22,9 +22,9 @@ from ezxmc.data.in_memory import as_documents, as_labels
 from ezxmc.errors import ModelError, TrainingError, instance_of
 from ezxmc.feedback.budget import JUDGED_TOP
 from ezxmc.feedback.targets import Proposals, Targets, targets_from_rows
-from ezxmc.launcher import rank_and_size
 from ezxmc.metrics import Terms, differences
 from ezxmc.models import resolve_model
+from ezxmc.progress import rank_and_size
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder, check_student_place
 from ezxmc.training.card import model_card, told_of_teacher
