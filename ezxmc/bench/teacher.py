@@ -234,11 +234,10 @@ def _long_prompts(teacher: VllmTeacher, pairs: Sequence[Pair], count: int) -> li
 
 def _flop(model: Path | str) -> tuple[float, float, int, int]:
     """FLOP per token and per answer, hidden width and inner width, from the model's configuration."""
-    from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(str(model), trust_remote_code=False)
-    with init_empty_weights():
+    with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     head = empty.get_output_embeddings().weight
     matrices = sum(weight.numel() for weight in empty.base_model.parameters() if weight.dim() == 2)

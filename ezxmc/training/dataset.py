@@ -25,7 +25,6 @@ class Example:
         probabilities: (J,) float64, the teacher's.
         positives: How many of the first `labels` are positives.
         negatives: How many of the last `labels` are negatives.
-        weight: How much the document counts.
     """
 
     document: int
@@ -33,7 +32,6 @@ class Example:
     probabilities: NDArray[np.float64]
     positives: int
     negatives: int
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,6 @@ class Batch:
         negatives: (B, C) bool.
         probabilities: (B, C) float32, the teacher's; 0 where it did not judge.
         judged: (B, C) bool.
-        weights: (B,) float32, weight of each document.
     """
 
     documents: list[int]
@@ -56,7 +53,6 @@ class Batch:
     negatives: NDArray[np.bool_]
     probabilities: NDArray[np.float32]
     judged: NDArray[np.bool_]
-    weights: NDArray[np.float32]
 
 
 def examples(documents: Sequence[Document], labels: Sequence[Label], targets: Targets) -> list[Example]:
@@ -77,7 +73,6 @@ def examples(documents: Sequence[Document], labels: Sequence[Label], targets: Ta
                     target.probabilities[kept],
                     positives=sum(uid in row_of for uid in target.positives),
                     negatives=sum(uid in row_of for uid in target.negatives),
-                    weight=target.weight,
                 )
             )
     return found
@@ -160,12 +155,5 @@ def _judgments(members: Sequence[Example], labels: NDArray[np.int64]) -> Batch:
         probabilities[i, columns] = member.probabilities
         positives[i, columns[: member.positives]] = member.probabilities[: member.positives]
         negatives[i, columns[len(columns) - member.negatives :]] = True
-    return Batch(
-        [member.document for member in members],
-        labels,
-        positives,
-        negatives,
-        probabilities,
-        judged,
-        weights=np.array([member.weight for member in members], dtype=np.float32),
-    )
+    documents = [member.document for member in members]
+    return Batch(documents, labels, positives, negatives, probabilities, judged)

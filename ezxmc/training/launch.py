@@ -154,7 +154,7 @@ class Job:
         for texts, examples in ((self.documents, self.pool), (self.held_out, self.judged)):
             for example in examples:
                 labels, probabilities = example.labels.tolist(), example.probabilities.tolist()
-                known = [labels, probabilities, example.positives, example.negatives, example.weight]
+                known = [labels, probabilities, example.positives, example.negatives]
                 yield json.dumps([texts[example.document], *known])
 
 

@@ -63,7 +63,7 @@ class BCE(nn.Module):
         logits = self.log_scale.exp() * batch.scores + self.bias
         costs = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         per_document = costs.masked_fill(~known, 0).sum(dim=1)
-        return over_documents(per_document, batch.weights * known.any(dim=1))
+        return over_documents(per_document, known.any(dim=1))
 
 
 class DCL(nn.Module):
@@ -154,7 +154,7 @@ class ListwiseKL(nn.Module):
         # KL(P‖Q) + KL(Q‖P) = Σ (P − Q)(log P − log Q).
         gap = (student - teacher).masked_fill(~batch.judged, 0)
         costs = ((student.exp() - teacher.exp()) * gap).sum(dim=1) / 2
-        return over_documents(costs, batch.weights * (batch.judged.sum(dim=1) > 1))
+        return over_documents(costs, batch.judged.sum(dim=1) > 1)
 
 
 _PAIRS_AT_ONCE = 1 << 24
@@ -165,7 +165,7 @@ class MW(nn.Module):
 
     Over all positives (i, p) and all negatives (j, n) of the batch::
 
-        loss = Σ W_i w_ip W_j log(1 + e^{−(s_ip − s_jn)/τ}) / Σ W_i w_ip W_j
+        loss = Σ w_ip log(1 + e^{−(s_ip − s_jn)/τ}) / Σ w_ip
 
     Sheikholeslami et al., "Optimizing What Matters: AUC-Driven Learning for
     Robust Neural Retrieval", arXiv 2510.00137 (binary cross-entropy of score
@@ -186,29 +186,26 @@ class MW(nn.Module):
         """Scalar loss of (B, C) scores."""
         rows, columns = batch.positives.nonzero(as_tuple=True)
         winners = batch.scores[rows, columns] / self.temperature
-        winner_weights = batch.weights[rows] * batch.positives[rows, columns]
+        weights = batch.positives[rows, columns]
         losers = batch.scores.masked_select(batch.negatives) / self.temperature
-        loser_weights = batch.weights.unsqueeze(1).expand_as(batch.negatives).masked_select(batch.negatives)
         size = max(1, _PAIRS_AT_ONCE // max(1, len(losers)))
         blocks = [
             checkpoint(
                 _costs,
                 winners[start : start + size],
-                winner_weights[start : start + size],
+                weights[start : start + size],
                 losers,
-                loser_weights,
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
             for start in range(0, max(1, len(winners)), size)
         ]
-        return torch.stack(blocks).sum() / positive(winner_weights.sum() * loser_weights.sum())
+        return torch.stack(blocks).sum() / positive(weights.sum() * len(losers))
 
 
-def _costs(winners: Tensor, winner_weights: Tensor, losers: Tensor, loser_weights: Tensor) -> Tensor:
+def _costs(winners: Tensor, weights: Tensor, losers: Tensor) -> Tensor:
     """Weighted sum over all pairs of P winners and N losers, scores in units of τ."""
-    pairs = nn.functional.softplus(losers - winners.unsqueeze(1))
-    return winner_weights @ (pairs @ loser_weights)
+    return weights @ nn.functional.softplus(losers - winners.unsqueeze(1)).sum(dim=1)
 
 
 # Of an interval of at most 2α: enough for float64.

@@ -23,7 +23,6 @@ class Scored:
         negatives: (B, C) bool; False for every known or likely positive.
         probabilities: (B, C) float, the teacher's p in [0, 1]; 0 where nothing was judged.
         judged: (B, C) bool; may overlap with positives and negatives.
-        weights: (B,) float ≥ 0, weight of each document, usually 1.
     """
 
     scores: Tensor
@@ -31,7 +30,6 @@ class Scored:
     negatives: Tensor
     probabilities: Tensor
     judged: Tensor
-    weights: Tensor
 
 
 class Loss(Protocol):
@@ -42,35 +40,35 @@ class Loss(Protocol):
         ...
 
 
-def over_documents(costs: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean of documents' costs; 0 if no weight is positive.
+def over_documents(costs: Tensor, counts: Tensor) -> Tensor:
+    """Mean of documents' costs; 0 if none counts.
 
     Args:
         costs: (B,) float.
-        weights: (B,) float ≥ 0; 0 for a document that does not count.
+        counts: (B,) bool, whether a document does.
 
     Returns:
         Scalar.
     """
-    return (weights * costs).sum() / positive(weights.sum())
+    return (costs * counts).sum() / counts.sum().clamp_min(1)
 
 
 def over_positives(batch: Scored, rows: Tensor, columns: Tensor, costs: Tensor) -> Tensor:
     """Weighted mean over each document's positives, then over the documents that have any.
 
     Args:
-        batch: Gives w and the documents' weights.
+        batch: Gives w.
         rows: (P,) int64, document of each positive, as of `batch.positives.nonzero()`.
         columns: (P,) int64, its label.
         costs: (P,) float.
 
     Returns:
-        Scalar: Σ_i W_i (Σ_p w_ip cost_ip / Σ_p w_ip) / Σ_i W_i, over documents i with positives.
+        Scalar: the mean of Σ_p w_ip cost_ip / Σ_p w_ip over documents i with positives.
     """
     total = batch.positives.sum(dim=1)
     terms = batch.positives[rows, columns] / total[rows] * costs
     per_document = terms.new_zeros(len(total)).index_add(0, rows, terms)
-    return over_documents(per_document, batch.weights * (total > 0))
+    return over_documents(per_document, total > 0)
 
 
 def against_negatives(batch: Scored, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

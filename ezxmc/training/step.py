@@ -42,7 +42,6 @@ def scored(scores: Tensor, batch: Batch) -> Scored:
         torch.from_numpy(batch.negatives).to(device),
         torch.from_numpy(batch.probabilities).to(device),
         torch.from_numpy(batch.judged).to(device),
-        torch.from_numpy(batch.weights).to(device),
     )
 
 

@@ -189,7 +189,7 @@ def test_a_job_is_read_as_it_was_written(
                 written.positives,
                 written.negatives,
             )
-            assert np.array_equal(read.labels, written.labels) and read.weight == written.weight
+            assert np.array_equal(read.labels, written.labels)
             assert read.probabilities.tobytes() == written.probabilities.tobytes()
     for name in ("documents", "titles", "held_out", "config", "base", "former", "seed", "out"):
         assert getattr(found, name) == getattr(job, name)
