@@ -1,9 +1,8 @@
 """Tasks through worker processes: plain Ray actors, at work from the first task to `close`.
 
-A worker has one task at a time and writes what it makes to a file, so a result
-that is there is there for good. Ray starts a worker that died again and gives
-it the task that it had in hand. What workers tell of their progress comes
-together in one more actor, the board, which knows who is slow.
+A worker has one task at a time and writes what it makes to a file, so a result that is there is there for
+good. Ray starts a worker that died again and gives it the task that it had in hand. What workers tell of
+their progress comes together in one more actor, the board, which knows who is slow.
 """
 
 from __future__ import annotations

@@ -41,9 +41,8 @@ class _Card:
 class LabelIndex:
     """The labels' vectors, ranked by inner product. `LabelIndex(vectors)` is exact at any k.
 
-    A label keeps its row for good. Labels added later are searched
-    exhaustively beside the structure built once, and removed ones are passed
-    over in it: both take effect at once and rebuild nothing.
+    A label keeps its row for good. Labels added later are searched exhaustively beside the structure built
+    once, and removed ones are passed over in it: both take effect at once and rebuild nothing.
 
     Args:
         vectors: (L, D) float32, one row a label, of unit length for cosines.

@@ -46,9 +46,8 @@ class TrainSummary:
         seconds: Wall time of the training steps, selection excluded.
         samples_per_second: Documents through a training step per second.
         losses: Mean loss of each epoch.
-        selection: Agreement with the teacher (nDCG@5) on held-out documents,
-            first of the untrained student, then after each epoch; empty
-            without held-out documents.
+        selection: Agreement with the teacher (nDCG@5) on held-out documents, first of the untrained student,
+            then after each epoch; empty without held-out documents.
         best_epoch: The epoch kept; 0 is the untrained student.
         peak_memory_bytes: Of the first process: of its device on CUDA, else its own so far.
         processes: That shared each step.
@@ -191,9 +190,8 @@ def processes_of(config: TrainingConfig) -> int:
 def launched(job: Job, processes: int, progress: OnProgress | None) -> TrainSummary:
     """Do a training round in several processes of this machine.
 
-    They end when this one does, however it ends: each waits for the end of its
-    standard input, which this process holds open. What they say is kept beside
-    `job.out` in a `.log` unless all goes well.
+    They end when this one does, however it ends: each waits for the end of its standard input, which this
+    process holds open. What they say is kept beside `job.out` in a `.log` unless all goes well.
 
     Args:
         job: What to do.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ezxmc.errors import ConfigError
-from ezxmc.training.scored import (
+from ezxmc.training.dataset import (
     Loss,
     Scored,
     against_negatives,
@@ -42,10 +42,9 @@ class BCE(nn.Module):
         loss_i = −Σ_{j∈K_i} y_ij log σ(e^a s_ij + b) + (1 − y_ij) log σ(−e^a s_ij − b)
         y_ij = p_ij if judged, else w_ij if positive, else 0 (negative)
 
-    SigLIP's loss (Zhai et al., "Sigmoid Loss for Language Image Pre-Training",
-    arXiv 2303.15343, section 3.2) with soft targets; as there, the sum over
-    labels is not divided by their number and b starts at −10, since nearly all
-    labels are negatives. A document without known labels does not count.
+    SigLIP's loss (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343, section 3.2)
+    with soft targets; as there, the sum over labels is not divided by their number and b starts at −10, since
+    nearly all labels are negatives. A document without known labels does not count.
 
     Args:
         temperature: 1 / initial scale; SigLIP starts at 1 / 10.
@@ -73,10 +72,9 @@ class DCL(nn.Module):
 
         loss_i = Σ_p w_ip · (−s_ip/τ + log Σ_{n∈N_i} e^{s_in/τ}) / Σ_p w_ip
 
-    Yeh et al., "Decoupled Contrastive Learning", arXiv 2110.06848 (there
-    one positive of weight 1). Its gradient does not fade when the positive already
-    wins; the loss has no lower bound of 0. A positive without negatives costs
-    0; a document without positives does not count.
+    Yeh et al., "Decoupled Contrastive Learning", arXiv 2110.06848 (there one positive of weight 1). Its
+    gradient does not fade when the positive already wins; the loss has no lower bound of 0. A positive
+    without negatives costs 0; a document without positives does not count.
 
     Args:
         temperature: τ > 0.
@@ -96,15 +94,14 @@ class DCL(nn.Module):
 class DecoupledSoftmax(nn.Module):
     """Weighted decoupled softmax cross-entropy.
 
-    With s_ij the cosine of document i and label j, w_ij ≥ 0 the weight of a
-    positive and N_i the negatives of i::
+    With s_ij the cosine of document i and label j, w_ij ≥ 0 the weight of a positive and N_i the negatives of
+    i::
 
         loss_i = Σ_p w_ip · −log[ e^{s_ip/τ} / (e^{s_ip/τ} + Σ_{n∈N_i} e^{s_in/τ}) ] / Σ_p w_ip
 
-    With w ∈ {0, 1} and N_i everything but the positives this is DEXML's loss
-    (Gupta et al., "Dual-Encoders for Extreme Multi-Label Classification",
-    arXiv 2310.10636, ICLR 2024). A positive without negatives costs 0; a
-    document without positives does not count.
+    With w ∈ {0, 1} and N_i everything but the positives this is DEXML's loss (Gupta et al., "Dual-Encoders
+    for Extreme Multi-Label Classification", arXiv 2310.10636, ICLR 2024). A positive without negatives costs
+    0; a document without positives does not count.
 
     Args:
         temperature: τ > 0.
@@ -167,12 +164,11 @@ class MW(nn.Module):
 
         loss = Σ w_ip log(1 + e^{−(s_ip − s_jn)/τ}) / Σ w_ip
 
-    Sheikholeslami et al., "Optimizing What Matters: AUC-Driven Learning for
-    Robust Neural Retrieval", arXiv 2510.00137 (binary cross-entropy of score
-    differences). Since documents are compared with each other, it pulls their
-    scores onto one scale, where one threshold makes sense. 0 without positives
-    or without negatives. Time grows with positives × negatives, memory with
-    negatives alone: blocks of pairs are computed again for the gradient.
+    Sheikholeslami et al., "Optimizing What Matters: AUC-Driven Learning for Robust Neural Retrieval", arXiv
+    2510.00137 (binary cross-entropy of score differences). Since documents are compared with each other, it
+    pulls their scores onto one scale, where one threshold makes sense. 0 without positives or without
+    negatives. Time grows with positives × negatives, memory with negatives alone: blocks of pairs are
+    computed again for the gradient.
 
     Args:
         temperature: τ > 0.
@@ -220,12 +216,10 @@ class SoftTopK(nn.Module):
         t_i such that Σ_j σ(α s_ij + t_i) = k
         loss_i = −Σ_p w_ip log σ(α s_ip + t_i) / Σ_p w_ip
 
-    DEXML's SoftTop-k (Gupta et al., arXiv 2310.10636). t is found by
-    bisection and differentiated implicitly: ∂t/∂x_j = −v_j / Σv with
-    x = α s and v = σ(x + t)(1 − σ(x + t)). Positives share the k places: one
-    that is safely in may be lowered in favour of one that is out. A document
-    with at most k candidates costs 0, for all of them are in the top k; one
-    without positives does not count.
+    DEXML's SoftTop-k (Gupta et al., arXiv 2310.10636). t is found by bisection and differentiated implicitly:
+    ∂t/∂x_j = −v_j / Σv with x = α s and v = σ(x + t)(1 − σ(x + t)). Positives share the k places: one that is
+    safely in may be lowered in favour of one that is out. A document with at most k candidates costs 0, for
+    all of them are in the top k; one without positives does not count.
 
     Args:
         temperature: τ > 0.
@@ -313,14 +307,12 @@ class TripletOHNM(nn.Module):
         r_ipn = softmax_{n∈H_i}(s_in / 0.1 · [h_ipn > 0])
         loss_i = Σ_p w_ip mean_{n∈H_i}(r_ipn h_ipn) / Σ_p w_ip
 
-    Zhang et al., "Zero-Shot Learning Over Large Output Spaces: Utilizing
-    Indirect Knowledge Extraction from Large Language Models" (LMTX), arXiv
-    2406.09288, read from its code. As there, the softmax carries gradient, a
-    triplet that keeps the margin enters it with 0 instead of leaving it, and
-    the weighted hinges are averaged, not summed. LMTX gives one random
-    positive of weight 1 per document; here every positive given counts.
-    Fewer than ten negatives are all taken; a positive without negatives costs
-    0; a document without positives does not count.
+    Zhang et al., "Zero-Shot Learning Over Large Output Spaces: Utilizing Indirect Knowledge Extraction from
+    Large Language Models" (LMTX), arXiv 2406.09288, read from its code. As there, the softmax carries
+    gradient, a triplet that keeps the margin enters it with 0 instead of leaving it, and the weighted hinges
+    are averaged, not summed. LMTX gives one random positive of weight 1 per document; here every positive
+    given counts. Fewer than ten negatives are all taken; a positive without negatives costs 0; a document
+    without positives does not count.
     """
 
     def forward(self, batch: Scored) -> Tensor:

@@ -15,7 +15,7 @@ from ezxmc.errors import ConfigError, ModelError, TrainingError
 from ezxmc.feedback.targets import DocumentTargets, PriorCorrection, Targets
 from ezxmc.records import Document, Label
 from ezxmc.retrieval import BiEncoder
-from ezxmc.retrieval.tokens import TokenCache, passes
+from ezxmc.retrieval.backends import TokenCache, passes
 from ezxmc.training import train_bi_encoder
 from ezxmc.training.dataset import Example, collate_all, collate_in_batch, examples, length_grouped
 from ezxmc.training.step import (
