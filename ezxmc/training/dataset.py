@@ -16,6 +16,7 @@ from ezxmc.records import Document, Label
 
 # Batches in a window of like lengths.
 _WINDOW = 4
+_SAMPLED = 2  # positives of a document
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +143,11 @@ def collate_all(members: Sequence[Example], labels: int) -> Batch:
     batch = _judgments(members, np.arange(labels))
     np.logical_or(batch.negatives, ~batch.judged, out=batch.negatives)
     return batch
+
+
+def collate(members: Sequence[Example], labels: int, every_label: bool, rng: np.random.Generator) -> Batch:
+    """`collate_all`, or `collate_in_batch` with the positives that are drawn in all training here."""
+    return collate_all(members, labels) if every_label else collate_in_batch(members, _SAMPLED, rng)
 
 
 def _judgments(members: Sequence[Example], labels: NDArray[np.int64]) -> Batch:

@@ -65,7 +65,15 @@ class BCE(nn.Module):
         return over_documents(per_document, known.any(dim=1))
 
 
-class DCL(nn.Module):
+class _Tempered(nn.Module):
+    """A loss of cosines divided by a temperature τ > 0."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+
+class DCL(_Tempered):
     """Decoupled contrastive loss with several weighted positives.
 
     With s, w, N_i as in `DecoupledSoftmax`::
@@ -75,14 +83,7 @@ class DCL(nn.Module):
     Yeh et al., "Decoupled Contrastive Learning", arXiv 2110.06848 (there one positive of weight 1). Its
     gradient does not fade when the positive already wins; the loss has no lower bound of 0. A positive
     without negatives costs 0; a document without positives does not count.
-
-    Args:
-        temperature: τ > 0.
     """
-
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
 
     def forward(self, batch: Scored) -> Tensor:
         """Scalar loss of (B, C) scores."""
@@ -91,7 +92,7 @@ class DCL(nn.Module):
         return over_positives(batch, rows, columns, gaps.masked_fill(~opposed, 0))
 
 
-class DecoupledSoftmax(nn.Module):
+class DecoupledSoftmax(_Tempered):
     """Weighted decoupled softmax cross-entropy.
 
     With s_ij the cosine of document i and label j, w_ij ≥ 0 the weight of a positive and N_i the negatives of
@@ -102,14 +103,7 @@ class DecoupledSoftmax(nn.Module):
     With w ∈ {0, 1} and N_i everything but the positives this is DEXML's loss (Gupta et al., "Dual-Encoders
     for Extreme Multi-Label Classification", arXiv 2310.10636, ICLR 2024). A positive without negatives costs
     0; a document without positives does not count.
-
-    Args:
-        temperature: τ > 0.
     """
-
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
 
     def forward(self, batch: Scored) -> Tensor:
         """Scalar loss of (B, C) scores."""
@@ -121,7 +115,7 @@ class DecoupledSoftmax(nn.Module):
 _LOGIT_MARGIN = 1e-6
 
 
-class ListwiseKL(nn.Module):
+class ListwiseKL(_Tempered):
     """Symmetric Kullback-Leibler divergence of two softmaxes over a document's judged labels.
 
     With J_i the judged labels of document i and p_ij the teacher's probability::
@@ -139,8 +133,7 @@ class ListwiseKL(nn.Module):
     """
 
     def __init__(self, temperature: float, teacher_temperature: float = 1.0) -> None:
-        super().__init__()
-        self.temperature = temperature
+        super().__init__(temperature)
         self.teacher_temperature = teacher_temperature
 
     def forward(self, batch: Scored) -> Tensor:
@@ -157,7 +150,7 @@ class ListwiseKL(nn.Module):
 _PAIRS_AT_ONCE = 1 << 24
 
 
-class MW(nn.Module):
+class MW(_Tempered):
     """Pairwise logistic surrogate of 1 − AUC, pooled over the documents.
 
     Over all positives (i, p) and all negatives (j, n) of the batch::
@@ -169,14 +162,7 @@ class MW(nn.Module):
     pulls their scores onto one scale, where one threshold makes sense. 0 without positives or without
     negatives. Time grows with positives × negatives, memory with negatives alone: blocks of pairs are
     computed again for the gradient.
-
-    Args:
-        temperature: τ > 0.
     """
-
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
 
     def forward(self, batch: Scored) -> Tensor:
         """Scalar loss of (B, C) scores."""
@@ -208,7 +194,7 @@ def _costs(winners: Tensor, weights: Tensor, losers: Tensor) -> Tensor:
 _HALVINGS = 64
 
 
-class SoftTopK(nn.Module):
+class SoftTopK(_Tempered):
     """Cross-entropy of a differentiable top-k membership.
 
     Over the positives and negatives j of document i, with α = 1/τ::
@@ -227,8 +213,7 @@ class SoftTopK(nn.Module):
     """
 
     def __init__(self, temperature: float, k: int = 5) -> None:
-        super().__init__()
-        self.temperature = temperature
+        super().__init__(temperature)
         self.k = k
 
     def forward(self, batch: Scored) -> Tensor:

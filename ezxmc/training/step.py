@@ -21,7 +21,7 @@ from ezxmc.config import TrainingConfig
 from ezxmc.errors import ConfigError, TrainingError
 from ezxmc.retrieval.backends import TokenCache, has_fast_bfloat16, passes, tokens_per_pass
 from ezxmc.retrieval.encoder import BiEncoder
-from ezxmc.training.dataset import Batch, Example, collate_all, collate_in_batch, length_grouped
+from ezxmc.training.dataset import Batch, Example, collate, length_grouped
 from ezxmc.training.losses import DEFAULT_LOSSES, Scored, combined
 from ezxmc.training.ranks import ALONE, Ranks
 
@@ -246,7 +246,6 @@ def all_label_step(
     return loss.item()
 
 
-SAMPLED_POSITIVES = 2
 _LABELS_AT_ONCE = 256
 _WEIGHT_DECAY = 0.01
 # The scale and bias of `bce`: single numbers far from where they must go, not weights to be tuned.
@@ -318,11 +317,7 @@ class Stepper:
         self.ranks.align(self.model, self.loss)
         for rows in length_grouped(self.lengths, self.plan.batch_size, self.rng):
             members = [self.pool[row] for row in rows]
-            if self.every_label:
-                batch = collate_all(members, len(self.titles))
-            else:
-                batch = collate_in_batch(members, SAMPLED_POSITIVES, self.rng)
-            yield self._step(batch)
+            yield self._step(collate(members, len(self.titles), self.every_label, self.rng))
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the encoder's present weights."""

@@ -24,7 +24,7 @@ from former import HEADS, figures, first_student, opened, recorded
 from ezxmc.bench.methods import METHODS
 from ezxmc.config import TrainingConfig
 
-LOSSES = ("listwise_kl", "soft_topk", "mw", "bce", "triplet_ohnm")
+LOSSES = ("listwise_kl", "soft_topk", "dcl", "mw", "bce", "triplet_ohnm")
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "no average": {"average": False},
