@@ -161,10 +161,7 @@ texts = st.text(st.characters(codec="utf-8") | st.just("\ud800"))
 def test_a_job_is_read_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, words: list[str], chances: list[float]
 ) -> None:
-    pool = [
-        Example(row, np.arange(len(chances)), np.array(chances), row % 2, 1)
-        for row in range(len(words))
-    ]
+    pool = [Example(row, np.arange(len(chances)), np.array(chances), row % 2, 1) for row in range(len(words))]
     job = Job(
         words,
         words[::-1],
