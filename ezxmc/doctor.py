@@ -25,7 +25,7 @@ from ezxmc.config import TrainingConfig
 from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.models import teachers
 from ezxmc.models.teachers import ENGINES, for_cpu, version_of
-from ezxmc.teacher.vllm_engine import intel_openmp
+from ezxmc.teacher.vllm import intel_openmp
 
 # Built for one torch each; with another, `import sentence_transformers` dies inside transformers.
 _TORCH_TIED = ("torchvision", "torchaudio", "torchcodec")

@@ -1,7 +1,8 @@
-"""How long jobs tell what they do; only the command line draws it."""
+"""How long jobs tell what they do; only the command line draws it, and of several processes the first."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Protocol
 
@@ -9,6 +10,11 @@ from typing import Protocol
 def printable(text: str) -> str:
     """One line without control characters: neither the terminal's nor those that turn the writing round."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Of this process in the job that torchrun started it into; (0, 1) if it is alone."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 class Progress(Protocol):

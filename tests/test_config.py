@@ -50,6 +50,8 @@ def test_files_beside_the_config_are_found_from_anywhere(tmp_path: Path) -> None
         ("data: [", "not readable YAML"),
         ("run_dir: x\n", "data: Field required"),
         (DATA + "cycle: 2\n", "cycle: Extra inputs"),
+        (DATA + "start: warm\n", "the setting start is gone, for it gained nothing: leave it out"),
+        (DATA + "training: {confidence: yes}\n", "training: .*the setting confidence is gone"),
         (DATA + "cycles: 0\n", "cycles: Input should be greater"),
         (DATA + "teacher: {kind: oracle}\n", "teacher: .*oracle"),
         (DATA + "teacher: {model: m, tempreature: 1}\n", "tempreature: Extra inputs"),
@@ -75,6 +77,11 @@ def test_faults_are_named_with_a_cure(tmp_path: Path, text: str, message: str) -
 )
 def test_a_key_may_go_where_nobody_else_reads_it(tmp_path: Path, url: str) -> None:
     assert load(tmp_path, KEY + f"'{url}'}}\n").teacher.kind == "openai"
+
+
+def test_settings_that_are_gone_may_stand_as_they_were_by_default(tmp_path: Path) -> None:
+    former = load(tmp_path, DATA + "start: initial\ntraining: {confidence: false, epochs: 3}\n")
+    assert former == load(tmp_path, DATA + "training: {epochs: 3}\n")
 
 
 def test_a_missing_file_is_an_error_with_a_cure(tmp_path: Path) -> None:

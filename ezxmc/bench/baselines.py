@@ -1,12 +1,10 @@
 """Methods to compare with: untrained encoder, student, teacher, words in common, a linear model.
 
-Words in common are TF-IDF over words or characters, and BM25: nothing is learned.
-The linear model tells what people's labels buy, the ceiling and the measure of the
-student. One linear SVM a label over word TF-IDF (as DiSMEC, arXiv 1609.02521, has it;
-squared hinge). The vectoriser sees all unlabelled documents. C is chosen on a
-fifth of the gold documents given, never on those reported on. Weights under
-0.01 are dropped (DiSMEC, section 3.3), so that many labels fit in memory.
-Labels without a gold document cannot be ranked.
+Words in common are TF-IDF over words or characters, and BM25: nothing is learned. The linear model tells what
+people's labels buy, the ceiling and the measure of the student. One linear SVM a label over word TF-IDF (as
+DiSMEC, arXiv 1609.02521, has it; squared hinge). The vectoriser sees all unlabelled documents. C is chosen on
+a fifth of the gold documents given, never on those reported on. Weights under 0.01 are dropped (DiSMEC,
+section 3.3), so that many labels fit in memory. Labels without a gold document cannot be ranked.
 """
 
 from __future__ import annotations

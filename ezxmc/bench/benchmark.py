@@ -191,9 +191,8 @@ def load_benchmark(
 ) -> Benchmark:
     """Read and divide a catalog.
 
-    The report part are documents with gold, none of them judged in
-    `judgments`: those listed in `report`, or else those whose uid's hash falls
-    into `report_share` (`split_documents`, seed 0).
+    The report part are documents with gold, none of them judged in `judgments`: those listed in `report`, or
+    else those whose uid's hash falls into `report_share` (`split_documents`, seed 0).
 
     Args:
         documents: See examples/tutorial, Input files.

@@ -127,9 +127,22 @@ def bench_encoding(
     chosen = random.Random(seed).sample(pool, min(count, len(pool)))
     texts = [document.shown for document in chosen]
     encoders, skipped = _encoders(bundle)
-    seconds, processor, vectors = _encoded(encoders, texts, rounds, watch.stage("documents together"))
+    for encoder in encoders.values():
+        encoder.encode_documents(texts[:_WARM])
+    vectors, seconds, processor = _in_turn(
+        {way: encoder.encode_documents for way, encoder in encoders.items()},
+        [texts] * rounds,
+        watch.stage("documents together"),
+    )
     alone = [chosen[number % len(chosen)] for number in range(singles)]
-    single, single_processor = _single(bundle, encoders, alone, watch.stage("documents one at a time"))
+    predictors = {
+        way: Predictor(replace(bundle, encoder=encoder)).predict for way, encoder in encoders.items()
+    }
+    for predict in predictors.values():
+        predict(alone[:1])
+    _, single, single_processor = _in_turn(
+        predictors, [[document] for document in alone], watch.stage("documents one at a time")
+    )
     exact = _precision(bundle, chosen, vectors[PLAIN], gold)
     rows = []
     for way in encoders:
@@ -178,45 +191,21 @@ def _encoders(bundle: Bundle) -> tuple[dict[str, Any], dict[str, str]]:
     return found, skipped
 
 
-def _encoded(
-    encoders: Mapping[str, Any], texts: Sequence[str], rounds: int, progress: Callable[[int, int], None]
-) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, NDArray[np.float32]]]:
-    """Wall and processor seconds per round, and the (N, D) vectors, by way."""
-    seconds: dict[str, list[float]] = {way: [] for way in encoders}
-    processor: dict[str, list[float]] = {way: [] for way in encoders}
-    vectors: dict[str, NDArray[np.float32]] = {}
-    for encoder in encoders.values():
-        encoder.encode_documents(texts[:_WARM])
-    for turn in range(rounds):
-        for position, (way, encoder) in enumerate(encoders.items()):
+def _in_turn(
+    ways: Mapping[str, Callable[[Any], Any]], parts: Sequence[Any], progress: Callable[[int, int], None]
+) -> tuple[dict[str, Any], dict[str, list[float]], dict[str, list[float]]]:
+    """What each way makes of the last part, and its wall and its processor seconds with each part."""
+    made: dict[str, Any] = {}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    processor: dict[str, list[float]] = {way: [] for way in ways}
+    for done, part in enumerate(parts, 1):
+        for way, act in ways.items():
             wall, busy = time.perf_counter(), time.process_time()
-            vectors[way] = encoder.encode_documents(texts)
+            made[way] = act(part)
             processor[way].append(time.process_time() - busy)
             seconds[way].append(time.perf_counter() - wall)
-            progress(turn * len(encoders) + position + 1, rounds * len(encoders))
-    return seconds, processor, vectors
-
-
-def _single(
-    bundle: Bundle,
-    encoders: Mapping[str, Any],
-    documents: Sequence[Document],
-    progress: Callable[[int, int], None],
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Wall and processor seconds of each document tagged alone, by way."""
-    predictors = {way: Predictor(replace(bundle, encoder=encoder)) for way, encoder in encoders.items()}
-    seconds: dict[str, list[float]] = {way: [] for way in encoders}
-    processor: dict[str, list[float]] = {way: [] for way in encoders}
-    for predictor in predictors.values():
-        predictor.predict(documents[:1])
-    for number, document in enumerate(documents):
-        for way, predictor in predictors.items():
-            wall, busy = time.perf_counter(), time.process_time()
-            predictor.predict([document])
-            processor[way].append(time.process_time() - busy)
-            seconds[way].append(time.perf_counter() - wall)
-        progress(number + 1, len(documents))
-    return seconds, processor
+        progress(done, len(parts))
+    return made, seconds, processor
 
 
 def _precision(

@@ -1,8 +1,7 @@
 """Label indexes measured: build time, memory, recall and speed, against brute force and hnswlib in one run.
 
-Up to the number of real labels the vectors are theirs; beyond it synthetic
-ones of the same spectrum and cluster structure are added. Queries are
-documents, which lie farther from labels than labels from each other.
+Up to the number of real labels the vectors are theirs; beyond it synthetic ones of the same spectrum and
+cluster structure are added. Queries are documents, which lie farther from labels than labels from each other.
 """
 
 from __future__ import annotations
@@ -128,10 +127,9 @@ def labels_of_size(vectors: Vectors, size: int, *, seed: int = 0) -> Vectors:
 def synthetic(vectors: Vectors, count: int, *, seed: int = 0) -> Vectors:
     """Vectors like the given ones: the same clusters, in proportion, and the same spread within them.
 
-    A draw is the centre of a real vector's k-means cluster (16 labels each)
-    plus a Gaussian with the pooled covariance within clusters, scaled to that
-    cluster's own radius, of unit length in the end. So spectrum and clusters
-    are those of the real vectors; what is finer than a cluster is not.
+    A draw is the centre of a real vector's k-means cluster (16 labels each) plus a Gaussian with the pooled
+    covariance within clusters, scaled to that cluster's own radius, of unit length in the end. So spectrum
+    and clusters are those of the real vectors; what is finer than a cluster is not.
 
     Args:
         vectors: (L, D) float32 unit rows.

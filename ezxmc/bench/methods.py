@@ -26,8 +26,7 @@ from ezxmc.bench.baselines import (
     UNTRAINED,
 )
 from ezxmc.bench.benchmark import PAIRED, Benchmark, difference, human_equivalent
-from ezxmc.bench.contrastive import MACLR, RTS
-from ezxmc.bench.lmtx import LMTX, LMTX4, LMTX_SMALL
+from ezxmc.bench.contrastive import LMTX, LMTX4, LMTX_SMALL, MACLR, RTS
 from ezxmc.bench.task import Method, Task
 from ezxmc.errors import ConfigError, DataError, EzxmcError
 from ezxmc.files import Inputs, check_file, loads, write_file

@@ -173,18 +173,9 @@ def _wrk(wrk: str, url: str, bodies: list[str], count: int, seconds: float) -> d
         script, lines = Path(folder, "post.lua"), Path(folder, "bodies")
         script.write_text(_LUA, encoding="utf-8")
         lines.write_text("\n".join(bodies), encoding="utf-8")
-        command = [
-            wrk,
-            "-t1",
-            f"-c{count}",
-            f"-d{max(1, round(seconds))}s",
-            "--timeout",
-            "60s",
-            "-s",
-            str(script),
-        ]
+        command = [wrk, "-t1", f"-c{count}", f"-d{max(1, round(seconds))}s", "--timeout", "60s"]
         done = subprocess.run(
-            [*command, url + _ENDPOINT],
+            [*command, "-s", str(script), url + _ENDPOINT],
             env={**os.environ, "EZXMC_BODIES": str(lines)},
             capture_output=True,
             text=True,

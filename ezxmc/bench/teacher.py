@@ -16,8 +16,7 @@ from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.models import resolve_model
 from ezxmc.progress import Progress
 from ezxmc.records import Pair
-from ezxmc.teacher.vllm import VllmTeacher
-from ezxmc.teacher.vllm_engine import VllmEngine
+from ezxmc.teacher.vllm import VllmEngine, VllmTeacher
 
 _CEILING_ROWS, _CEILING_SECONDS = 2048, 3.0
 # vLLM's own block sizes, and rank_llm's batch: each batch waits for its last answer.
@@ -82,13 +81,11 @@ class TeacherBench:
         compiled: Whether the model was compiled.
         pairs: ezxmc's way.
         prefill: Long prompts that share nothing: the engine's own best rate.
-        unshared: (a) the same prompts, unpadded, each computed in full, as
-            LMTX asks.
-        top20: (b) unpadded prompts in batches of 32 on the engine's default
-            blocks, read from the top 20 log-probabilities, as rank_llm asks.
+        unshared: (a) the same prompts, unpadded, each computed in full, as LMTX asks.
+        top20: (b) unpadded prompts in batches of 32 on the engine's default blocks, read from the top 20
+            log-probabilities, as rank_llm asks.
         ceiling: Measured bf16 matrix rate of the machine, FLOP/s.
-        flop_per_token: Of the weights' matrices, 2 per weight; attention (a few
-            percent here) is left out.
+        flop_per_token: Of the weights' matrices, 2 per weight; attention (a few percent here) is left out.
         flop_per_answer: Of the output matrix, once per prompt.
     """
 
@@ -234,11 +231,10 @@ def _long_prompts(teacher: VllmTeacher, pairs: Sequence[Pair], count: int) -> li
 
 def _flop(model: Path | str) -> tuple[float, float, int, int]:
     """FLOP per token and per answer, hidden width and inner width, from the model's configuration."""
-    from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(str(model), trust_remote_code=False)
-    with init_empty_weights():
+    with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     head = empty.get_output_embeddings().weight
     matrices = sum(weight.numel() for weight in empty.base_model.parameters() if weight.dim() == 2)

@@ -12,8 +12,7 @@ from typing import Self
 from ezxmc.bundle.predict import WINDOW
 from ezxmc.bundle.tagging import Row, Rule, Tagger, Window
 from ezxmc.cluster import RayConfig
-from ezxmc.cluster.board import Task
-from ezxmc.cluster.pool import Pool, Say, Tell
+from ezxmc.cluster.pool import Pool, Say, Task, Tell
 from ezxmc.errors import ConfigError
 from ezxmc.files import remove_shards, replacing
 from ezxmc.hashing import text_hash

@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 
 from ezxmc.errors import ConfigError, EzxmcError
-from ezxmc.launcher import rank_and_size
+from ezxmc.progress import rank_and_size
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 128 + signal.SIGTERM
 

@@ -38,8 +38,7 @@ from rich.text import Text
 from ezxmc.cluster import RayConfig
 from ezxmc.config import RunConfig
 from ezxmc.errors import DataError
-from ezxmc.launcher import rank_and_size
-from ezxmc.progress import NoProgress, printable
+from ezxmc.progress import NoProgress, printable, rank_and_size
 
 if TYPE_CHECKING:
     from ezxmc.data import RowReport

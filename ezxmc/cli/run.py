@@ -32,7 +32,7 @@ from ezxmc.cli.console import (
 from ezxmc.cli.judgments import opened
 from ezxmc.config import BudgetConfig, RunConfig, ShortlistConfig, TrainingConfig
 from ezxmc.errors import DataError
-from ezxmc.launcher import rank_and_size
+from ezxmc.progress import rank_and_size
 from ezxmc.records import Document, Label
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
 """Work shared out over a Ray cluster; Ray itself is imported when a job starts.
 
-`pool` runs tasks in worker processes, `board` is where they and the driver
-meet, `connection` joins or starts a cluster, who is slow is told there, too. What a
-task does is told by `ezxmc.teacher.ray` and `ezxmc.retrieval.ray_encoder`.
+`pool` runs tasks in worker processes and tells who of them is slow, `connection` joins or starts a cluster.
+What a task does is told by `ezxmc.teacher.ray`, `ezxmc.retrieval.ray_encoder` and `ezxmc.bundle.tagging_ray`.
 `RayConfig` names the cluster, and how the work is cut.
 """
 

@@ -38,18 +38,15 @@ def connect(config: RayConfig) -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # Notices nobody can act on would bury the progress; set this to see them.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    # On a machine of our own Ray would kill workers, again and again, because other programs fill
-    # its memory.
+    # On a machine of our own Ray would kill workers, again and again, because other programs fill its memory.
     os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
     # Ray's own switch between the machine's address and 127.0.0.1, for the processes it starts ...
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = str(int(config.address is not None))
     import ray
-    from ray._private import auto_init_hook, ray_constants
+    from ray._private import ray_constants
 
     # ... and for this one, where vLLM or others may have imported ray before.
     ray_constants.ENABLE_RAY_CLUSTER = config.address is not None
-    # A thread of Ray Data that is a little late at the end would start a cluster of its own.
-    auto_init_hook.enable_auto_connect = False
     with _lock:
         if not _users:
             _ours = not ray.is_initialized()

@@ -1,47 +1,55 @@
-"""Tasks through worker processes: one Ray Data stream, open from the first task to `close`.
+"""Tasks through worker processes: plain Ray actors, at work from the first task to `close`.
 
-    board's numbers ──► read (one task) ──► map_batches (an actor per worker) ──► what became of each
-
-Only numbers pass through Ray Data. A worker fetches its task from the board
-and writes what it makes to a file, so a result that is there is there for good.
-Ray Data keeps the workers: it gives each a shard at a time, starts one that
-died again, and gives it the shard that it had in hand.
+A worker has one task at a time and writes what it makes to a file, so a result that is there is there for
+good. Ray starts a worker that died again and gives it the task that it had in hand. What workers tell of
+their progress comes together in one more actor, the board, which knows who is slow.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from itertools import count
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
-
-import pyarrow
+from statistics import median
+from typing import Any, NamedTuple, Protocol
 
 from ezxmc.cluster import RayConfig
-from ezxmc.cluster.board import Board, Task, WorkerRate, line
 from ezxmc.cluster.connection import connect, disconnect
 from ezxmc.errors import ClusterError, EzxmcError
 
 Tell = Callable[[int], None]
-Work = Callable[[Task, Tell], None]
 Say = Callable[[str], None]
 
 _TELL_SECONDS = 0.5
 _SAY_SECONDS = 30.0
 _POLL = 1.0
 _APPEARS = 30.0  # seconds in which a file must be seen on a network file system
+_GRACE = 30.0  # seconds without a second item before a worker counts as slow
+_SHOWN = 6  # workers told of in one line
 _REASON = 300  # characters of a line
 _SHARED = "put the store (the run directory) on a file system that all nodes share"  # cure
-_SCHEMA = pyarrow.schema(
-    [("number", pyarrow.int64()), ("error", pyarrow.string()), ("cure", pyarrow.string())]
-)
+
+
+class Task(NamedTuple):
+    """A shard of work.
+
+    Attributes:
+        path: The file the worker writes, complete once it is there; on a file
+            system that driver and workers share.
+        items: What to work on.
+    """
+
+    path: str
+    items: Sequence[Any]
+
+
+Work = Callable[[Task, Tell], None]
 
 
 class Job(Protocol):
@@ -74,22 +82,31 @@ class Pool:
     """
 
     def __init__(self, config: RayConfig, job: Job, *, gpus: int, say: Say | None = None) -> None:
-        self._depth = 2 * config.workers
         self._say, self._said = say, time.monotonic()
-        self._ray = connect(config)
+        self._ray = ray = connect(config)
         try:
-            gpus = gpus if self._ray.cluster_resources().get("GPU", 0) >= 1 else 0
-            self._board = _board_actor(self._ray)
-            stream = _stream(self._ray, self._board, job, config.workers, gpus)
+            from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+            here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+            self._board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
+            if ray.cluster_resources().get("GPU", 0) < 1:
+                gpus = 0
+            worker = ray.remote(_Worker).options(
+                num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=-1
+            )
+            self._workers = [worker.remote(self._board, job, slot) for slot in range(config.workers)]
         except BaseException:
             disconnect()
             raise
-        self._offered = 0
-        self._open: dict[int, Task] = {}
-        self._failure = "it ended early"
-        self._finished: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
-        self._reader = threading.Thread(target=self._read, args=(stream,), name="ezxmc-ray", daemon=True)
-        self._reader.start()
+        self._open = 0
+        self._tasks: SimpleQueue[Task | None] = SimpleQueue()
+        self._ended: SimpleQueue[Task | ClusterError] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._lead, args=(worker,), name="ezxmc-ray", daemon=True)
+            for worker in self._workers
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def map(self, tasks: Iterable[Task]) -> Iterator[Task]:
         """Have tasks done; yields each as soon as its file is there.
@@ -112,27 +129,27 @@ class Pool:
     @property
     def full(self) -> bool:
         """Whether the workers have enough to do for now: two tasks each."""
-        return len(self._open) >= self._depth
+        return self._open >= 2 * len(self._workers)
 
     def offer(self, task: Task) -> None:
         """Give the workers one more task."""
-        self._open[self._offered] = task
-        self._ray.get(self._board.offer.remote(task))
-        self._offered += 1
+        self._open += 1
+        self._tasks.put(task)
 
     def done(self) -> Task:
         """Wait for any of the tasks to be done. Raises as `map`."""
         while True:
-            row = self._next()
-            number = row["number"]
-            # Ray may do a step again whose result is long taken.
-            if (task := self._open.pop(number, None)) is None:
-                continue
-            self._board.drop.remote(number)
-            if row["error"]:
-                raise ClusterError(row["error"], row["cure"])
-            _seen(Path(task.path))
-            return task
+            if self._say and time.monotonic() - self._said > _SAY_SECONDS:
+                self._said = time.monotonic()
+                self._say(line(self.rates()))
+            with suppress(Empty):
+                ended = self._ended.get(timeout=_POLL)
+                break
+        if isinstance(ended, ClusterError):
+            raise ended
+        self._open -= 1
+        _seen(Path(ended.path))
+        return ended
 
     def rates(self) -> list[WorkerRate]:
         """How fast each worker is."""
@@ -141,40 +158,30 @@ class Pool:
 
     def close(self) -> None:
         """End the workers, whatever they do."""
-        with suppress(self._ray.exceptions.RayError):  # the cluster may be gone by now
-            workers = self._ray.get(self._board.handles.remote())
-            self._ray.kill(self._board)  # the stream fails on it, and so does a worker that is just starting
-            for worker in workers:
-                self._ray.kill(worker)
-        self._reader.join()
+        for actor in (*self._workers, self._board):
+            with suppress(self._ray.exceptions.RayError):  # the cluster may be gone by now
+                self._ray.kill(actor)
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
         disconnect()
 
-    def _read(self, stream: Iterator[pyarrow.Table]) -> None:
+    def _lead(self, worker: Any) -> None:
+        """Give one worker a task at a time: a slow one must not sit on shards that others could do."""
         try:
-            for table in stream:
-                for row in table.to_pylist():
-                    self._finished.put(row)
-        except BaseException as error:
-            # Kept as text: the error itself would keep the workers, by way of its traceback.
-            self._failure = _reason(error)
-        self._finished.put(None)
-
-    def _next(self) -> dict[str, Any]:
-        while True:
-            if self._say and time.monotonic() - self._said > _SAY_SECONDS:
-                self._said = time.monotonic()
-                self._say(line(self.rates()))
-            try:
-                row = self._finished.get(timeout=_POLL)
-            except Empty:
-                continue
-            if row is None:
-                raise ClusterError(
-                    f"the Ray job failed: {self._failure}",
-                    "see Ray's logs (/tmp/ray/session_latest/logs); what is finished is kept, and the same "
-                    "command goes on",
-                )
-            return row
+            # One that the cluster has no place for yet is given none.
+            self._ray.get(worker.__ray_ready__.remote())
+            while (task := self._tasks.get()) is not None:
+                failure = self._ray.get(worker.do.remote(task))
+                self._ended.put(ClusterError(*failure) if failure else task)
+        except Exception as error:
+            # Kept as text: the error itself would keep the worker, by way of its traceback.
+            failed = ClusterError(
+                f"the Ray job failed: {_reason(error)}",
+                "see Ray's logs (/tmp/ray/session_latest/logs); what is finished is kept, and the same "
+                "command goes on",
+            )
+            self._ended.put(failed)
 
 
 def _reason(failure: BaseException) -> str:
@@ -183,112 +190,179 @@ def _reason(failure: BaseException) -> str:
     return " ... ".join(dict.fromkeys((lines[0], lines[-1]))) if lines else type(failure).__name__
 
 
-def _board_actor(ray: Any) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
-
-
-def _stream(ray: Any, board: Any, job: Job, workers: int, gpus: int) -> Iterator[Any]:
-    import ray.data as data
-    from ray.data.block import BlockMetadata
-
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it has to say comes as an exception
-
-    def numbers() -> Iterator[pyarrow.Table]:
-        for number in count():
-            ray.get(board.wait.remote(number))
-            yield pyarrow.table({"number": [number]})
-
-    class Numbers(data.Datasource):  # type: ignore[misc]
-        def get_read_tasks(self, *_: Any, **__: Any) -> list[Any]:
-            unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-            return [data.ReadTask(numbers, unknown)]
-
-        def estimate_inmemory_data_size(self) -> None:
-            return None
-
-    context = data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.target_max_block_size = 1  # a block, a number: none waits for others to fill one up
-    with data.DataContext.current(context):
-        found = data.read_datasource(Numbers(), override_num_blocks=1, num_cpus=0).map_batches(
-            _Worker,
-            fn_constructor_args=(board, job),
-            batch_size=None,
-            batch_format="pyarrow",
-            # One at a time: a slow worker must not sit on shards that others could do.
-            compute=data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
-            num_cpus=1,
-            num_gpus=gpus,
-        )
-        return iter(found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
+def _seen(path: Path) -> None:
+    deadline = time.monotonic() + _APPEARS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ClusterError(f"a worker wrote {path}, which is not seen here", _SHARED)
+        time.sleep(0.1)
 
 
 class _Worker:
     """One worker's process; a new one begins here after a death."""
 
-    def __init__(self, board: Any, job: Job) -> None:
-        import ray
-
-        self._ray, self._board, self._job = ray, board, job
-        context = ray.get_runtime_context()
-        self._actor, me = context.get_actor_id(), f"{socket.gethostname()}:{os.getpid()}"
-        self._slot = ray.get(board.join.remote(self._actor, me, context.current_actor))
+    def __init__(self, board: Any, job: Job, slot: int) -> None:
+        self._board, self._job, self._slot = board, job, slot
         self._work: Work | None = None
 
-    def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
-        rows = [{"number": number, **self._do(number)} for number in batch["number"].to_pylist()]
-        return pyarrow.Table.from_pylist(rows, schema=_SCHEMA)
-
-    def _do(self, number: int) -> dict[str, str]:
-        task = self._ray.get(self._board.task.remote(number))
+    def do(self, task: Task) -> tuple[str, str] | None:
+        """Do a task; returns what ends the job and its cure, if anything does."""
         # A worker may have died between its last step and the word that it is done.
-        if task is None or Path(task.path).exists():
-            return {}
-        self._board.began.remote(self._actor)
-        tell = _Throttle(lambda items: self._board.did.remote(self._actor, items))
+        if Path(task.path).exists():
+            return None
+        self._board.began.remote(self._slot, f"{socket.gethostname()}:{os.getpid()}")
+        told, items = 0.0, 0
+
+        def tell(more: int) -> None:
+            """Pass counts on, some at a time."""
+            nonlocal told, items
+            items += more
+            if time.monotonic() - told > _TELL_SECONDS:
+                self._board.did.remote(self._slot, items)
+                told, items = time.monotonic(), 0
+
         try:
             if not Path(task.path).parent.is_dir():
-                raise ClusterError(
-                    f"{socket.gethostname()} does not see {Path(task.path).parent}",
-                    _SHARED,
-                )
+                raise ClusterError(f"{socket.gethostname()} does not see {Path(task.path).parent}", _SHARED)
             self._work = self._work or self._job.open(self._slot)
             self._work(task, tell)
         except EzxmcError as error:
-            return {"error": error.message, "cure": error.cure}
+            return error.message, error.cure
         finally:
-            tell.rest()
-            self._board.ended.remote(self._actor)
-        return {}
+            self._board.ended.remote(self._slot, items)
+        return None
 
 
-class _Throttle:
-    """Passes counts on, some at a time."""
+@dataclass(frozen=True, slots=True)
+class WorkerRate:
+    """What one worker has done so far.
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell, self._items, self._told = tell, 0, 0.0
+    Attributes:
+        worker: Host and process id.
+        items: Pairs or texts done, those of a shard done twice included.
+        per_second: Of them, its start-up left out; `None` before they can be timed.
+        shards: Shards finished.
+        shard_seconds: Age of the shard in its hands; `None` while it waits.
+        restarts: How often it died and was started again.
+    """
 
-    def __call__(self, items: int) -> None:
-        self._items += items
-        if time.monotonic() - self._told > _TELL_SECONDS:
-            self.rest()
-
-    def rest(self) -> None:
-        """Pass on what is left."""
-        if self._items:
-            self._tell(self._items)
-        self._items, self._told = 0, time.monotonic()
+    worker: str
+    items: int = 0
+    per_second: float | None = None
+    shards: int = 0
+    shard_seconds: float | None = None
+    restarts: int = 0
 
 
-def _seen(path: Path) -> None:
-    deadline = time.monotonic() + _APPEARS
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise ClusterError(
-                f"a worker wrote {path}, which is not seen here",
-                _SHARED,
-            )
-        time.sleep(0.1)
+@dataclass(slots=True)
+class _Record:
+    worker: str
+    restarts: int = 0
+    items: int = 0
+    timed: int = 0
+    seconds: float = 0.0
+    shards: int = 0
+    began: float | None = None
+    last: float | None = None
+    """Since when the time counts; `None` until the first item of a process, so that start-up is left out."""
+
+
+class Board:
+    """What each worker has done. A plain class, which the pool makes an actor; all times are its process's.
+
+    Args:
+        clock: Seconds; monotonic.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._records: dict[int, _Record] = {}
+
+    def began(self, slot: int, worker: str) -> None:
+        """A worker, by host and process id, took a shard in hand."""
+        record = self._records.setdefault(slot, _Record(worker))
+        if record.worker != worker:
+            record.worker, record.last = worker, None
+            record.restarts += 1
+        record.began = self._clock()
+        if record.last is not None:
+            record.last = record.began
+
+    def did(self, slot: int, items: int) -> None:
+        """A worker finished some items of its shard."""
+        record, now = self._records[slot], self._clock()
+        record.items += items
+        if record.last is not None:
+            record.timed += items
+            record.seconds += now - record.last
+        if items:
+            record.last = now
+
+    def ended(self, slot: int, items: int) -> None:
+        """A worker's shard is written, with these items the last."""
+        self.did(slot, items)
+        record = self._records[slot]
+        record.began = None
+        record.shards += 1
+
+    def rates(self) -> list[WorkerRate]:
+        """What each worker has done so far."""
+        now = self._clock()
+        return [self._rate(record, now) for record in self._records.values()]
+
+    @staticmethod
+    def _rate(record: _Record, now: float) -> WorkerRate:
+        # One that hangs grows slower by the second.
+        hanging = now - record.last if record.began is not None and record.last is not None else 0.0
+        seconds = record.seconds + hanging
+        timed = seconds > 0 and (record.timed > 0 or seconds > _GRACE)
+        return WorkerRate(
+            record.worker,
+            record.items,
+            record.timed / seconds if timed else None,
+            record.shards,
+            None if record.began is None else now - record.began,
+            record.restarts,
+        )
+
+
+def stragglers(rates: Sequence[WorkerRate]) -> list[str]:
+    """Workers slower than half the median of all that can be timed."""
+    timed = {rate.worker: rate.per_second for rate in rates if rate.per_second is not None}
+    slow = median(timed.values()) / 2 if timed else 0.0
+    return [worker for worker, speed in timed.items() if speed < slow]
+
+
+def table(rates: Sequence[WorkerRate]) -> list[dict[str, object]]:
+    """A row a worker, JSON-ready."""
+    slow = set(stragglers(rates))
+    return [
+        {
+            "worker": rate.worker,
+            "items": rate.items,
+            "per_second": None if rate.per_second is None else round(rate.per_second, 2),
+            "shards": rate.shards,
+            "shard_seconds": None if rate.shard_seconds is None else round(rate.shard_seconds, 1),
+            "restarts": rate.restarts,
+            "straggler": rate.worker in slow,
+        }
+        for rate in rates
+    ]
+
+
+def line(rates: Sequence[WorkerRate]) -> str:
+    """All of them in one line, the slowest first, stragglers named."""
+    slow = set(stragglers(rates))
+    order = sorted(rates, key=lambda rate: (rate.per_second is None, rate.per_second))
+    told = [_told(rate, rate.worker in slow) for rate in order[:_SHOWN]]
+    if len(order) > _SHOWN:
+        told.append(f"{len(order) - _SHOWN} faster ones")
+    total = sum(rate.per_second or 0.0 for rate in rates)
+    return f"{len(rates)} workers, {total:,.1f}/s: {'; '.join(told)}"
+
+
+def _told(rate: WorkerRate, slow: bool) -> str:
+    speed = "starting" if rate.per_second is None else f"{rate.per_second:,.1f}/s"
+    age = "waits" if rate.shard_seconds is None else f"shard {rate.shard_seconds:,.0f} s"
+    again = f", restarted {rate.restarts} times" if rate.restarts else ""
+    return f"{'STRAGGLER ' if slow else ''}{rate.worker} {rate.items:,} {speed} {age}{again}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -141,6 +141,8 @@ class TrainingConfig(Part):
         2
     """
 
+    former: ClassVar[dict[str, Any]] = {"confidence": False}
+
     encoder: str = Field("all-MiniLM-L6-v2", description="sentence-transformers checkpoint to start from")
     revision: str | None = Field(
         None, description="its hub revision; a pinned one keeps stages of the run valid"
@@ -194,7 +196,6 @@ class TrainingConfig(Part):
     average: bool = Field(
         True, description="average a student's weights with those of the former cycle's student"
     )
-    confidence: bool = Field(False, description="weight documents by how sure the teacher is of them")
     negative_below: float = Field(0.2, ge=0, le=1, description="judged labels under this p are negatives")
     held_out: float = Field(
         0.15, gt=0, lt=0.9, description="share of documents never trained on: selection and calibration"
@@ -211,14 +212,13 @@ class InferenceConfig(Part):
 class RunConfig(Part):
     """Everything `ezxmc run` needs. Unknown keys are refused."""
 
+    former: ClassVar[dict[str, Any]] = {"start": "initial"}
+
     run_dir: str = Field(
         "runs/default", validate_default=True, description="where everything the run makes is kept"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="of splits, exploration and training")
     cycles: int = Field(2, ge=1, description="shortlist -> annotate -> train rounds at most")
-    start: Literal["initial", "warm"] = Field(
-        "initial", description="a cycle's student begins from: initial, the encoder; warm, the former student"
-    )
     patience: int = Field(
         1, ge=1, description="stop after so many cycles in a row without a gain; the best student is kept"
     )

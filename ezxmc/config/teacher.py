@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     ValidationInfo,
     field_validator,
+    model_validator,
 )
 
 
@@ -27,6 +28,18 @@ class Part(BaseModel):
     """A part of the configuration: unknown keys are refused, and nothing changes later."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    former: ClassVar[dict[str, Any]] = {}
+    """Settings that are gone, with their former defaults: with these they stand in configurations of runs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_former(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not cls.former.keys() & values.keys():
+            return values
+        for name, default in cls.former.items():
+            if values.get(name, default) != default:
+                raise ValueError(f"the setting {name} is gone, for it gained nothing: leave it out")
+        return {name: value for name, value in values.items() if name not in cls.former}
 
 
 class VllmTeacherConfig(Part):

@@ -1,14 +1,10 @@
-"""One SQLite file: opened, migrated, written in transactions, its errors put into words.
-
-Tables of earlier releases become the present ones by migrations. A migration runs in the
-transaction that finds the old version: interrupted, it leaves the old file as it was.
-"""
+"""One SQLite file: opened, written in transactions, its errors put into words."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from os import PathLike
 from pathlib import Path
@@ -16,7 +12,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from ezxmc.errors import InputTypeError, StoreError, instance_of
-from ezxmc.feedback import database as schema
 from ezxmc.files import Inputs, check_file
 
 VERSION = 3
@@ -99,67 +94,6 @@ CREATE TRIGGER reviews_are_final BEFORE UPDATE ON reviews
 BEGIN SELECT RAISE(ABORT, 'reviews are append-only'); END;
 """
 
-# Version 1 repeated uids in every row and logged each failed attempt without
-# its teacher; the session under way at that time tells it.
-_FROM_1 = """
-DROP TRIGGER judgments_are_kept;
-DROP TRIGGER judgments_are_final;
-ALTER TABLE judgments RENAME TO old_judgments;
-ALTER TABLE failures RENAME TO old_failures;
-ALTER TABLE sessions RENAME TO old_sessions;
-ALTER TABLE teachers RENAME TO old_teachers;
-{tables}
-INSERT INTO teachers SELECT * FROM old_teachers;
-INSERT OR IGNORE INTO names (name) SELECT doc_uid FROM old_judgments;
-INSERT OR IGNORE INTO names (name) SELECT label_uid FROM old_judgments;
-INSERT INTO judgments
-SELECT key, teacher, docs.id, labels.id, status, log_odds, label_mass, prompt_tokens, cached_tokens
-FROM old_judgments
-CROSS JOIN names AS docs ON docs.name = doc_uid CROSS JOIN names AS labels ON labels.name = label_uid
-ORDER BY key;
-INSERT INTO counts
-SELECT teacher, status, COUNT(*), SUM(prompt_tokens), SUM(cached_tokens) FROM judgments GROUP BY 1, 2;
-CREATE TEMP TABLE attempts AS
-SELECT *, COALESCE((SELECT MAX(id) FROM old_sessions WHERE started <= at), 1) AS session FROM old_failures;
-INSERT INTO sessions
-SELECT id, teacher, started, seconds, judged,
-    (SELECT COUNT(*) FROM attempts WHERE session = old_sessions.id), NULL
-FROM old_sessions;
-INSERT INTO failures
-SELECT key, session, doc_uid, label_uid, status, COUNT(*), MAX(at) FROM attempts
-WHERE NOT EXISTS (SELECT 1 FROM judgments WHERE judgments.key = attempts.key) GROUP BY key;
-DROP TABLE attempts;
-DROP TABLE old_judgments;
-DROP TABLE old_failures;
-DROP TABLE old_sessions;
-DROP TABLE old_teachers;
-{guards}
-"""
-
-
-def create(db: sqlite3.Connection) -> None:
-    """Make the tables in an empty file, within the caller's transaction."""
-    _run(db, _TABLES + _GUARDS + _REVIEWS)
-    db.execute(f"PRAGMA user_version={VERSION}")
-
-
-def migrate(db: sqlite3.Connection, found: int) -> None:
-    """Bring a store of version `found` to `VERSION`, within the caller's transaction."""
-    for version in range(found, VERSION):
-        _STEPS[version](db)
-    db.execute(f"PRAGMA user_version={VERSION}")
-
-
-def _from_1(db: sqlite3.Connection) -> None:
-    _run(db, _FROM_1.format(tables=_TABLES, guards=_GUARDS))
-
-
-def _from_2(db: sqlite3.Connection) -> None:
-    _run(db, _REVIEWS)
-
-
-_STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1, 2: _from_2}
-
 
 def _run(db: sqlite3.Connection, script: str) -> None:
     """Run a script statement by statement; `executescript` would commit first."""
@@ -214,11 +148,10 @@ class Database:
     """A connection to a store's file, in write-ahead mode.
 
     Args:
-        path: Made with its folder if absent. A file of an earlier release is
-            brought to the present schema.
+        path: Made with its folder if absent.
 
     Raises:
-        StoreError: Not a store, written by a newer version, or not writable.
+        StoreError: Not a store, written by another version, or not writable.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -238,8 +171,8 @@ class Database:
                 # of 64 at 12,000 judgments a second, more than any teacher gives.
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
-                if self._version() != schema.VERSION:
-                    self._migrate()
+                if self._version() != VERSION:
+                    self._create()
             except BaseException:
                 self._db.close()
                 raise
@@ -259,17 +192,16 @@ class Database:
     def _version(self) -> int:
         return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
-    def _migrate(self) -> None:
+    def _create(self) -> None:
         with self.transaction():
             # Another process may have been faster, so the version is looked at under the lock.
-            if (found := self._version()) > schema.VERSION:
-                raise StoreError(
-                    f"{self.path} has schema {found}, this ezxmc knows {schema.VERSION}", "upgrade ezxmc"
-                )
-            if found:
-                schema.migrate(self._db, found)
-            else:
-                schema.create(self._db)
+            found = self._version()
+            if found not in (0, VERSION):
+                cure = "upgrade ezxmc" if found > VERSION else "name another file: it is of no release"
+                raise StoreError(f"{self.path} has schema {found}, this ezxmc knows {VERSION}", cure)
+            if not found:
+                _run(self._db, _TABLES + _GUARDS + _REVIEWS)
+                self._db.execute(f"PRAGMA user_version={VERSION}")
 
     @contextmanager
     def translated(self) -> Iterator[None]:

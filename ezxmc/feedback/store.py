@@ -89,11 +89,10 @@ class FeedbackStore(SqliteTable):
     """Judgments on disk. Use as a context manager, from one thread.
 
     Args:
-        path: The SQLite file; made with its folder if absent. A file of an
-            earlier release is brought to the present schema.
+        path: The SQLite file; made with its folder if absent.
 
     Raises:
-        StoreError: Not a store, written by a newer version, or not writable.
+        StoreError: Not a store, written by another version, or not writable.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -156,7 +156,6 @@ class DocumentTargets:
         probabilities: (len(labels),) float64 in [0, 1], aligned with `labels`.
         positives: The head of `labels` that is taught as relevant; may be empty.
         negatives: The tail of `labels` that is taught as irrelevant.
-        weight: How much the document counts in training.
     """
 
     doc_uid: str
@@ -164,7 +163,6 @@ class DocumentTargets:
     probabilities: NDArray[np.float64]
     positives: tuple[str, ...]
     negatives: tuple[str, ...]
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,7 +415,6 @@ def _targets_of(doc: str, row: dict[str, float], zero: float, config: TrainingCo
         probabilities,
         positives=tuple(labels[: min(likely, max(config.positives, decided))]),
         negatives=tuple(labels[likely:]),
-        weight=float(np.mean(np.abs(2 * probabilities - 1))) if config.confidence else 1.0,
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ezxmc.bundle.bundle import Refine
-from ezxmc.config import RunConfig
+from ezxmc.config import RunConfig, TrainingConfig
 from ezxmc.feedback.budget import JUDGED_TOP, Annotator
 from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.targets import Targets, build_targets, context_documents, context_of, doubt
@@ -38,6 +38,11 @@ _COMPARED_ONCE = "agreement over all judgments"  # in runs of releases that judg
 
 UNKEYED = {"processes", "revision"}
 """Settings of training that no stage depends on as such: the revision is part of the encoder's identity."""
+
+
+def keyed(training: TrainingConfig) -> dict[str, Any]:
+    """What stages depend on of these settings, with those that are gone as finished runs had them."""
+    return training.model_dump(exclude=UNKEYED) | training.former
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +92,7 @@ class Cycles:
         self.config, self.place, self.inquiry, self.watch = config, place, inquiry, watch
         self.catalog, self.budget = inquiry.catalog, inquiry.budget
         self.untrained = untrained
-        self.training = config.training.model_dump(exclude=UNKEYED)
+        self.training = keyed(config.training)
         apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
         self._verdicts = decided.verdicts_outside(apart)
         self.catalog_hash = self.catalog.hash
@@ -169,12 +174,11 @@ class Cycles:
         judgments, priors = self._judgments(), self._priors()
         if doubtful := doubt(judgments):
             self.watch.say(doubtful)
-        base = former if self.config.start == "warm" else None
         trained = self.place.stage(
             f"cycle-{number}-train",
             [
                 self.catalog_hash,
-                self.identity(base),
+                self.identity(None),
                 self.identity(former),
                 self.training,
                 self.config.seed,
@@ -184,7 +188,6 @@ class Cycles:
             libraries=ENCODING,
             make=lambda: self._train(
                 student,
-                base,
                 former,
                 self._targets(judgments, priors, former),
                 self._targets(judgments, priors, None) if former else None,
@@ -319,7 +322,6 @@ class Cycles:
     def _train(
         self,
         student: Path,
-        base: Path | None,
         former: Path | None,
         targets: Targets,
         plain: Targets | None,
@@ -331,7 +333,7 @@ class Cycles:
             targets,
             self.config.training,
             student,
-            base=base or self.untrained,
+            base=self.untrained,
             former=former,
             held_out=self.inquiry.documents(self.catalog.to_select),
             held_out_targets=plain,

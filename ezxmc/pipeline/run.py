@@ -54,7 +54,6 @@ from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.feedback.teachers import unused_judgments
 from ezxmc.files import check_file, remove_own
-from ezxmc.launcher import rank_and_size
 from ezxmc.models import resolve_model
 from ezxmc.pipeline.cycles import Cycles
 from ezxmc.pipeline.findings import Findings, assemble, rank_by_titles
@@ -62,7 +61,7 @@ from ezxmc.pipeline.head_stage import HeadStage
 from ezxmc.pipeline.people import FORMER, LabelEdits, carry_exports, carry_over, outdated, peoples_calibrator
 from ezxmc.pipeline.rundir import CALIBRATING, FRESH, INDEXING, RunDir, check_run_dir
 from ezxmc.pipeline.snapshot import CATALOG, Snapshot
-from ezxmc.progress import NoProgress, Progress, pulling
+from ezxmc.progress import NoProgress, Progress, pulling, rank_and_size
 from ezxmc.records import Document, Judgment, Label, Prediction
 from ezxmc.report import RunReport, write_report
 from ezxmc.report.page import is_page

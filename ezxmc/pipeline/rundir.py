@@ -84,7 +84,7 @@ def _is_run(place: Path) -> bool:
         text = (place / "config.yaml").read_text(encoding="utf-8")
         raw = yaml.safe_load(text)
         # A part may lack what has become a setting since.
-        whole = set(raw) == set(RunConfig.model_validate(raw).model_dump())
+        whole = set(raw) - RunConfig.former.keys() == set(RunConfig.model_validate(raw).model_dump())
         return whole and yaml.safe_dump(raw, sort_keys=False, allow_unicode=True) == text
     except (OSError, ValueError, yaml.YAMLError):
         return False

@@ -32,7 +32,7 @@ from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import Proposals, Targets, build_targets, context_of
 from ezxmc.files import remove_own, whole_folder
 from ezxmc.hashing import file_hash
-from ezxmc.pipeline.cycles import UNKEYED
+from ezxmc.pipeline.cycles import keyed
 from ezxmc.pipeline.people import FORMER, LabelEdits, carry_over, outdated
 from ezxmc.pipeline.rundir import BUNDLE, ENCODING, INDEXING, RunDir, damaged
 from ezxmc.pipeline.snapshot import Changes, Snapshot
@@ -260,7 +260,7 @@ class Work:
             return self.targets(judgments, fused, verdicts)
 
         bar = self.watch.stage("training")
-        inputs = [*self._state, config.model_dump(exclude=UNKEYED), content]
+        inputs = [*self._state, keyed(config), content]
         trained = place.stage(
             "train",
             inputs,

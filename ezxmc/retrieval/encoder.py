@@ -20,9 +20,16 @@ from ezxmc.files import Inputs, check_folder, sign, unchanged, whole_folder
 from ezxmc.models.catalog import find
 from ezxmc.models.resolve import hub_folder, resolve_model
 from ezxmc.models.trust import check_encoder
-from ezxmc.retrieval.backends import Forward, choose_precision, open_converted, to_bfloat16
+from ezxmc.retrieval.backends import (
+    Forward,
+    TokenCache,
+    choose_precision,
+    open_converted,
+    passes,
+    to_bfloat16,
+    tokens_per_pass,
+)
 from ezxmc.retrieval.bert import PlainBert, open_plain
-from ezxmc.retrieval.tokens import TokenCache, passes, tokens_per_pass
 
 OnProgress = Callable[[int, int], None]
 
@@ -48,25 +55,23 @@ def check_student_place(path: str | Path, inputs: Inputs = ()) -> None:
 class BiEncoder:
     """A sentence-transformers model shared by documents and labels.
 
-    Give documents as `Document.shown` and labels as `Label.title`: label
-    descriptions lower retrieval (measured on package tags).
+    Give documents as `Document.shown` and labels as `Label.title`: label descriptions lower retrieval
+    (measured on package tags).
 
     Args:
         source: A local sentence-transformers folder, a name of `ezxmc models list`, or a hub id.
-        max_length: Tokens of a text the model reads, at most what its
-            tokenizer allows; `None` keeps the length the folder was saved with.
+        max_length: Tokens of a text the model reads, at most what its tokenizer allows; `None` keeps the
+            length the folder was saved with.
         revision: Hub revision.
         device: Torch device; `None` chooses the best present.
-        backend: What runs the model: torch, or ONNX Runtime or OpenVINO on the
-            processor, for a folder that `convert` wrote the converted model into.
-        precision: Of the matrix products. torch and openvino: float32,
-            bfloat16; onnx: float32, int8. auto: see `choose_precision`.
-            A bi-encoder that is trained or saved computes in float32 with torch.
+        backend: What runs the model: torch, or ONNX Runtime or OpenVINO on the processor, for a folder that
+            `convert` wrote the converted model into.
+        precision: Of the matrix products. torch and openvino: float32, bfloat16; onnx: float32, int8. auto:
+            see `choose_precision`. A bi-encoder that is trained or saved computes in float32 with torch.
 
     Raises:
-        ModelError: No sentence-transformers model can be loaded from there, or
-            only by trusting who made it (see `ezxmc.models.trust`); or the backend
-            is not installed, or has no converted model there.
+        ModelError: No sentence-transformers model can be loaded from there, or only by trusting who made it
+            (see `ezxmc.models.trust`); or the backend is not installed, or has no converted model there.
         ConfigError: Backend and precision do not go together.
     """
 

@@ -55,10 +55,9 @@ def convert(
 ) -> Conversion:
     """Convert a student for `BiEncoder(folder, backend=..., precision=...)`.
 
-    The file goes from token ids to unit rows, batch and length left open. int8:
-    weights per output channel, of 7 bits, so that no sum overflows on processors
-    without VNNI; activations per batch, while it runs (dynamic quantisation), so
-    that no documents are needed to convert.
+    The file goes from token ids to unit rows, batch and length left open. int8: weights per output channel,
+    of 7 bits, so that no sum overflows on processors without VNNI; activations per batch, while it runs
+    (dynamic quantisation), so that no documents are needed to convert.
 
     Args:
         encoder: The student, in float32.
@@ -68,8 +67,8 @@ def convert(
         precision: One of the backend's.
 
     Raises:
-        ModelError: A package is missing, the model cannot be converted, or the
-            converted model says something else.
+        ModelError: A package is missing, the model cannot be converted, or the converted model says something
+            else.
         ConfigError: Backend and precision do not go together, or there is nothing to convert.
     """
     if backend == "torch":

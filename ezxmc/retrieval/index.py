@@ -41,9 +41,8 @@ class _Card:
 class LabelIndex:
     """The labels' vectors, ranked by inner product. `LabelIndex(vectors)` is exact at any k.
 
-    A label keeps its row for good. Labels added later are searched
-    exhaustively beside the structure built once, and removed ones are passed
-    over in it: both take effect at once and rebuild nothing.
+    A label keeps its row for good. Labels added later are searched exhaustively beside the structure built
+    once, and removed ones are passed over in it: both take effect at once and rebuild nothing.
 
     Args:
         vectors: (L, D) float32, one row a label, of unit length for cosines.
@@ -311,7 +310,7 @@ class LabelIndex:
 
     @classmethod
     def load(cls, path: str | Path, *, changes: Path | None = None, mmap: bool = True) -> LabelIndex:
-        """Read an index written by `save`, or an exact one of an earlier version.
+        """Read an index written by `save`.
 
         Args:
             path: The file.
@@ -331,7 +330,7 @@ class LabelIndex:
         kind = ann.kind_of(base)
         if kind is None or base.ntotal == 0:
             raise BundleError(f"label index {path} holds no inner-product index of a known kind", _CURE)
-        index = cls._of(base, _card(path.with_suffix(".json"), kind, base.ntotal))
+        index = cls._of(base, _card(path.with_suffix(".json"), kind))
         changes = changes or path.with_suffix(".npz")
         if changes.exists():
             index._apply(changes)
@@ -348,9 +347,7 @@ class LabelIndex:
             raise BundleError(f"changes of the label index {path} cannot be used: {error}", _CURE) from error
 
 
-def _card(path: Path, kind: Kind, labels: int) -> _Card:
-    if not path.exists():
-        return _Card(kind, "made by an earlier version of ezxmc", 1.0, min(ann.DEPTH, labels))
+def _card(path: Path, kind: Kind) -> _Card:
     try:
         card = _Card(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ezxmc.cluster import RayConfig
-from ezxmc.cluster.board import Task
-from ezxmc.cluster.pool import Pool, Say, Tell
+from ezxmc.cluster.pool import Pool, Say, Task, Tell
 from ezxmc.config import Precision
 from ezxmc.files import replacing
 from ezxmc.hashing import json_hash, text_hash
@@ -25,9 +24,8 @@ _PART = 512  # texts between two words of progress
 class RayEncoder(BiEncoder):
     """A `BiEncoder` that shares large jobs out.
 
-    Vectors are those of a single process up to float rounding: texts are
-    batched in other company. Shards are files named by encoder and texts:
-    whatever is interrupted, those that are there are not encoded again.
+    Vectors are those of a single process up to float rounding: texts are batched in other company. Shards are
+    files named by encoder and texts: whatever is interrupted, those that are there are not encoded again.
 
     Args:
         source: A folder on a file system that all nodes share, or a hub id.

@@ -137,8 +137,7 @@ class Candidates:
         doc_uid: The document's uid.
         labels: Rows of the label list.
         scores: Cosine of document and label.
-        sources: What put the label here: its dense rank, BM25's lift over it,
-            or exploration.
+        sources: What put the label here: its dense rank, BM25's lift over it, or exploration.
     """
 
     doc_uid: str
@@ -170,16 +169,14 @@ def shortlist(
 ) -> list[Candidates]:
     """Choose `config.size` labels per document by fused dense and lexical rank.
 
-    The dense order is that of cos(x, t) + w·cos(x, d) for document x, the
-    label's title t and all that is told of it d (w = `descriptions`), less
-    `centre` times its mean over the catalog: some labels are near everything
-    (hubs) and would crowd every shortlist. Centring is Suzuki et al., EMNLP
-    2013; CSLS (arXiv 1710.04087) takes off the mean over neighbours only.
+    The dense order is that of cos(x, t) + w·cos(x, d) for document x, the label's title t and all that is
+    told of it d (w = `descriptions`), less `centre` times its mean over the catalog: some labels are near
+    everything (hubs) and would crowd every shortlist. Centring is Suzuki et al., EMNLP 2013; CSLS (arXiv
+    1710.04087) takes off the mean over neighbours only.
 
-    A label's score is Σ w / (60 + rank) over the rankings it occurs in (dense
-    w = 1, BM25 w = `lexical_weight`). `config.explore` of the places go to
-    labels drawn from the ranks right below the shortlist. Labels already
-    judged for a document are left out: every cycle buys new information.
+    A label's score is Σ w / (60 + rank) over the rankings it occurs in (dense w = 1, BM25 w =
+    `lexical_weight`). `config.explore` of the places go to labels drawn from the ranks right below the
+    shortlist. Labels already judged for a document are left out: every cycle buys new information.
 
     Args:
         documents: N documents, as `Predictor.predict` takes them.
@@ -187,8 +184,8 @@ def shortlist(
         encoder: The current student.
         config: Sizes and weights.
         judged: Label uids already judged, by document uid.
-        background: The catalog, where `documents` are a part of it: the mean
-            is taken over 512 of these, drawn by hash.
+        background: The catalog, where `documents` are a part of it: the mean is taken over 512 of these,
+            drawn by hash.
         seed: With the document's uid it decides what is explored.
         progress: Called with (done, total) documents.
 

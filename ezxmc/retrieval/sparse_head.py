@@ -74,8 +74,7 @@ class Fusion:
 class SparseHead:
     """Logits z_l = w_l · h[columns_l] + b_l, h = x + x A, x a document's vector; all labels have fan-in F.
 
-    Only labels it was taught have a row; of any other, an added one say, the
-    bi-encoder alone decides.
+    Only labels it was taught have a row; of any other, an added one say, the bi-encoder alone decides.
 
     Attributes:
         rows: (M,) int64, ascending: the index rows of its labels.

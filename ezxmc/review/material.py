@@ -67,7 +67,7 @@ class Material:
         """Read a run directory.
 
         Args:
-            run_dir: Made by `ezxmc run`; nothing in it is changed, but an older store is migrated.
+            run_dir: Made by `ezxmc run`; nothing in it is changed.
             say: Told how reading each file went.
 
         Raises:

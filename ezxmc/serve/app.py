@@ -23,7 +23,6 @@ from ezxmc.errors import ConfigError, DataError, EzxmcError
 from ezxmc.records import Document
 from ezxmc.serve import web as page
 from ezxmc.serve.guard import LOCAL_NAMES, TOKEN_VARIABLE, Guard, Limits, RefusedError, is_loopback
-from ezxmc.serve.reload import Served
 from ezxmc.serve.schemas import (
     MOST_LABELS,
     BundleOut,
@@ -38,7 +37,7 @@ from ezxmc.serve.schemas import (
     Problem,
     Tagged,
 )
-from ezxmc.serve.service import QueueFullError, Service, Settings, Work, decision_of
+from ezxmc.serve.service import QueueFullError, Served, Service, Settings, Work, decision_of
 from ezxmc.serve.web import answer_requests, listener
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {

@@ -1,7 +1,6 @@
 """What every request passes before it reaches a route: host, rate, token, size.
 
-Its limits say how
-much a client may ask for, how often, and who may ask at all.
+Its limits say how much a client may ask for, how often, and who may ask at all.
 """
 
 from __future__ import annotations
@@ -156,9 +155,8 @@ class Guard:
         app: What it guards.
         limits: As they say.
         token: Bearer token, or `None` for none.
-        hosts: Names a browser may know this server by, or `None` for any. On
-            loopback this keeps out pages whose own name was made to point here
-            (DNS rebinding).
+        hosts: Names a browser may know this server by, or `None` for any. On loopback this keeps out pages
+            whose own name was made to point here (DNS rebinding).
         paths: Counted by name; any other path counts as "other".
         metrics: Where to count.
     """

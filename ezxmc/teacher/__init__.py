@@ -1,6 +1,5 @@
-"""Teachers: judges of (document, label) pairs. `base` has the contract, `factory` builds one."""
+"""Teachers: judges of (document, label) pairs. `base` has the contract, and builds one."""
 
-from ezxmc.teacher.base import Teacher
-from ezxmc.teacher.factory import load_teacher
+from ezxmc.teacher.base import Teacher, load_teacher
 
 __all__ = ["Teacher", "load_teacher"]

@@ -1,11 +1,14 @@
-"""What every teacher backend promises."""
+"""What every teacher backend promises, and from configuration to a teacher."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from ezxmc.cluster import RayConfig
+from ezxmc.config.teacher import HttpTeacherConfig, ReplayTeacherConfig, TeacherConfig, VllmTeacherConfig
+from ezxmc.errors import instance_of
 from ezxmc.records import Judgment, Pair
 
 
@@ -14,9 +17,8 @@ class Teacher(Protocol):
     """A judge of (document, label) pairs.
 
     Attributes:
-        fingerprint: Hash of everything that can change an answer: model and
-            revision, prompt, answer tokens, scoring rule, engine version. Part
-            of every content key, so answers of two teachers never mix.
+        fingerprint: Hash of everything that can change an answer: model and revision, prompt, answer tokens,
+            scoring rule, engine version. Part of every content key, so answers of two teachers never mix.
         description: The readable form of what `fingerprint` hashes.
     """
 
@@ -33,16 +35,15 @@ class Teacher(Protocol):
     def score(self, pairs: Iterable[Pair], *, expected: int | None = None) -> Iterator[Judgment]:
         """Judge pairs: exactly one judgment per pair, in any order.
 
-        Pairs of one document should follow one another: they share a prompt
-        prefix. Nothing is computed for a caller that stops iterating.
+        Pairs of one document should follow one another: they share a prompt prefix. Nothing is computed for a
+        caller that stops iterating.
 
         Args:
             pairs: Read lazily; a long job is never held in memory.
             expected: About how many pairs will come, if known.
 
         Raises:
-            TeacherError: The engine cannot start or died. Judgments already
-                yielded stay valid.
+            TeacherError: The engine cannot start or died. Judgments already yielded stay valid.
         """
         ...
 
@@ -121,3 +122,50 @@ class ShardedTeacher(Protocol):
     def workers(self) -> list[dict[str, object]]:
         """What each worker did, JSON-ready rows."""
         ...
+
+
+def load_teacher(
+    config: TeacherConfig,
+    *,
+    cluster: RayConfig | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Teacher:
+    """Build the teacher a configuration asks for.
+
+    No engine starts here: that waits for the first pair to be asked. A server
+    is spoken to when its fingerprint is first wanted.
+
+    Args:
+        config: The `teacher` part of a run's configuration.
+        cluster: Ask by the workers of this Ray cluster; `None`: by this process.
+        progress: Called with (stage, done, total) while weights are fetched.
+        say: Told now and then how fast each worker is.
+
+    Raises:
+        TeacherError: vLLM is missing, or the prompt does not fit the model.
+        ModelError: The model cannot be resolved.
+        DataError: Recorded judgments cannot be read.
+        ConfigError: The environment variable with a server's key is not set.
+    """
+    kinds = (VllmTeacherConfig, HttpTeacherConfig, ReplayTeacherConfig)
+    instance_of(config, kinds, "config", "give the `teacher` part of a RunConfig")
+    if cluster is not None:
+        from ezxmc.teacher.ray import RayTeacher
+
+        return RayTeacher(config, cluster, progress, say)
+    # Imported here: a replay needs no vLLM, and neither does reading a config.
+    if isinstance(config, ReplayTeacherConfig):
+        from ezxmc.teacher.replay import ReplayTeacher
+
+        teacher = ReplayTeacher(Path(config.judgments))
+        if say is not None and teacher.report.counts:
+            teacher.report.tell(say, str(config.judgments))
+        return teacher
+    if isinstance(config, HttpTeacherConfig):
+        from ezxmc.teacher.openai import OpenAITeacher
+
+        return OpenAITeacher(config, progress)
+    from ezxmc.teacher.vllm import VllmTeacher
+
+    return VllmTeacher(config, progress)

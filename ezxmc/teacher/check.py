@@ -1,8 +1,7 @@
 """What is wrong with a prompt on a model, before any pair is paid for.
 
-Each finding names the consequence and the cure. An *error* makes judgments
-wrong or impossible, a *warning* costs tokens or accuracy, a *note* tells what
-the template does that needs no cure.
+Each finding names the consequence and the cure. An *error* makes judgments wrong or impossible, a *warning*
+costs tokens or accuracy, a *note* tells what the template does that needs no cure.
 """
 
 from __future__ import annotations

@@ -24,8 +24,7 @@ from ezxmc.models.resolve import load_tokenizer
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 from ezxmc.teacher import openai_client as protocol
 from ezxmc.teacher.openai_client import GaveUpError, HttpClient, Mode, RefusedError
-from ezxmc.teacher.prompt import Prompt, PromptRenderer
-from ezxmc.teacher.scoring import SCORING_VERSION, judge
+from ezxmc.teacher.prompt import SCORING_VERSION, Prompt, PromptRenderer, judge
 
 # Later a server may be gone for `patience`; at first its address is more likely wrong.
 _FIRST_CONTACT = 20.0
@@ -39,11 +38,10 @@ class Server:
 
     Attributes:
         engine: Such as `vllm-0.32.0`; `unknown` where the server does not say.
-        served: Last part of the path or hub id the server loaded the model
-            from, if it says so; the part before may be a mount point.
-        weights: How these are kept, such as `dtype bfloat16, quantization awq`;
-            empty where the server does not say (vLLM does in its development
-            mode, SGLang always, llama.cpp tells their size).
+        served: Last part of the path or hub id the server loaded the model from, if it says so; the part
+            before may be a mount point.
+        weights: How these are kept, such as `dtype bfloat16, quantization awq`; empty where the server does
+            not say (vLLM does in its development mode, SGLang always, llama.cpp tells their size).
     """
 
     engine: str
@@ -257,23 +255,19 @@ class _Request:
 class OpenAITeacher:
     """Scores pairs with an LLM behind an OpenAI-compatible server.
 
-    Prompts go to `/completions` as token ids made here, so `<|im_end|>` in a
-    document stays text. A server that takes only text is refused: what it makes
-    of control tokens in a document would be out of our hands.
+    Prompts go to `/completions` as token ids made here, so `<|im_end|>` in a document stays text. A server
+    that takes only text is refused: what it makes of control tokens in a document would be out of our hands.
 
-    When the fingerprint is first wanted, the server is asked what it is and can
-    do. With vLLM's `logprob_token_ids` it gives the probabilities of exactly
-    the answer tokens (mode `full`). Any other gives its 20 most probable tokens
-    (mode `top20`): spellings outside count as zero, so label mass is a lower
-    bound, and an answer with one side wholly outside is `no_logprobs`. The mode
-    is part of the fingerprint, and so are engine version and the name of the
-    folder or hub id the server loaded and, where it tells, dtype and
-    quantisation; the server's address is not. No answer is handed on before
-    the server was asked once more who it is.
+    When the fingerprint is first wanted, the server is asked what it is and can do. With vLLM's
+    `logprob_token_ids` it gives the probabilities of exactly the answer tokens (mode `full`). Any other gives
+    its 20 most probable tokens (mode `top20`): spellings outside count as zero, so label mass is a lower
+    bound, and an answer with one side wholly outside is `no_logprobs`. The mode is part of the fingerprint,
+    and so are engine version and the name of the folder or hub id the server loaded and, where it tells,
+    dtype and quantisation; the server's address is not. No answer is handed on before the server was asked
+    once more who it is.
 
-    A request the server fails on six times gives `engine_error`; a server that
-    is gone, restarts or is busy is waited for. vLLM answers NaN with status
-    500, so that ends as `engine_error` too.
+    A request the server fails on six times gives `engine_error`; a server that is gone, restarts or is busy
+    is waited for. vLLM answers NaN with status 500, so that ends as `engine_error` too.
 
     Args:
         config: Server, model, prompt, limits.

@@ -121,12 +121,10 @@ def seen_answers(found: Mapping[int, float], answers: AnswerTokens) -> AnswerTok
 def cached_tokens(answer: Mapping[str, Any], prompts: Sequence[Sequence[int]], *, vllm: bool) -> list[int]:
     """How many tokens of each prompt the server's prefix cache supplied, as far as it says.
 
-    From `usage.prompt_tokens_details.cached_tokens`, which vLLM gives with
-    `--enable-prompt-tokens-details`. Of a request with several prompts vLLM
-    (0.32) tells the last one's number only: the others are taken to share as
-    much of their common prefix, and the first, which may have filled the
-    cache, nothing. So the sum is a lower bound. Other servers' numbers are
-    taken as the whole request's.
+    From `usage.prompt_tokens_details.cached_tokens`, which vLLM gives with `--enable-prompt-tokens-details`.
+    Of a request with several prompts vLLM (0.32) tells the last one's number only: the others are taken to
+    share as much of their common prefix, and the first, which may have filled the cache, nothing. So the sum
+    is a lower bound. Other servers' numbers are taken as the whole request's.
 
     Returns:
         A number per prompt; zeros where the server does not say.
@@ -186,15 +184,13 @@ class _FailedTry(Exception):  # noqa: N818 - never leaves this module
 class HttpClient:
     """A context in which requests run; leaving it cancels what is under way.
 
-    Requests run on an event loop in a thread of their own, so that they go on
-    while the caller works, and so that a caller inside another event loop (a
-    notebook) can use it. A cancelled request closes its connection, by which
-    the server learns that nobody waits for it.
+    Requests run on an event loop in a thread of their own, so that they go on while the caller works, and so
+    that a caller inside another event loop (a notebook) can use it. A cancelled request closes its
+    connection, by which the server learns that nobody waits for it.
 
-    Tried again, with exponential back-off and full jitter and not before the
-    server's Retry-After: no connection, no answer within `timeout`, a broken
-    answer (one of more than 8 MiB, unpacked, is not read to its end), 408, 409,
-    425, 429 and 5xx but 501.
+    Tried again, with exponential back-off and full jitter and not before the server's Retry-After: no
+    connection, no answer within `timeout`, a broken answer (one of more than 8 MiB, unpacked, is not read to
+    its end), 408, 409, 425, 429 and 5xx but 501.
 
     Args:
         base_url: Such as `http://127.0.0.1:8000/v1`.
@@ -259,9 +255,8 @@ class HttpClient:
         """Begin a POST below the base URL.
 
         Returns:
-            The JSON object of the answer. Its `result()` raises `RefusedError`
-            or `GaveUpError`, or `TeacherError` when no request at all was
-            answered for `patience` seconds.
+            The JSON object of the answer. Its `result()` raises `RefusedError` or `GaveUpError`, or
+            `TeacherError` when no request at all was answered for `patience` seconds.
         """
         return self._run(self._request("POST", f"{self._base}/{path}", body))
 

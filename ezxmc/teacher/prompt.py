@@ -1,17 +1,19 @@
 """Prompt files, and their rendering into token ids that share a cached prefix.
 
-A prompt is rendered as head | document + padding + lead | label + tail, the lead
-being the words that introduce the label. The head is equal for all documents,
-and everything before the label for all labels of a document. Both end on a
-boundary of the engine's cache blocks, because engines reuse whole blocks only:
+A prompt is rendered as head | document + padding + lead | label + tail, the lead being the words that
+introduce the label. The head is equal for all documents, and everything before the label for all labels of a
+document. Both end on a boundary of the engine's cache blocks, because engines reuse whole blocks only:
 without the padding half a block of the shared part is computed again each time.
+
+Below: from answer-token log-probabilities to one number, or an honest status.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ezxmc.errors import ConfigError, TeacherError
 from ezxmc.files import package_files
 from ezxmc.hashing import json_hash
-from ezxmc.records import Pair
+from ezxmc.records import Judgment, Pair, Status
 from ezxmc.teacher.render import DOCUMENT, LABEL, render_template, turn_marks
 
 # Of a long document this many characters per token are tokenised, not all of it.
@@ -64,9 +66,8 @@ class Graded(_Part):
 class Prompt(_Part):
     """One prompt file.
 
-    `user` holds `{document}` and, after it, `{label}`. The label may stand in
-    `assistant` instead, text that is put into the model's mouth and after
-    which it answers.
+    `user` holds `{document}` and, after it, `{label}`. The label may stand in `assistant` instead, text that
+    is put into the model's mouth and after which it answers.
     """
 
     name: str
@@ -148,11 +149,10 @@ class Sections(NamedTuple):
 class PromptRenderer:
     """Turns documents and labels into the token ids of one prompt and model.
 
-    Document and label text is tokenised with special tokens split into plain
-    characters: `<|im_end|>` in a document stays text and closes no turn. So are
-    added tokens the model's authors did not declare special (`<tool_call>`).
-    Where a template marks turns with ordinary text (`[INST]`), such marks in a
-    document or label are spaced out (`[ INST ]`); other texts stay as they are.
+    Document and label text is tokenised with special tokens split into plain characters: `<|im_end|>` in a
+    document stays text and closes no turn. So are added tokens the model's authors did not declare special
+    (`<tool_call>`). Where a template marks turns with ordinary text (`[INST]`), such marks in a document or
+    label are spaced out (`[ INST ]`); other texts stay as they are.
 
     Args:
         prompt: The prompt file.
@@ -161,8 +161,8 @@ class PromptRenderer:
         max_document_tokens: Longer documents are cut here.
 
     Raises:
-        TeacherError: The chat template loses the document or the label, or no
-            spelling of an answer is a single token.
+        TeacherError: The chat template loses the document or the label, or no spelling of an answer is a
+            single token.
     """
 
     def __init__(self, prompt: Prompt, tokenizer: Any, *, block_size: int, max_document_tokens: int) -> None:
@@ -318,3 +318,69 @@ def _control_tokens(tokenizer: Any) -> frozenset[int]:
     unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id, tokenizer.eos_token_id}
     added = tokenizer.added_tokens_decoder.items()
     return frozenset(i for i, token in added if token.special or len(token.content.strip()) > 1) - unknown
+
+
+# Of the rendering into tokens and of the rule below: part of every content key.
+SCORING_VERSION = 2
+# A probability a little above 1 is rounding; far above it the engine did not
+# give probabilities at all (logits, for one), and a score would be made up.
+_ROUNDING = 0.01
+
+
+def _log_sum(logprobs: Sequence[float], weights: Sequence[float]) -> float:
+    """Logarithm of Σ w·exp(logprob), over positive weights."""
+    terms = [value + math.log(w) for value, w in zip(logprobs, weights, strict=True) if w > 0]
+    top = max(terms)
+    return top + math.log(sum(math.exp(term - top) for term in terms))
+
+
+def judge(
+    key: str,
+    doc_uid: str,
+    label_uid: str,
+    logprobs: Mapping[int, float],
+    answers: AnswerTokens,
+    *,
+    min_label_mass: float,
+    prompt_tokens: int,
+    cached_tokens: int,
+) -> Judgment:
+    """Log-odds and label mass of one answer.
+
+    With w_t the relevance token t stands for (1 for yes, 0 for no, g/m for grade g of 0..m): log-odds = ln
+    Σ_t p(t)·w_t − ln Σ_t p(t)·(1 − w_t), the logit of the expected relevance; mass = Σ_t p(t).
+
+    Args:
+        key: Content key of the pair.
+        doc_uid: The document's uid.
+        label_uid: The label's uid.
+        logprobs: Natural-log probabilities over the full vocabulary at the answer's position, by token id;
+            every answer token must be there.
+        answers: Which token ids are answers, and what each says.
+        min_label_mass: Below this mass the model did not answer the question.
+        prompt_tokens: Length of the prompt.
+        cached_tokens: How many of them the prefix cache supplied.
+
+    Returns:
+        `ok` with the log-odds; `low_mass`; `no_logprobs` when a token is missing; `not_finite` when a value
+        is no log-probability: no number is ever made up.
+    """
+    given = [logprobs[token] for token in answers.ids if token in logprobs]
+    if len(given) < len(answers.ids):
+        return Judgment(key, doc_uid, label_uid, Status.NO_LOGPROBS)
+    if not all(math.isfinite(value) and value <= _ROUNDING for value in given):
+        return Judgment(key, doc_uid, label_uid, Status.NOT_FINITE)
+    relevant = _log_sum(given, answers.weights)
+    irrelevant = _log_sum(given, [1 - weight for weight in answers.weights])
+    mass = min(1.0, math.exp(relevant) + math.exp(irrelevant))
+    status = Status.OK if mass >= min_label_mass else Status.LOW_MASS
+    return Judgment(
+        key,
+        doc_uid,
+        label_uid,
+        status,
+        log_odds=relevant - irrelevant if status is Status.OK else None,
+        label_mass=mass,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=cached_tokens,
+    )

@@ -1,9 +1,8 @@
 """A teacher spread over the workers of a Ray cluster.
 
-Each worker has a teacher of its own, the configured one: an in-process vLLM
-on its GPU, or a client of one of the server's replicas. `ray.data.llm` was
-weighed and not taken (Ray 2.60): it passes `logprob_token_ids` through and
-gives log-probabilities back, so scores would be the same, but
+Each worker has a teacher of its own, the configured one: an in-process vLLM on its GPU, or a client of one of
+the server's replicas. `ray.data.llm` was weighed and not taken (Ray 2.60): it passes `logprob_token_ids`
+through and gives log-probabilities back, so scores would be the same, but
 
 - it does not tell how many prompt tokens the prefix cache supplied, on which
   `plan` and the report's costs rest;
@@ -12,9 +11,6 @@ gives log-probabilities back, so scores would be the same, but
 - an engine that dies takes its batch along instead of being started again;
 - its HTTP stage asks no server who it is, reads prompts as it is told to (an
   answer of other tokens would pass), and ends the job where we give a status.
-
-Workers of both kinds are actors of Ray Data's `map_batches` all the same
-(`ezxmc.cluster.pool`), one engine each.
 """
 
 from __future__ import annotations
@@ -29,15 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from ezxmc.cluster import RayConfig
-from ezxmc.cluster.board import Task, table
-from ezxmc.cluster.pool import Pool, Say, Tell
+from ezxmc.cluster.pool import Pool, Say, Task, Tell, table
 from ezxmc.config.teacher import HttpTeacherConfig, TeacherConfig, VllmTeacherConfig
 from ezxmc.errors import ClusterError, ConfigError, TeacherError
 from ezxmc.records import Judgment, Pair
-from ezxmc.teacher.base import Teacher, startup_seconds
-from ezxmc.teacher.factory import load_teacher
+from ezxmc.teacher.base import Teacher, load_teacher, startup_seconds
 from ezxmc.teacher.shards import Shard, ShardFolder, cut
-from ezxmc.teacher.vllm_engine import free_gpu
+from ezxmc.teacher.vllm import free_gpu
 
 _SHARDS_EACH = 4  # of a short job, for each worker: the last ones end at about the same time
 
@@ -45,13 +39,11 @@ _SHARDS_EACH = 4  # of a short job, for each worker: the last ones end at about 
 class RayTeacher:
     """Scores pairs with one teacher per worker of a Ray cluster.
 
-    Fingerprint and keys are those of the inner teacher: its judgments and
-    these are interchangeable.
+    Fingerprint and keys are those of the inner teacher: its judgments and these are interchangeable.
 
-    Pairs go out in shards, a document's candidates together. A worker writes
-    each shard's judgments to a file; `keep` says where, `stored` when a file
-    has served. Killed workers are started again and do the shard they had in
-    hand again; a failing pair has a status and stops nothing.
+    Pairs go out in shards, a document's candidates together. A worker writes each shard's judgments to a
+    file; `keep` says where, `stored` when a file has served. Killed workers are started again and do the
+    shard they had in hand again; a failing pair has a status and stops nothing.
 
     Args:
         config: The teacher of each worker.

@@ -87,11 +87,9 @@ def _apply(tokenizer: Any, today: datetime, *turns: tuple[str, str]) -> str:
 def turn_marks(tokenizer: Any) -> tuple[str, ...]:
     """What opens and closes turns in a chat template that does it with ordinary text.
 
-    Such are `<|user|>` of Zephyr, `[INST]` and `<<SYS>>` of Llama 2, `USER:` of
-    Vicuna: strings that whoever writes a document can write, too, and that
-    become the same tokens there. Where a control token goes before each turn,
-    there are none: what follows it (a role's name, as in ChatML) opens nothing
-    by itself.
+    Such are `<|user|>` of Zephyr, `[INST]` and `<<SYS>>` of Llama 2, `USER:` of Vicuna: strings that whoever
+    writes a document can write, too, and that become the same tokens there. Where a control token goes before
+    each turn, there are none: what follows it (a role's name, as in ChatML) opens nothing by itself.
 
     Args:
         tokenizer: A transformers tokenizer.

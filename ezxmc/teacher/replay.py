@@ -16,17 +16,15 @@ from ezxmc.records import Judgment, Pair, Status
 class ReplayTeacher:
     """Answers from a JSONL, CSV or Parquet file of judgments.
 
-    Columns: `doc` and `label` (uids), `log_odds` (nats); optional are `mass`,
-    `status` (a pair that was recorded without a score has none here either)
-    and `teacher`, as `ezxmc judgments export` writes them. A pair that was not
-    recorded gets the status `not_recorded`, never a guess.
+    Columns: `doc` and `label` (uids), `log_odds` (nats); optional are `mass`, `status` (a pair that was
+    recorded without a score has none here either) and `teacher`, as `ezxmc judgments export` writes them. A
+    pair that was not recorded gets the status `not_recorded`, never a guess.
 
     Args:
         path: The recorded judgments.
 
     Raises:
-        DataError: The file is missing, holds no usable judgment, or mixes
-            the judgments of several teachers.
+        DataError: The file is missing, holds no usable judgment, or mixes the judgments of several teachers.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,21 +48,16 @@ class ReplayTeacher:
         if not self._recorded:
             raise DataError(f"{path} holds no judgment", "columns are doc, label, log_odds and mass")
         self.report = report
-        self._hash = file_hash(path)
-
-    @property
-    def fingerprint(self) -> str:
-        """See `Teacher`: the recording's hash."""
-        return self._hash
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """See `Teacher`."""
-        return {"backend": "replay", "judgments": len(self._recorded), "sha256": self._hash}
+        self.fingerprint = file_hash(path)
+        self.description = {
+            "backend": "replay",
+            "judgments": len(self._recorded),
+            "sha256": self.fingerprint,
+        }
 
     def key(self, pair: Pair) -> str:
         """See `Teacher`. Recordings are matched by uid, so uids are what is shown."""
-        return judgment_key(self._hash, pair.doc.uid, pair.label.uid)
+        return judgment_key(self.fingerprint, pair.doc.uid, pair.label.uid)
 
     def score(self, pairs: Iterable[Pair], *, expected: int | None = None) -> Iterator[Judgment]:
         """See `Teacher`."""

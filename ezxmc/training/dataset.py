@@ -1,18 +1,22 @@
-"""From targets to batches: who is a positive, who a negative, who is left out."""
+"""From targets to batches: who is a positive, who a negative, who is left out; and how losses average."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ezxmc.feedback.targets import Targets
 from ezxmc.records import Document, Label
 
 # Batches in a window of like lengths.
 _WINDOW = 4
+_SAMPLED = 2  # positives of a document
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,6 @@ class Example:
         probabilities: (J,) float64, the teacher's.
         positives: How many of the first `labels` are positives.
         negatives: How many of the last `labels` are negatives.
-        weight: How much the document counts.
     """
 
     document: int
@@ -33,7 +36,6 @@ class Example:
     probabilities: NDArray[np.float64]
     positives: int
     negatives: int
-    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,6 @@ class Batch:
         negatives: (B, C) bool.
         probabilities: (B, C) float32, the teacher's; 0 where it did not judge.
         judged: (B, C) bool.
-        weights: (B,) float32, weight of each document.
     """
 
     documents: list[int]
@@ -56,7 +57,6 @@ class Batch:
     negatives: NDArray[np.bool_]
     probabilities: NDArray[np.float32]
     judged: NDArray[np.bool_]
-    weights: NDArray[np.float32]
 
 
 def examples(documents: Sequence[Document], labels: Sequence[Label], targets: Targets) -> list[Example]:
@@ -77,7 +77,6 @@ def examples(documents: Sequence[Document], labels: Sequence[Label], targets: Ta
                     target.probabilities[kept],
                     positives=sum(uid in row_of for uid in target.positives),
                     negatives=sum(uid in row_of for uid in target.negatives),
-                    weight=target.weight,
                 )
             )
     return found
@@ -88,11 +87,10 @@ def length_grouped(
 ) -> list[NDArray[np.int64]]:
     """One epoch of shuffled batches of nearly equal size, each of texts of like length.
 
-    As in transformers' `LengthGroupedSampler`, the shuffled texts are cut into
-    windows of a few batches and sorted within each; here the batches of all
-    windows are then shuffled, so that long and short ones alternate. A window
-    is small beside an epoch: what else documents of one length have in common
-    must not fill a batch.
+    As in transformers' `LengthGroupedSampler`, the shuffled texts are cut into windows of a few batches and
+    sorted within each; here the batches of all windows are then shuffled, so that long and short ones
+    alternate. A window is small beside an epoch: what else documents of one length have in common must not
+    fill a batch.
 
     Args:
         lengths: N lengths.
@@ -113,11 +111,10 @@ def length_grouped(
 def collate_in_batch(members: Sequence[Example], sampled: int, rng: np.random.Generator) -> Batch:
     """Score documents against each other's sampled positives and against their judged labels.
 
-    The sampled positives of all members are in-batch negatives, so that labels
-    occur as negatives as often as they occur as positives. Never a document's
-    negative: its own positives, sampled or not, and every label its teacher
-    did not call improbable. A label that is here only because another document
-    was judged on it is no negative: nothing is known about it.
+    The sampled positives of all members are in-batch negatives, so that labels occur as negatives as often as
+    they occur as positives. Never a document's negative: its own positives, sampled or not, and every label
+    its teacher did not call improbable. A label that is here only because another document was judged on it
+    is no negative: nothing is known about it.
 
     Args:
         members: The batch's documents.
@@ -136,9 +133,8 @@ def collate_in_batch(members: Sequence[Example], sampled: int, rng: np.random.Ge
 def collate_all(members: Sequence[Example], labels: int) -> Batch:
     """Score documents against every label.
 
-    Negatives of a document are the labels its teacher refused and all it did
-    not judge. Many of the latter are positives nobody found: see
-    `without_likely_positives`.
+    Negatives of a document are the labels its teacher refused and all it did not judge. Many of the latter
+    are positives nobody found: see `without_likely_positives`.
 
     Args:
         members: The batch's documents.
@@ -147,6 +143,11 @@ def collate_all(members: Sequence[Example], labels: int) -> Batch:
     batch = _judgments(members, np.arange(labels))
     np.logical_or(batch.negatives, ~batch.judged, out=batch.negatives)
     return batch
+
+
+def collate(members: Sequence[Example], labels: int, every_label: bool, rng: np.random.Generator) -> Batch:
+    """`collate_all`, or `collate_in_batch` with the positives that are drawn in all training here."""
+    return collate_all(members, labels) if every_label else collate_in_batch(members, _SAMPLED, rng)
 
 
 def _judgments(members: Sequence[Example], labels: NDArray[np.int64]) -> Batch:
@@ -160,12 +161,93 @@ def _judgments(members: Sequence[Example], labels: NDArray[np.int64]) -> Batch:
         probabilities[i, columns] = member.probabilities
         positives[i, columns[: member.positives]] = member.probabilities[: member.positives]
         negatives[i, columns[len(columns) - member.negatives :]] = True
-    return Batch(
-        [member.document for member in members],
-        labels,
-        positives,
-        negatives,
-        probabilities,
-        judged,
-        weights=np.array([member.weight for member in members], dtype=np.float32),
-    )
+    documents = [member.document for member in members]
+    return Batch(documents, labels, positives, negatives, probabilities, judged)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Scores of a batch of documents against labels, and what is known about each pair.
+
+    A pair that is neither positive nor negative nor judged is unknown and enters no loss. Who is a negative
+    is decided by whoever builds the batch; a label that two documents share is a negative of neither.
+
+    Attributes:
+        scores: (B, C) float, cosines s, with gradient.
+        positives: (B, C) float, weight w of a positive; 0 is no positive.
+        negatives: (B, C) bool; False for every known or likely positive.
+        probabilities: (B, C) float, the teacher's p in [0, 1]; 0 where nothing was judged.
+        judged: (B, C) bool; may overlap with positives and negatives.
+    """
+
+    scores: Tensor
+    positives: Tensor
+    negatives: Tensor
+    probabilities: Tensor
+    judged: Tensor
+
+
+class Loss(Protocol):
+    """Scalar cost of a batch; finite, with finite gradients, whatever is missing in it."""
+
+    def __call__(self, batch: Scored) -> Tensor:
+        """Scalar loss of (B, C) scores."""
+        ...
+
+
+def over_documents(costs: Tensor, counts: Tensor) -> Tensor:
+    """Mean of documents' costs; 0 if none counts.
+
+    Args:
+        costs: (B,) float.
+        counts: (B,) bool, whether a document does.
+
+    Returns:
+        Scalar.
+    """
+    return (costs * counts).sum() / counts.sum().clamp_min(1)
+
+
+def over_positives(batch: Scored, rows: Tensor, columns: Tensor, costs: Tensor) -> Tensor:
+    """Weighted mean over each document's positives, then over the documents that have any.
+
+    Args:
+        batch: Gives w.
+        rows: (P,) int64, document of each positive, as of `batch.positives.nonzero()`.
+        columns: (P,) int64, its label.
+        costs: (P,) float.
+
+    Returns:
+        Scalar: the mean of Σ_p w_ip cost_ip / Σ_p w_ip over documents i with positives.
+    """
+    total = batch.positives.sum(dim=1)
+    terms = batch.positives[rows, columns] / total[rows] * costs
+    per_document = terms.new_zeros(len(total)).index_add(0, rows, terms)
+    return over_documents(per_document, total > 0)
+
+
+def against_negatives(batch: Scored, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """How far each positive lies under its document's negatives, all of them pooled by logsumexp.
+
+    Args:
+        batch: B documents with P positives in all.
+        temperature: τ > 0.
+
+    Returns:
+        (P,) documents, (P,) labels, as of `batch.positives.nonzero()`, and the (P,) gaps
+        log Σ_{n∈N_i} e^{s_in/τ} − s_ip/τ; hugely negative without negatives.
+    """
+    logits = batch.scores / temperature
+    against = torch.logsumexp(only(logits, batch.negatives), dim=1)
+    rows, columns = batch.positives.nonzero(as_tuple=True)
+    return rows, columns, against[rows] - logits[rows, columns]
+
+
+def positive(value: Tensor) -> Tensor:
+    """`value` (≥ 0), with 0 made the least positive number: a safe denominator of 0."""
+    return value.clamp_min(torch.finfo(value.dtype).tiny)
+
+
+def only(values: Tensor, mask: Tensor) -> Tensor:
+    """`values` with the lowest finite number outside `mask`: e to it is 0, and no gradient is NaN."""
+    return values.masked_fill(~mask, torch.finfo(values.dtype).min)

@@ -21,8 +21,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ezxmc.config import HeadConfig
 from ezxmc.errors import TrainingError
+from ezxmc.retrieval.backends import has_fast_bfloat16
 from ezxmc.retrieval.sparse_head import SparseHead, blocks
-from ezxmc.retrieval.tokens import has_fast_bfloat16
 from ezxmc.training.dataset import Example
 from ezxmc.training.head_loss import sparse_bce
 from ezxmc.training.step import Schedule
@@ -234,20 +234,18 @@ def fit_head(
 ) -> SparseHead:
     """Train a fixed fan-in layer by dynamic sparse training (Ullah et al., arXiv 2411.03171).
 
-    As there: `sparse_bce` over all labels, connections that move (`rewire`), a
-    dense layer that all labels share before the sparse one (here D × D, starting
-    as the identity), and an auxiliary loss on groups of labels whose weight
-    falls to 0 by half of the steps, so that shared weights learn something while
-    the sparse ones do not carry much gradient yet. Other than there, labels start
-    from the largest entries of the bi-encoder's vectors, and AdaGrad keeps one number per label.
+    As there: `sparse_bce` over all labels, connections that move (`rewire`), a dense layer that all labels
+    share before the sparse one (here D × D, starting as the identity), and an auxiliary loss on groups of
+    labels whose weight falls to 0 by half of the steps, so that shared weights learn something while the
+    sparse ones do not carry much gradient yet. Other than there, labels start from the largest entries of the
+    bi-encoder's vectors, and AdaGrad keeps one number per label.
 
-    Measured on wordnet (12,000 documents with gold labels, 2,000 others, fan-in
-    32, two seeds), P@1 and P@5 of the head alone: 48.8 and 29.6; random start
-    45.7 and 27.7; fixed connections 48.2 and 29.3; no auxiliary loss 48.0 and
-    29.6; dense 49.6 and 30.3.
+    Measured on wordnet (12,000 documents with gold labels, 2,000 others, fan-in 32, two seeds), P@1 and P@5
+    of the head alone: 48.8 and 29.6; random start 45.7 and 27.7; fixed connections 48.2 and 29.3; no
+    auxiliary loss 48.0 and 29.6; dense 49.6 and 30.3.
 
-    Memory per label, bytes, with F weights: 2F columns, 4F weights, 4F gradient,
-    and 16 for bias, its gradient and both rates; a dense layer with Adam takes 16 (D + 1).
+    Memory per label, bytes, with F weights: 2F columns, 4F weights, 4F gradient, and 16 for bias, its
+    gradient and both rates; a dense layer with Adam takes 16 (D + 1).
 
     Args:
         encode: Gives document vectors.

@@ -124,13 +124,11 @@ def choose_fusion(
 ) -> FusionChoice:
     """Put the head's scores on the bi-encoder's scale, and weigh them.
 
-    Scale and shift give the head's scores of the bi-encoder's candidates the
-    mean and deviation of the bi-encoder's own. Labels the head does not know
-    keep the latter, and are rarer; the bonus is what known ones are more
-    probable by. All are constants: a fused score says the same whatever else is
-    on a list, as the calibrator needs it. The weight is the one of best nDCG@5
-    over the judged labels of held-out documents; it is 0 where the gain is
-    within its standard error.
+    Scale and shift give the head's scores of the bi-encoder's candidates the mean and deviation of the
+    bi-encoder's own. Labels the head does not know keep the latter, and are rarer; the bonus is what known
+    ones are more probable by. All are constants: a fused score says the same whatever else is on a list, as
+    the calibrator needs it. The weight is the one of best nDCG@5 over the judged labels of held-out
+    documents; it is 0 where the gain is within its standard error.
 
     Args:
         head: Trained on other documents.

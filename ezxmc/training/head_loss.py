@@ -27,18 +27,16 @@ def sparse_bce(
 ) -> Tensor:
     """Mean over documents of Σ_l c_l BCE(σ(w_l·x[columns_l] + b_l), p_l).
 
-    p is the target and c 1 where a pair was judged; p is 0 and c `unjudged`
-    where not. The loss adds up over labels, so that each block of them yields
-    its share of the value and of all gradients before the next one is looked
-    at: what is held is one block of weights written out, (block, D), and one
-    of logits, (B, block); never labels × D nor, at many labels, B × labels.
+    p is the target and c 1 where a pair was judged; p is 0 and c `unjudged` where not. The loss adds up over
+    labels, so that each block of them yields its share of the value and of all gradients before the next one
+    is looked at: what is held is one block of weights written out, (block, D), and one of logits, (B, block);
+    never labels × D nor, at many labels, B × labels.
 
-    A block is written out densely and multiplied as such. Measured on one core
-    of an AMD EPYC (AVX-512 bf16), 20,000 labels, D 384, fan-in 32, 256
-    documents: forward 14 ms in bfloat16 and 44 in float32 (CSR 14 by scipy, 20
-    by torch; gathered vectors 441); to the weights 12 and 38 (torch's sampled
-    product 13); to the documents 12 and 42 (CSR 17). One way serves processors
-    and GPUs, and does not slow down as the fan-in grows.
+    A block is written out densely and multiplied as such. Measured on one core of an AMD EPYC (AVX-512 bf16),
+    20,000 labels, D 384, fan-in 32, 256 documents: forward 14 ms in bfloat16 and 44 in float32 (CSR 14 by
+    scipy, 20 by torch; gathered vectors 441); to the weights 12 and 38 (torch's sampled product 13); to the
+    documents 12 and 42 (CSR 17). One way serves processors and GPUs, and does not slow down as the fan-in
+    grows.
 
     Args:
         vectors: (B, D) float, of documents.

@@ -14,9 +14,9 @@ from ezxmc.data.in_memory import as_documents, as_labels
 from ezxmc.errors import ArgumentError
 from ezxmc.feedback.targets import Targets
 from ezxmc.records import Document, Label
-from ezxmc.training.dataset import Example, collate_all, collate_in_batch, examples
+from ezxmc.training.dataset import Example, collate, examples
 from ezxmc.training.losses import DEFAULT_LOSSES, Scored, combined
-from ezxmc.training.step import SAMPLED_POSITIVES, matryoshka_loss, without_likely_positives
+from ezxmc.training.step import matryoshka_loss, without_likely_positives
 
 
 def targets_dataset(
@@ -116,10 +116,7 @@ class DistillationLoss(nn.Module):
             labels: (B,) which of the documents with targets they are.
         """
         members = [self.pool[row] for row in labels.tolist()]
-        if self.every_label:
-            batch = collate_all(members, len(self.titles))
-        else:
-            batch = collate_in_batch(members, SAMPLED_POSITIVES, self.rng)
+        batch = collate(members, len(self.titles), self.every_label, self.rng)
         rows = self.model(sentence_features[0])["sentence_embedding"]
         titles = self.model.preprocess([self.titles[row] for row in batch.labels], prompt=self.prompt)
         columns = self.model({name: _on(rows.device, value) for name, value in titles.items()})

@@ -35,26 +35,22 @@ def refined_label_vectors(
 ) -> NDArray[np.float32]:
     """Move each label's vector to where its judgments want it.
 
-    A title says little of how a catalog uses a label, and nothing of how
-    often. With x the fixed document vectors, t the title's vector, a and c a
-    learned scale and zero, the shifts δ minimise::
+    A title says little of how a catalog uses a label, and nothing of how often. With x the fixed document
+    vectors, t the title's vector, a and c a learned scale and zero, the shifts δ minimise::
 
         BCE(σ(a x·(t_l + δ_l) + c), p) over judged pairs
         + 0.3 BCE(σ(a x·(t_l + δ_l) + c), 0) over as many random unjudged pairs of judged labels
         + 10/P Σ_l |δ_l|² / √n_l, of P judged pairs, n_l of them of the label
 
-    So a title holds most where least was asked about its label. A label
-    without judgments keeps its title's vector, as a new one does. More than
-    16,384 judged labels are fitted in random blocks, one after the other, with
-    the a and c of the first: shifts of two labels do not depend on each other,
-    and steps over all at once would cost their number squared. The idea is the
-    classifier that NGAME (arXiv 2207.04452) and DEXA (KDD 2023) put on top of
-    a label's text; here the teacher's probabilities stand in for clicks.
+    So a title holds most where least was asked about its label. A label without judgments keeps its title's
+    vector, as a new one does. More than 16,384 judged labels are fitted in random blocks, one after the
+    other, with the a and c of the first: shifts of two labels do not depend on each other, and steps over all
+    at once would cost their number squared. The idea is the classifier that NGAME (arXiv 2207.04452) and DEXA
+    (KDD 2023) put on top of a label's text; here the teacher's probabilities stand in for clicks.
 
-    Measured on development documents, one seed, P@1, P@3, P@5, R@10 in points:
-    debtags (9,464 judgments, a median of 10 a label; 742 documents) +.2, +1.9,
-    +1.5, +2.1; wordnet (7,326, a median of 1; 2,000 glosses) -.8, -.1, 0, +.1;
-    with 3 for 10 / √n_l +.4, +2.3, +1.5, +2.4 and -1.7, 0, 0, +.2.
+    Measured on development documents, one seed, P@1, P@3, P@5, R@10 in points: debtags (9,464 judgments, a
+    median of 10 a label; 742 documents) +.2, +1.9, +1.5, +2.1; wordnet (7,326, a median of 1; 2,000 glosses)
+    -.8, -.1, 0, +.1; with 3 for 10 / √n_l +.4, +2.3, +1.5, +2.4 and -1.7, 0, 0, +.2.
 
     Args:
         encoder: The trained student.
@@ -65,8 +61,8 @@ def refined_label_vectors(
         seed: Of the pairs drawn.
 
     Returns:
-        (L, D) float32, to be compared with document vectors by inner product; rows are not
-        of unit length. `vectors` itself where nothing was judged.
+        (L, D) float32, to be compared with document vectors by inner product; rows are not of unit length.
+        `vectors` itself where nothing was judged.
     """
     pool = examples(documents, labels, targets)
     if not pool:

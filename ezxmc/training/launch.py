@@ -1,6 +1,8 @@
 """Training in child processes: the job goes to them by files, progress and result come back as lines.
 
-A round is texts and rows: what all its processes must know, and what comes of it.
+A round is texts and rows: what all its processes must know, and what comes of it. torchrun starts the
+processes of `ezxmc.training.worker`, and ends all if one fails. It runs in a process of its own, for it
+takes over the signals of whoever calls it.
 """
 
 from __future__ import annotations
@@ -8,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
@@ -42,9 +46,8 @@ class TrainSummary:
         seconds: Wall time of the training steps, selection excluded.
         samples_per_second: Documents through a training step per second.
         losses: Mean loss of each epoch.
-        selection: Agreement with the teacher (nDCG@5) on held-out documents,
-            first of the untrained student, then after each epoch; empty
-            without held-out documents.
+        selection: Agreement with the teacher (nDCG@5) on held-out documents, first of the untrained student,
+            then after each epoch; empty without held-out documents.
         best_epoch: The epoch kept; 0 is the untrained student.
         peak_memory_bytes: Of the first process: of its device on CUDA, else its own so far.
         processes: That shared each step.
@@ -150,7 +153,7 @@ class Job:
         for texts, examples in ((self.documents, self.pool), (self.held_out, self.judged)):
             for example in examples:
                 labels, probabilities = example.labels.tolist(), example.probabilities.tolist()
-                known = [labels, probabilities, example.positives, example.negatives, example.weight]
+                known = [labels, probabilities, example.positives, example.negatives]
                 yield json.dumps([texts[example.document], *known])
 
 
@@ -173,6 +176,10 @@ def _read(lines: Iterator[str], count: int) -> tuple[list[str], list[Example]]:
 
 OnProgress = Callable[[int, int, float], None]
 FAILURE = "failure.json"
+# How torchrun ends the others when one process has failed, and how NCCL ends one that lost another.
+_FOLLOWING = (signal.SIGTERM, signal.SIGABRT)
+# What torchrun says at the end of each process that failed.
+_CODE = re.compile(r"rank +: (\d+) .*\n +exitcode +: (-?\d+)")
 
 
 def processes_of(config: TrainingConfig) -> int:
@@ -183,9 +190,8 @@ def processes_of(config: TrainingConfig) -> int:
 def launched(job: Job, processes: int, progress: OnProgress | None) -> TrainSummary:
     """Do a training round in several processes of this machine.
 
-    They end when this one does, however it ends: each waits for the end of its
-    standard input, which this process holds open. What they say is kept beside
-    `job.out` in a `.log` unless all goes well.
+    They end when this one does, however it ends: each waits for the end of its standard input, which this
+    process holds open. What they say is kept beside `job.out` in a `.log` unless all goes well.
 
     Args:
         job: What to do.
@@ -218,7 +224,9 @@ def _new_log(out: Path) -> Path:
 
 
 def _followed(folder: Path, log: Path, processes: int, progress: OnProgress | None) -> TrainSummary:
-    command = [sys.executable, "-m", "ezxmc.launcher", str(processes), str(folder / FAILURE)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--local-addr", "localhost"]  # a machine's own name need not resolve
+    command += ["--nproc-per-node", str(processes), "-m", "ezxmc.training.worker", str(folder)]
     environment = {
         **os.environ,
         # What this process imports, and nothing that happens to lie in the present folder.
@@ -230,7 +238,7 @@ def _followed(folder: Path, log: Path, processes: int, progress: OnProgress | No
     with (
         log.open("wb") as said,
         Popen(
-            [*command, "ezxmc.training.worker", str(folder)],
+            command,
             stdin=PIPE,
             stdout=PIPE,
             stderr=said,
@@ -250,16 +258,32 @@ def _followed(folder: Path, log: Path, processes: int, progress: OnProgress | No
             process.stdin.close()
             process.wait()
     if process.returncode or summary is None:
-        raise _failure(folder / FAILURE, log, process.returncode)
+        raise _failure(folder / FAILURE, log, processes)
     return summary
 
 
-def _failure(file: Path, log: Path, code: int) -> EzxmcError:
-    """What a worker wrote, or else the launcher."""
-    found = {"message": f"the training processes ended with code {code}"}
-    if file.exists():
-        found = json.loads(file.read_text(encoding="utf-8"))
-    if "kind" not in found:
-        return TrainingError(found["message"], f"{log} has what each of them said; did memory run out?")
-    kind: type[EzxmcError] = getattr(errors, found["kind"])
-    return kind(found["message"], found["cure"])
+def _failure(file: Path, log: Path, processes: int) -> EzxmcError:
+    """What the process that failed first wrote, or what it could not say itself."""
+    said = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    told = log.read_text(encoding="utf-8", errors="replace")
+    codes = {int(rank): int(code) for rank, code in _CODE.findall(told)}
+    unsaid = _unsaid(codes, processes, bool(said))
+    if unsaid or "kind" not in said:
+        message = unsaid or said.get("message", "the training processes ended")
+        return TrainingError(message, f"{log} has what each of them said; did memory run out?")
+    kind: type[EzxmcError] = getattr(errors, said["kind"])
+    return kind(said["message"], said["cure"])
+
+
+def _unsaid(codes: Mapping[int, int], processes: int, said: bool) -> str | None:
+    """What no process could say itself; one that is killed is why the others lost their connection to it."""
+    killed = [rank for rank, code in codes.items() if code < 0 and -code not in _FOLLOWING]
+    if not killed and (said or not codes):
+        return None
+    rank = min(killed or codes)
+    how = (
+        f"was killed by {signal.Signals(-codes[rank]).name}"
+        if codes[rank] < 0
+        else f"left with {codes[rank]}"
+    )
+    return f"training process {rank} of {processes} (the first is 0) {how}; the others were ended"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ezxmc.errors import ConfigError
-from ezxmc.training.scored import (
+from ezxmc.training.dataset import (
     Loss,
     Scored,
     against_negatives,
@@ -42,10 +42,9 @@ class BCE(nn.Module):
         loss_i = −Σ_{j∈K_i} y_ij log σ(e^a s_ij + b) + (1 − y_ij) log σ(−e^a s_ij − b)
         y_ij = p_ij if judged, else w_ij if positive, else 0 (negative)
 
-    SigLIP's loss (Zhai et al., "Sigmoid Loss for Language Image Pre-Training",
-    arXiv 2303.15343, section 3.2) with soft targets; as there, the sum over
-    labels is not divided by their number and b starts at −10, since nearly all
-    labels are negatives. A document without known labels does not count.
+    SigLIP's loss (Zhai et al., "Sigmoid Loss for Language Image Pre-Training", arXiv 2303.15343, section 3.2)
+    with soft targets; as there, the sum over labels is not divided by their number and b starts at −10, since
+    nearly all labels are negatives. A document without known labels does not count.
 
     Args:
         temperature: 1 / initial scale; SigLIP starts at 1 / 10.
@@ -63,28 +62,28 @@ class BCE(nn.Module):
         logits = self.log_scale.exp() * batch.scores + self.bias
         costs = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         per_document = costs.masked_fill(~known, 0).sum(dim=1)
-        return over_documents(per_document, batch.weights * known.any(dim=1))
+        return over_documents(per_document, known.any(dim=1))
 
 
-class DCL(nn.Module):
+class _Tempered(nn.Module):
+    """A loss of cosines divided by a temperature τ > 0."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+
+class DCL(_Tempered):
     """Decoupled contrastive loss with several weighted positives.
 
     With s, w, N_i as in `DecoupledSoftmax`::
 
         loss_i = Σ_p w_ip · (−s_ip/τ + log Σ_{n∈N_i} e^{s_in/τ}) / Σ_p w_ip
 
-    Yeh et al., "Decoupled Contrastive Learning", arXiv 2110.06848 (there
-    one positive of weight 1). Its gradient does not fade when the positive already
-    wins; the loss has no lower bound of 0. A positive without negatives costs
-    0; a document without positives does not count.
-
-    Args:
-        temperature: τ > 0.
+    Yeh et al., "Decoupled Contrastive Learning", arXiv 2110.06848 (there one positive of weight 1). Its
+    gradient does not fade when the positive already wins; the loss has no lower bound of 0. A positive
+    without negatives costs 0; a document without positives does not count.
     """
-
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
 
     def forward(self, batch: Scored) -> Tensor:
         """Scalar loss of (B, C) scores."""
@@ -93,26 +92,18 @@ class DCL(nn.Module):
         return over_positives(batch, rows, columns, gaps.masked_fill(~opposed, 0))
 
 
-class DecoupledSoftmax(nn.Module):
+class DecoupledSoftmax(_Tempered):
     """Weighted decoupled softmax cross-entropy.
 
-    With s_ij the cosine of document i and label j, w_ij ≥ 0 the weight of a
-    positive and N_i the negatives of i::
+    With s_ij the cosine of document i and label j, w_ij ≥ 0 the weight of a positive and N_i the negatives of
+    i::
 
         loss_i = Σ_p w_ip · −log[ e^{s_ip/τ} / (e^{s_ip/τ} + Σ_{n∈N_i} e^{s_in/τ}) ] / Σ_p w_ip
 
-    With w ∈ {0, 1} and N_i everything but the positives this is DEXML's loss
-    (Gupta et al., "Dual-Encoders for Extreme Multi-Label Classification",
-    arXiv 2310.10636, ICLR 2024). A positive without negatives costs 0; a
-    document without positives does not count.
-
-    Args:
-        temperature: τ > 0.
+    With w ∈ {0, 1} and N_i everything but the positives this is DEXML's loss (Gupta et al., "Dual-Encoders
+    for Extreme Multi-Label Classification", arXiv 2310.10636, ICLR 2024). A positive without negatives costs
+    0; a document without positives does not count.
     """
-
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
 
     def forward(self, batch: Scored) -> Tensor:
         """Scalar loss of (B, C) scores."""
@@ -124,7 +115,7 @@ class DecoupledSoftmax(nn.Module):
 _LOGIT_MARGIN = 1e-6
 
 
-class ListwiseKL(nn.Module):
+class ListwiseKL(_Tempered):
     """Symmetric Kullback-Leibler divergence of two softmaxes over a document's judged labels.
 
     With J_i the judged labels of document i and p_ij the teacher's probability::
@@ -142,8 +133,7 @@ class ListwiseKL(nn.Module):
     """
 
     def __init__(self, temperature: float, teacher_temperature: float = 1.0) -> None:
-        super().__init__()
-        self.temperature = temperature
+        super().__init__(temperature)
         self.teacher_temperature = teacher_temperature
 
     def forward(self, batch: Scored) -> Tensor:
@@ -154,68 +144,57 @@ class ListwiseKL(nn.Module):
         # KL(P‖Q) + KL(Q‖P) = Σ (P − Q)(log P − log Q).
         gap = (student - teacher).masked_fill(~batch.judged, 0)
         costs = ((student.exp() - teacher.exp()) * gap).sum(dim=1) / 2
-        return over_documents(costs, batch.weights * (batch.judged.sum(dim=1) > 1))
+        return over_documents(costs, batch.judged.sum(dim=1) > 1)
 
 
 _PAIRS_AT_ONCE = 1 << 24
 
 
-class MW(nn.Module):
+class MW(_Tempered):
     """Pairwise logistic surrogate of 1 − AUC, pooled over the documents.
 
     Over all positives (i, p) and all negatives (j, n) of the batch::
 
-        loss = Σ W_i w_ip W_j log(1 + e^{−(s_ip − s_jn)/τ}) / Σ W_i w_ip W_j
+        loss = Σ w_ip log(1 + e^{−(s_ip − s_jn)/τ}) / Σ w_ip
 
-    Sheikholeslami et al., "Optimizing What Matters: AUC-Driven Learning for
-    Robust Neural Retrieval", arXiv 2510.00137 (binary cross-entropy of score
-    differences). Since documents are compared with each other, it pulls their
-    scores onto one scale, where one threshold makes sense. 0 without positives
-    or without negatives. Time grows with positives × negatives, memory with
-    negatives alone: blocks of pairs are computed again for the gradient.
-
-    Args:
-        temperature: τ > 0.
+    Sheikholeslami et al., "Optimizing What Matters: AUC-Driven Learning for Robust Neural Retrieval", arXiv
+    2510.00137 (binary cross-entropy of score differences). Since documents are compared with each other, it
+    pulls their scores onto one scale, where one threshold makes sense. 0 without positives or without
+    negatives. Time grows with positives × negatives, memory with negatives alone: blocks of pairs are
+    computed again for the gradient.
     """
-
-    def __init__(self, temperature: float) -> None:
-        super().__init__()
-        self.temperature = temperature
 
     def forward(self, batch: Scored) -> Tensor:
         """Scalar loss of (B, C) scores."""
         rows, columns = batch.positives.nonzero(as_tuple=True)
         winners = batch.scores[rows, columns] / self.temperature
-        winner_weights = batch.weights[rows] * batch.positives[rows, columns]
+        weights = batch.positives[rows, columns]
         losers = batch.scores.masked_select(batch.negatives) / self.temperature
-        loser_weights = batch.weights.unsqueeze(1).expand_as(batch.negatives).masked_select(batch.negatives)
         size = max(1, _PAIRS_AT_ONCE // max(1, len(losers)))
         blocks = [
             checkpoint(
                 _costs,
                 winners[start : start + size],
-                winner_weights[start : start + size],
+                weights[start : start + size],
                 losers,
-                loser_weights,
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
             for start in range(0, max(1, len(winners)), size)
         ]
-        return torch.stack(blocks).sum() / positive(winner_weights.sum() * loser_weights.sum())
+        return torch.stack(blocks).sum() / positive(weights.sum() * len(losers))
 
 
-def _costs(winners: Tensor, winner_weights: Tensor, losers: Tensor, loser_weights: Tensor) -> Tensor:
+def _costs(winners: Tensor, weights: Tensor, losers: Tensor) -> Tensor:
     """Weighted sum over all pairs of P winners and N losers, scores in units of τ."""
-    pairs = nn.functional.softplus(losers - winners.unsqueeze(1))
-    return winner_weights @ (pairs @ loser_weights)
+    return weights @ nn.functional.softplus(losers - winners.unsqueeze(1)).sum(dim=1)
 
 
 # Of an interval of at most 2α: enough for float64.
 _HALVINGS = 64
 
 
-class SoftTopK(nn.Module):
+class SoftTopK(_Tempered):
     """Cross-entropy of a differentiable top-k membership.
 
     Over the positives and negatives j of document i, with α = 1/τ::
@@ -223,12 +202,10 @@ class SoftTopK(nn.Module):
         t_i such that Σ_j σ(α s_ij + t_i) = k
         loss_i = −Σ_p w_ip log σ(α s_ip + t_i) / Σ_p w_ip
 
-    DEXML's SoftTop-k (Gupta et al., arXiv 2310.10636). t is found by
-    bisection and differentiated implicitly: ∂t/∂x_j = −v_j / Σv with
-    x = α s and v = σ(x + t)(1 − σ(x + t)). Positives share the k places: one
-    that is safely in may be lowered in favour of one that is out. A document
-    with at most k candidates costs 0, for all of them are in the top k; one
-    without positives does not count.
+    DEXML's SoftTop-k (Gupta et al., arXiv 2310.10636). t is found by bisection and differentiated implicitly:
+    ∂t/∂x_j = −v_j / Σv with x = α s and v = σ(x + t)(1 − σ(x + t)). Positives share the k places: one that is
+    safely in may be lowered in favour of one that is out. A document with at most k candidates costs 0, for
+    all of them are in the top k; one without positives does not count.
 
     Args:
         temperature: τ > 0.
@@ -236,8 +213,7 @@ class SoftTopK(nn.Module):
     """
 
     def __init__(self, temperature: float, k: int = 5) -> None:
-        super().__init__()
-        self.temperature = temperature
+        super().__init__(temperature)
         self.k = k
 
     def forward(self, batch: Scored) -> Tensor:
@@ -316,14 +292,12 @@ class TripletOHNM(nn.Module):
         r_ipn = softmax_{n∈H_i}(s_in / 0.1 · [h_ipn > 0])
         loss_i = Σ_p w_ip mean_{n∈H_i}(r_ipn h_ipn) / Σ_p w_ip
 
-    Zhang et al., "Zero-Shot Learning Over Large Output Spaces: Utilizing
-    Indirect Knowledge Extraction from Large Language Models" (LMTX), arXiv
-    2406.09288, read from its code. As there, the softmax carries gradient, a
-    triplet that keeps the margin enters it with 0 instead of leaving it, and
-    the weighted hinges are averaged, not summed. LMTX gives one random
-    positive of weight 1 per document; here every positive given counts.
-    Fewer than ten negatives are all taken; a positive without negatives costs
-    0; a document without positives does not count.
+    Zhang et al., "Zero-Shot Learning Over Large Output Spaces: Utilizing Indirect Knowledge Extraction from
+    Large Language Models" (LMTX), arXiv 2406.09288, read from its code. As there, the softmax carries
+    gradient, a triplet that keeps the margin enters it with 0 instead of leaving it, and the weighted hinges
+    are averaged, not summed. LMTX gives one random positive of weight 1 per document; here every positive
+    given counts. Fewer than ten negatives are all taken; a positive without negatives costs 0; a document
+    without positives does not count.
     """
 
     def forward(self, batch: Scored) -> Tensor:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ezxmc.errors import ConfigError, TrainingError
-from ezxmc.launcher import rank_and_size
+from ezxmc.progress import rank_and_size
 
 
 @dataclass(frozen=True, slots=True)

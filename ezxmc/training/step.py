@@ -21,9 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ezxmc.config import TrainingConfig
 from ezxmc.errors import ConfigError, TrainingError
+from ezxmc.retrieval.backends import TokenCache, has_fast_bfloat16, passes, tokens_per_pass
 from ezxmc.retrieval.encoder import BiEncoder
-from ezxmc.retrieval.tokens import TokenCache, has_fast_bfloat16, passes, tokens_per_pass
-from ezxmc.training.dataset import Batch, Example, collate_all, collate_in_batch, length_grouped
+from ezxmc.training.dataset import Batch, Example, collate, length_grouped
 from ezxmc.training.losses import DEFAULT_LOSSES, Scored, combined
 from ezxmc.training.ranks import ALONE, Ranks
 
@@ -45,17 +45,15 @@ def scored(scores: Tensor, batch: Batch) -> Scored:
         torch.from_numpy(batch.negatives).to(device),
         torch.from_numpy(batch.probabilities).to(device),
         torch.from_numpy(batch.judged).to(device),
-        torch.from_numpy(batch.weights).to(device),
     )
 
 
 def without_likely_positives(batch: Scored) -> Scored:
     """Take unjudged labels off the negatives that score nearly as high as a positive.
 
-    Positive-aware mining (NV-Retriever, arXiv 2407.15831, TopK-PercPos): a label
-    nobody judged is no negative of a document if the present student scores it
-    at 0.95 of the document's lowest positive score or more. Judged negatives
-    stay, however high they score.
+    Positive-aware mining (NV-Retriever, arXiv 2407.15831, TopK-PercPos): a label nobody judged is no negative
+    of a document if the present student scores it at 0.95 of the document's lowest positive score or more.
+    Judged negatives stay, however high they score.
     """
     scores = batch.scores.detach()
     lowest = scores.masked_fill(batch.positives == 0, torch.inf).amin(dim=1, keepdim=True)
@@ -147,10 +145,9 @@ def _attention(device: torch.device, length: int) -> AbstractContextManager[None
 def computing_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The type a student's matrix products are computed in.
 
-    auto: bfloat16 on CUDA devices and processors that have instructions for it.
-    Measured (all-MiniLM-L6-v2, 48 texts of 100 to 256 tokens, forward and
-    backward, one core of an AMD EPYC with AVX-512 bf16): 3.3 s a step, 7.4 s in
-    float32.
+    auto: bfloat16 on CUDA devices and processors that have instructions for it. Measured (all-MiniLM-L6-v2,
+    48 texts of 100 to 256 tokens, forward and backward, one core of an AMD EPYC with AVX-512 bf16): 3.3 s a
+    step, 7.4 s in float32.
     """
     faster = precision == "bfloat16" or (precision == "auto" and has_fast_bfloat16(device))
     return torch.bfloat16 if faster else torch.float32
@@ -187,10 +184,9 @@ class Schedule:
 def schedule_for(documents: int) -> Schedule:
     """The default for so many documents with positives: few documents take another epoch.
 
-    Swept on debtags with all-MiniLM-L6-v2 (888 to 1,212 documents, scored on
-    742 others, one seed): from 1e-4 to 2e-4 P@1 rises by 3 points and R@10 by
-    1; 3e-4 over three epochs gains one more at P@3 and nothing else; the third
-    epoch of 2e-4 moves nothing by a point.
+    Swept on debtags with all-MiniLM-L6-v2 (888 to 1,212 documents, scored on 742 others, one seed): from 1e-4
+    to 2e-4 P@1 rises by 3 points and R@10 by 1; 3e-4 over three epochs gains one more at P@3 and nothing
+    else; the third epoch of 2e-4 moves nothing by a point.
     """
     return Schedule(epochs=2 if documents >= 600 else 3, batch_size=48, learning_rate=2e-4)
 
@@ -216,28 +212,24 @@ def all_label_step(
 ) -> float:
     """Forward and backward over all pairs of documents and labels.
 
-    Leaves on the parameters the gradients that `loss.backward()` would, but
-    holds the activations of one chunk of texts at a time: all texts are
-    encoded without a graph, the loss gives the gradient of every vector, and
-    each chunk is encoded again to carry its part of that gradient into the
-    model (GradCache: Gao et al., "Scaling Deep Contrastive Learning Batch Size
-    under Memory Limited Setup", arXiv 2101.06983). Texts whose vectors get no
-    gradient at all are not encoded again.
+    Leaves on the parameters the gradients that `loss.backward()` would, but holds the activations of one
+    chunk of texts at a time: all texts are encoded without a graph, the loss gives the gradient of every
+    vector, and each chunk is encoded again to carry its part of that gradient into the model (GradCache: Gao
+    et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983).
+    Texts whose vectors get no gradient at all are not encoded again.
 
-    The two encodings must agree, so the model must be without dropout, as in
-    all training here; the states of random generators are not restored. Peak
-    memory is the model's, its gradients', a chunk's activations, three times
-    all vectors, and what the loss needs over (B, L).
+    The two encodings must agree, so the model must be without dropout, as in all training here; the states of
+    random generators are not restored. Peak memory is the model's, its gradients', a chunk's activations,
+    three times all vectors, and what the loss needs over (B, L).
 
     Args:
         encode: Texts → (n, D) float vectors with gradient, rows of unit length.
         documents: B texts.
         labels: L texts.
         loss_of: (B, L) cosines → scalar; its own parameters get gradients too.
-        chunk: Labels of mean length encoded at once; of longer texts as many
-            as have no more characters, padding included, but at least one.
-        ranks: Processes that share the texts; the gradients left here are those
-            of this one's part.
+        chunk: Labels of mean length encoded at once; of longer texts as many as have no more characters,
+            padding included, but at least one.
+        ranks: Processes that share the texts; the gradients left here are those of this one's part.
 
     Returns:
         The loss.
@@ -269,7 +261,6 @@ def all_label_step(
     return loss.item()
 
 
-SAMPLED_POSITIVES = 2
 _LABELS_AT_ONCE = 256
 _WEIGHT_DECAY = 0.01
 # The scale and bias of `bce`: single numbers far from where they must go, not weights to be tuned.
@@ -341,11 +332,7 @@ class Stepper:
         self.ranks.align(self.model, self.loss)
         for rows in length_grouped(self.lengths, self.plan.batch_size, self.rng):
             members = [self.pool[row] for row in rows]
-            if self.every_label:
-                batch = collate_all(members, len(self.titles))
-            else:
-                batch = collate_in_batch(members, SAMPLED_POSITIVES, self.rng)
-            yield self._step(batch)
+            yield self._step(collate(members, len(self.titles), self.every_label, self.rng))
 
     def weights(self) -> dict[str, Tensor]:
         """A copy of the encoder's present weights."""

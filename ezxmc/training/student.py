@@ -22,9 +22,9 @@ from ezxmc.data.in_memory import as_documents, as_labels
 from ezxmc.errors import ModelError, TrainingError, instance_of
 from ezxmc.feedback.budget import JUDGED_TOP
 from ezxmc.feedback.targets import Proposals, Targets, targets_from_rows
-from ezxmc.launcher import rank_and_size
 from ezxmc.metrics import Terms, differences
 from ezxmc.models import resolve_model
+from ezxmc.progress import rank_and_size
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder, check_student_place
 from ezxmc.training.card import model_card, told_of_teacher
@@ -198,18 +198,17 @@ def train_bi_encoder(
 ) -> TrainSummary:
     """Distil the teacher's judgments into a bi-encoder and save its best epoch.
 
-    AdamW with linear warm-up and decay on the configured losses. After each
-    epoch the held-out documents' judged labels are ranked and compared with
-    the teacher's probabilities; no human label is used. The same seed gives
-    the same weights on the same machine and thread count.
+    AdamW with linear warm-up and decay on the configured losses. After each epoch the held-out documents'
+    judged labels are ranked and compared with the teacher's probabilities; no human label is used. The same
+    seed gives the same weights on the same machine and thread count.
 
-    Processes share each step as in `ezxmc.training.ranks`: those of the job that
-    torchrun started this process into (each must call this with the same
-    arguments; the first writes `out`), else `config.processes` started here.
+    Processes share each step as in `ezxmc.training.ranks`: those of the job that torchrun started this
+    process into (each must call this with the same arguments; the first writes `out`), else
+    `config.processes` started here.
 
     Args:
-        documents: Documents to train on, as `Predictor.predict` takes them; those without
-            positives are skipped.
+        documents: Documents to train on, as `Predictor.predict` takes them; those without positives are
+            skipped.
         labels: All labels, or their titles.
         targets: Of the training and the held-out documents; or feedback of your own about them, (document,
             label, score) rows or a data set, as `ezxmc.targets_from_rows` takes it.
@@ -217,22 +216,22 @@ def train_bi_encoder(
         out: Folder to write, a plain sentence-transformers model with a model card. A student that
             `BiEncoder.save` wrote there is replaced as a whole, if nothing was changed or put beside it.
         base: Weights to start from instead of `config.encoder`: a former student, say.
-        former: A student of the same initial encoder, to average the weights with if
-            `config.average` says so: a soup of two (Wortsman et al., arXiv 2203.05482).
-        held_out: Documents for selection, disjoint from `documents`; with
-            fewer than 30 judged ones the last epoch is kept.
-        held_out_targets: Of the held-out documents, if `targets` are not to judge them: what is fused
-            with a former student's opinion teaches well, and prefers students that agree with that.
+        former: A student of the same initial encoder, to average the weights with if `config.average` says
+            so: a soup of two (Wortsman et al., arXiv 2203.05482).
+        held_out: Documents for selection, disjoint from `documents`; with fewer than 30 judged ones the last
+            epoch is kept.
+        held_out_targets: Of the held-out documents, if `targets` are not to judge them: what is fused with a
+            former student's opinion teaches well, and prefers students that agree with that.
         teacher: Description of who judged, for the model card; paths and addresses in it are left out.
         seed: Of the order and of the positives drawn.
         progress: Called with (step, steps, loss), in the first process alone.
 
     Raises:
-        TrainingError: No document has a positive, the sets overlap, the loss is not finite,
-            or a process of the job failed.
-        ConfigError: Something else is in the place of `out`, or the base or the former student;
-            a loss is unknown, a Matryoshka prefix is no shorter than the vectors,
-            or there are more processes than GPUs.
+        TrainingError: No document has a positive, the sets overlap, the loss is not finite, or a process of
+            the job failed.
+        ConfigError: Something else is in the place of `out`, or the base or the former student; a loss is
+            unknown, a Matryoshka prefix is no shorter than the vectors, or there are more processes than
+            GPUs.
         DataError, InputTypeError: There are documents or labels that cannot be used.
         ModelError: The base or the former student cannot be loaded, or they are of two architectures.
 
@@ -357,12 +356,10 @@ def _train(stepper: Stepper, job: Job, progress: OnProgress | None) -> TrainSumm
 def averaged(weights: Mapping[str, Tensor], former: str | Path) -> dict[str, Tensor]:
     """The mean of a student's weights and of another's that began at the same place.
 
-    Two students of one initial encoder err differently and lie in one basin:
-    their mean costs nothing at inference. Measured on debtags (9,464
-    judgments, 742 development documents, one seed, refined label vectors):
-    P@5 +.5, R@10 +.5 points, P@1 and P@3 unchanged; an exponential moving
-    average within one training, and students of three seeds instead of two
-    cycles, gave no more.
+    Two students of one initial encoder err differently and lie in one basin: their mean costs nothing at
+    inference. Measured on debtags (9,464 judgments, 742 development documents, one seed, refined label
+    vectors): P@5 +.5, R@10 +.5 points, P@1 and P@3 unchanged; an exponential moving average within one
+    training, and students of three seeds instead of two cycles, gave no more.
 
     Args:
         weights: A state dict.

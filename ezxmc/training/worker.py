@@ -1,4 +1,4 @@
-"""One process of a training round: `python -m ezxmc.training.worker FOLDER`, started by `ezxmc.launcher`."""
+"""One process of a training round: `python -m ezxmc.training.worker FOLDER`, started by torchrun."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from torch.distributed.elastic.multiprocessing.errors import ErrorHandler, record
+
 from ezxmc.errors import EzxmcError
-from ezxmc.launcher import rank_and_size
+from ezxmc.progress import rank_and_size
 from ezxmc.training.launch import FAILURE, Job
 from ezxmc.training.ranks import joined
 from ezxmc.training.student import trained
@@ -28,31 +30,31 @@ def main(folder: Path) -> None:
         lines.write(json.dumps(told) + "\n")
         lines.flush()
 
-    failing = _Failing(folder / FAILURE)
-    # Inside as well: a rank must have spoken before the others can lose it.
-    with failing, joined() as ranks, failing:
-        summary = trained(Job.load(folder), ranks, lambda *step: tell(progress=step))
-        if ranks.rank == 0:
-            tell(summary=summary.to_dict())
+    heard = _Heard(folder / FAILURE)
+
+    def work() -> None:
+        with joined() as ranks:
+            # Inside as well: a rank must have spoken before the others can lose it.
+            summary = record(trained, heard)(Job.load(folder), ranks, lambda *step: tell(progress=step))
+            if summary and ranks.rank == 0:
+                tell(summary=summary.to_dict())
+
+    record(work, heard)()
 
 
-class _Failing:
-    """Writes down an exception that passes, if no other rank was faster."""
+class _Heard(ErrorHandler):
+    """Writes down an exception, if no other rank was faster; torch's own tells by the second who that was."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            return
-        if isinstance(error, EzxmcError):
-            said = {"kind": type(error).__name__, "message": error.message, "cure": error.cure}
+    def record_exception(self, e: BaseException) -> None:
+        """See `ErrorHandler`."""
+        if isinstance(e, EzxmcError):
+            said = {"kind": type(e).__name__, "message": e.message, "cure": e.cure}
         else:
             rank, size = rank_and_size()
-            said = {"message": f"training process {rank} of {size} (the first is 0): {error!r}"}
+            said = {"message": f"training process {rank} of {size} (the first is 0): {e!r}"}
         with suppress(FileExistsError), self._file.open("x", encoding="utf-8") as target:
             json.dump(said, target)
 

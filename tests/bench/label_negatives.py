@@ -57,7 +57,6 @@ def known(rows: int, columns: int) -> dict[str, Tensor]:
         "negatives": positives == 0,
         "probabilities": probabilities,
         "judged": judged,
-        "weights": torch.ones(rows),
     }
 
 

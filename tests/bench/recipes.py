@@ -37,7 +37,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "all labels negative": {"negatives": "all"},
     "no fusion": {"fusion": 0},
     "no priors": {"prior": "none"},
-    "confidence": {"confidence": True},
 }
 
 

@@ -18,8 +18,7 @@ from support.tinyworld import TOPIC_OF, label_rows, topical, write_catalog, writ
 from typer.testing import CliRunner
 
 from ezxmc.bench import baselines as dense
-from ezxmc.bench import contrastive as maclr
-from ezxmc.bench import lmtx
+from ezxmc.bench import contrastive
 from ezxmc.bench import methods as bench
 from ezxmc.bench.benchmark import Benchmark, difference, human_equivalent, load_benchmark
 from ezxmc.bench.contrastive import fit, info_nce
@@ -334,8 +333,19 @@ def test_lmtx_loss_equals_a_plain_loop() -> None:
             costs = [max(0.0, s - scores[i, i] + 0.3) for s in hardest]
             exponents = [math.exp(s / 0.1 if cost else 0.0) for s, cost in zip(hardest, costs, strict=True)]
             total += sum(c * e for c, e in zip(costs, exponents, strict=True)) / sum(exponents) / len(hardest)
-        found = lmtx.triplet_ohnm(torch.from_numpy(scores), torch.from_numpy(own))
+        found = contrastive.triplet_ohnm(torch.from_numpy(scores), torch.from_numpy(own))
         assert float(found) == pytest.approx(total / size)
+
+
+def test_each_published_method_has_its_own_rate(
+    world: Path, tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr(contrastive, "fit", lambda *_, learning_rate, **how: rates.append(learning_rate))
+    task = loaded(world, tiny_encoder).task
+    for name in ("maclr", "rts", "lmtx", "lmtx-small"):
+        METHODS[name].rank(task, 0)
+    assert rates == [1e-5, 1e-5, 2e-5, 2e-4, 1e-4]  # MACLR has two stages
 
 
 def test_lmtx_draws_uncorrected_positives(
@@ -343,7 +353,7 @@ def test_lmtx_draws_uncorrected_positives(
 ) -> None:
     caught: list[Any] = []
     monkeypatch.setattr(
-        lmtx, "fit", lambda encoder, batches, loss, **how: caught.append((list(batches), how))
+        contrastive, "fit", lambda encoder, batches, loss, **how: caught.append((list(batches), how))
     )
     task = loaded(world, tiny_encoder).task
     METHODS["lmtx4"].rank(task, 0)
@@ -405,22 +415,24 @@ def test_recomputed_activations_give_the_same_gradients(
 
 def test_maclr_pairs() -> None:
     titled = Document("a", "Fast editor", "A Fast editor for text. It is small.\nNice")
-    assert maclr.title_and_sentences(titled) == (
+    assert contrastive.title_and_sentences(titled) == (
         "Fast editor",
         ["A Fast editor for text.", "It is small.", "Nice"],
     )
-    assert maclr.title_and_sentences(Document("b", "", "One. Two.")) == ("One.", ["Two."])
-    assert maclr.title_and_sentences(Document("c", "", "only one")) is None
-    assert maclr.title_and_sentences(Document("d", "Title", " ")) is None
+    assert contrastive.title_and_sentences(Document("b", "", "One. Two.")) == ("One.", ["Two."])
+    assert contrastive.title_and_sentences(Document("c", "", "only one")) is None
+    assert contrastive.title_and_sentences(Document("d", "Title", " ")) is None
     rng = np.random.default_rng(0)
-    kept = sum("Fast editor" in maclr._content("Fast editor", ["A Fast editor."], rng) for _ in range(1000))
+    kept = sum(
+        "Fast editor" in contrastive._content("Fast editor", ["A Fast editor."], rng) for _ in range(1000)
+    )
     assert 70 < kept < 130  # one in ten
-    assert maclr._content("x", ["x"], np.random.default_rng(1)) == "x"  # never empty
+    assert contrastive._content("x", ["x"], np.random.default_rng(1)) == "x"  # never empty
 
 
 def test_maclr_teaches_itself_from_words_and_from_what_it_is_sure_of(world: Path, tiny_encoder: Path) -> None:
     task = loaded(world, tiny_encoder).task
-    pseudo = maclr.pseudo_positives(task, task.encoder())
+    pseudo = contrastive.pseudo_positives(task, task.encoder())
     by_words = by_encoder = 0
     for document, labels in zip(task.rest, pseudo, strict=True):
         named = {row for row, title in enumerate(task.titles) if title in document.shown.split()}

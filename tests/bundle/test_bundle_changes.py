@@ -68,23 +68,9 @@ def vector(bundle: Path, uid: str) -> np.ndarray:
     return opened.index.vectors([opened.rows()[uid]])[0]
 
 
-def as_format_1(bundle: Path) -> None:
-    """What the first version wrote: no card, no changes."""
-    from ezxmc.bundle.manifest import read_manifest, write_manifest
-
-    manifest = read_manifest(bundle)
-    for name in ("index.json", "index.npz"):
-        (bundle / name).unlink()
-    files = {name: hashed for name, hashed in manifest.files.items() if (bundle / name).is_file()}
-    write_manifest(bundle, manifest.model_copy(update={"format": 1, "files": files}))
-
-
-@pytest.mark.parametrize("format", [1, 2])
-def test_new_labels_are_answered_from_their_titles_alone(bundle: Path, format: int) -> None:
-    if format == 1:
-        as_format_1(bundle)
+def test_new_labels_are_answered_from_their_titles_alone(bundle: Path) -> None:
     before, kept = load_bundle(bundle), vector(bundle, "l-rose")
-    assert before.manifest.format == format and before.index.kind == "exact"
+    assert before.manifest.format == 2 and before.index.kind == "exact"
     assert best(bundle, "fjord 7") != "l-fjord"
     assert add_labels(bundle, NEW) == Change(added=2)
     after = load_bundle(bundle)

@@ -17,7 +17,7 @@ from ezxmc.config.teacher import ReplayTeacherConfig
 from ezxmc.data import RowReport
 from ezxmc.errors import DataError
 from ezxmc.records import Document, Label, Pair
-from ezxmc.teacher.factory import load_teacher
+from ezxmc.teacher.base import load_teacher
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +19,7 @@ from support.fakes import FakeTeacher, catalog
 
 from ezxmc.cli.console import with_engine
 from ezxmc.cluster import RayConfig, connection
-from ezxmc.cluster.board import Board, Task, WorkerRate, line, stragglers, table
+from ezxmc.cluster.pool import Board, Task, WorkerRate, _Worker, line, stragglers, table
 from ezxmc.config import RunConfig
 from ezxmc.config.teacher import HttpTeacherConfig, ReplayTeacherConfig, VllmTeacherConfig
 from ezxmc.disk import temporary
@@ -189,30 +189,24 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
 
 def test_the_board_times_workers_and_names_the_slow_one() -> None:
     now = 0.0
-
-    async def story() -> list[WorkerRate]:
-        nonlocal now
-        board = Board(lambda: now)
-        for actor in "abc":
-            assert await board.join(actor, f"host:{actor}", None) == "abc".index(actor)
-            await board.began(actor)
-        now = 100.0  # engines start: no part of anybody's speed
-        for actor in "abc":
-            await board.did(actor, 1)
-        assert stragglers(await board.rates()) == []
-        now = 110.0
-        for actor, items in zip("abc", (100, 80, 30), strict=True):
-            await board.did(actor, items)
-            await board.ended(actor)
-        now = 500.0  # waiting is not working
-        await board.began("b")
-        now = 510.0
-        assert await board.join("c", "host:c2", None) == 2
-        return await board.rates()
-
-    rates = asyncio.run(story())
+    board = Board(lambda: now)
+    for slot, actor in enumerate("abc"):
+        board.began(slot, f"host:{actor}")
+    now = 100.0  # engines start: no part of anybody's speed
+    for slot in range(3):
+        board.did(slot, 1)
+    assert stragglers(board.rates()) == []
+    now = 110.0
+    for slot, items in enumerate((100, 80, 25)):
+        board.did(slot, items)
+        board.ended(slot, 5 * (slot == 2))
+    now = 500.0  # waiting is not working
+    board.began(1, "host:b")
+    now = 510.0
+    board.began(2, "host:c2")
+    rates = board.rates()
     assert [rate.per_second for rate in rates] == [10.0, pytest.approx(80 / 20), 3.0]
-    assert [rate.shard_seconds for rate in rates] == [None, 10.0, None]
+    assert [rate.shard_seconds for rate in rates] == [None, 10.0, 0.0]
     assert [rate.restarts for rate in rates] == [0, 0, 1]
     assert [rate.items for rate in rates] == [101, 81, 31]
     hurried = [WorkerRate(f"w{i}", 10, speed) for i, speed in enumerate((10.0, 9.0, 8.0, 3.0))]
@@ -222,21 +216,43 @@ def test_the_board_times_workers_and_names_the_slow_one() -> None:
     assert json.loads(json.dumps(table(rates)))
 
 
-def test_a_task_is_the_same_however_often_it_is_asked_for() -> None:
-    async def story() -> None:
-        board = Board()
-        waiting = asyncio.create_task(board.wait(1))
-        await board.offer(Task("a", [1]))
-        await asyncio.sleep(0)
-        assert not waiting.done()
-        await board.offer(Task("b", [2]))
-        await asyncio.wait_for(waiting, 1)
-        await board.wait(0)
-        assert await board.task(1) == await board.task(1) == Task("b", [2])
-        await board.drop(1)
-        assert await board.task(1) is None
+class Telling:
+    """A board's handle as a worker has it."""
 
-    asyncio.run(story())
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def __getattr__(self, name: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._board, name))
+
+
+def test_a_worker_does_a_task_once_and_tells_what_ends_the_job(tmp_path: Path) -> None:
+    board, opened = Board(), []
+
+    class Writing:
+        def open(self, slot: int) -> Any:
+            opened.append(slot)
+            return self.work
+
+        def work(self, task: Task, tell: Any) -> None:
+            for item in task.items:
+                if item == "refused":
+                    raise ConfigError("it is refused", "do this")
+                tell(1)
+            with Path(task.path).open("a") as file:
+                file.write("done")
+
+    worker = _Worker(Telling(board), Writing(), 3)
+    paths = [str(tmp_path / name) for name in "abc"]
+    assert worker.do(Task(paths[0], range(7))) is worker.do(Task(paths[1], range(2))) is None
+    # Its predecessor died between the last step and the word that it is done.
+    assert worker.do(Task(paths[0], range(7))) is None
+    assert [Path(path).read_text() for path in paths[:2]] == ["done", "done"] and opened == [3]
+    assert worker.do(Task(paths[2], ["fine", "refused"])) == ("it is refused", "do this")
+    told = worker.do(Task(str(tmp_path / "elsewhere" / "d"), [1]))
+    assert told is not None and "does not see" in told[0] and "file system that all nodes share" in told[1]
+    (rate,) = board.rates()
+    assert (rate.items, rate.shards, rate.shard_seconds, rate.restarts) == (10, 4, None, 0)
 
 
 def test_without_ray_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

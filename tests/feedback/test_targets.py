@@ -163,16 +163,6 @@ def test_fusion_adds_the_proposers_opinion_to_the_log_odds() -> None:
     assert len(asked) == 420, "without weight, nobody is asked"
 
 
-def test_confidence_weights_documents_by_how_sure_the_teacher_is() -> None:
-    sure = [ok("sure", f"l{j}", z) for j, z in enumerate((9.0, -9.0, -9.0, -9.0))]
-    unsure = [ok("unsure", f"l{j}", z) for j, z in enumerate((0.4, -0.4, 0.1, -0.1))]
-    config = TrainingConfig(confidence=True, prior="none")
-    weights = {d.doc_uid: d.weight for d in build_targets(sure + unsure, config).documents}
-    assert 0 < weights["unsure"] < 0.5 < 0.9 < weights["sure"] <= 1
-    plain = build_targets(sure + unsure, TrainingConfig(prior="none"))
-    assert {d.weight for d in plain.documents} == {1.0}
-
-
 def test_hopeless_documents_have_no_positive() -> None:
     judgments = [j for j in grid() if j.doc_uid != "d00"] + [ok("d00", f"l{j:02}", -40.0) for j in range(14)]
     targets = build_targets(judgments, TrainingConfig())

@@ -21,14 +21,14 @@ from support.tinyworld import document, label_rows, topical, write_catalog, writ
 from ezxmc.bundle.bundle import load_bundle
 from ezxmc.bundle.manifest import read_manifest, write_manifest
 from ezxmc.cluster import RayConfig
-from ezxmc.config import RunConfig, ShortlistConfig
+from ezxmc.config import RunConfig, ShortlistConfig, TrainingConfig
 from ezxmc.data import Catalog, RowReport
 from ezxmc.errors import DataError, TeacherError, TrainingError
 from ezxmc.feedback.annotate import AnnotateSummary
 from ezxmc.feedback.budget import Annotator, Budget
 from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.pipeline.cycles import UNKEYED, Cycles, idle_cycles
+from ezxmc.pipeline.cycles import UNKEYED, Cycles, idle_cycles, keyed
 from ezxmc.pipeline.findings import CycleFindings
 from ezxmc.pipeline.run import run
 from ezxmc.pipeline.rundir import RunDir
@@ -235,7 +235,7 @@ def test_the_revision_of_the_encoder_is_part_of_what_stages_depend_on() -> None:
         config = RunConfig.model_validate({"data": {"documents": "d", "labels": "l"}, "training": training})
         cycles = object.__new__(Cycles)
         cycles.config = config
-        return cycles.identity(None), config.training.model_dump(exclude=UNKEYED)
+        return cycles.identity(None), keyed(config.training)
 
     # Where none is set, stages are called what they were called before there was such a setting.
     assert key("v1")[0] == "org/name@v1" and key(None)[0] == "org/name@main"
@@ -269,12 +269,16 @@ def test_cycles_without_gain_end_the_run_and_go_on_when_asked(copy: Callable[...
     assert all(after[name] == before[name] for name in before if name.startswith("cycle-"))
 
 
-def test_a_warm_start_trains_the_former_student_on(tmp_path: Path, tiny_encoder: Path, first: Spy) -> None:
-    warm = spied(write_catalog(tmp_path, tiny_encoder, start="warm"))
-    assert warm.bases == [tiny_encoder, warm.place / "cycles" / "1" / "student"]
+def test_every_cycle_begins_from_the_encoder_and_averages(tiny_encoder: Path, first: Spy) -> None:
     assert first.bases == [tiny_encoder] * 2
     assert first.formers == [None, first.place / "cycles" / "1" / "student"]
-    assert not same_weights(warm.place / "cycles/2/student", first.place / "cycles/2/student")
+
+
+def test_stages_of_a_run_with_settings_that_are_gone_stay_done() -> None:
+    """Their keys, as a release with `confidence` and `start` wrote them."""
+    keys = set(keyed(TrainingConfig()))
+    assert keys == set(TrainingConfig.model_fields) - UNKEYED | {"confidence"}
+    assert keyed(TrainingConfig())["confidence"] is False
 
 
 @pytest.mark.parametrize("fresh", [True, False])

@@ -50,8 +50,8 @@ def test_a_run_dir_in_use_is_refused(tiny_config: Path) -> None:
     assert teacher.asked == [] and not (place / "feedback.sqlite").exists()
 
 
-# A run of three cycles at most that stops after two, each student trained from the former one.
-ENDS_EARLY = {"cycles": 3, "min_gain": 1.0, "start": "warm"}
+# A run of three cycles at most that stops after two, each student averaged with the former one.
+ENDS_EARLY = {"cycles": 3, "min_gain": 1.0}
 
 
 def test_interrupted_at_every_point_it_ends_as_if_it_never_was(tmp_path: Path, tiny_encoder: Path) -> None:

@@ -21,10 +21,9 @@ from ezxmc.config import Backend, Precision
 from ezxmc.errors import ConfigError, ModelError
 from ezxmc.models import resolve_model
 from ezxmc.retrieval import BiEncoder, backends
-from ezxmc.retrieval.backends import choose_precision
+from ezxmc.retrieval.backends import choose_precision, has_fast_bfloat16, passes
 from ezxmc.retrieval.bert import PlainBert, open_plain
 from ezxmc.retrieval.export import convert
-from ezxmc.retrieval.tokens import has_fast_bfloat16, passes
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -40,68 +40,6 @@ from ezxmc.training.step import scored
 
 DOCS, LABELS = catalog(4, 3)
 
-# What schema 2 was, frozen.
-VERSION_2 = """
-CREATE TABLE teachers (
-    id INTEGER PRIMARY KEY,
-    fingerprint TEXT NOT NULL UNIQUE,
-    description TEXT NOT NULL
-);
-CREATE TABLE names (
-    id INTEGER PRIMARY KEY,
-    name TEXT NOT NULL UNIQUE
-);
-CREATE TABLE judgments (
-    key BLOB PRIMARY KEY,
-    teacher INTEGER NOT NULL REFERENCES teachers(id),
-    doc INTEGER NOT NULL REFERENCES names(id),
-    label INTEGER NOT NULL REFERENCES names(id),
-    status TEXT NOT NULL,
-    log_odds REAL,
-    label_mass REAL,
-    prompt_tokens INTEGER NOT NULL,
-    cached_tokens INTEGER NOT NULL,
-    CHECK ((log_odds IS NULL) = (status <> 'ok'))
-) WITHOUT ROWID;
-CREATE TABLE counts (
-    teacher INTEGER NOT NULL REFERENCES teachers(id),
-    status TEXT NOT NULL,
-    judgments INTEGER NOT NULL,
-    prompt_tokens INTEGER NOT NULL,
-    cached_tokens INTEGER NOT NULL,
-    PRIMARY KEY (teacher, status)
-) WITHOUT ROWID;
-CREATE TABLE sessions (
-    id INTEGER PRIMARY KEY,
-    teacher INTEGER NOT NULL REFERENCES teachers(id),
-    started REAL NOT NULL,
-    seconds REAL NOT NULL DEFAULT 0,
-    judged INTEGER NOT NULL DEFAULT 0,
-    failed INTEGER NOT NULL DEFAULT 0,
-    imported INTEGER
-);
-CREATE TABLE failures (
-    key BLOB PRIMARY KEY,
-    session INTEGER NOT NULL REFERENCES sessions(id),
-    doc_uid TEXT NOT NULL,
-    label_uid TEXT NOT NULL,
-    status TEXT NOT NULL,
-    attempts INTEGER NOT NULL,
-    at REAL NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX failures_of_session ON failures (session, status, doc_uid);
-CREATE TRIGGER judgments_are_kept BEFORE DELETE ON judgments
-BEGIN SELECT RAISE(ABORT, 'judgments are append-only'); END;
-CREATE TRIGGER judgments_are_final BEFORE UPDATE ON judgments
-BEGIN SELECT RAISE(ABORT, 'judgments are append-only'); END;
-INSERT INTO teachers VALUES (1, 'one', '{"backend": "x"}');
-INSERT INTO names VALUES (1, 'd0'), (2, 'l0');
-INSERT INTO judgments VALUES (x'aa', 1, 1, 2, 'ok', 0.5, 0.9, 10, 5);
-INSERT INTO counts VALUES (1, 'ok', 1, 10, 5);
-INSERT INTO sessions VALUES (1, 1, 1000.0, 5.0, 1, 0, NULL);
-PRAGMA user_version=2;
-"""
-
 
 def say(doc: int, label: int, answer: Answer | None, at: float | None = None, who: str = "ann") -> Review:
     return Review.of(DOCS[doc], LABELS[label], answer, reviewer=who, at=at)
@@ -110,24 +48,6 @@ def say(doc: int, label: int, answer: Answer | None, at: float | None = None, wh
 def answers(path: Path) -> dict[tuple[str, str], str | None]:
     with Reviews(path) as reviews:
         return {(r.doc_uid, r.label_uid): r.answer and r.answer.value for r in reviews.latest().values()}
-
-
-def test_a_version_2_store_is_migrated_with_nothing_lost(tmp_path: Path) -> None:
-    old, new = tmp_path / "old.sqlite", tmp_path / "new.sqlite"
-    with sqlite3.connect(old) as db:
-        db.executescript(VERSION_2)
-    with FeedbackStore(old) as store, Reviews(old) as reviews:
-        assert [(j.key, j.doc_uid, j.log_odds) for j in store.judgments("one")] == [("aa", "d0", 0.5)]
-        assert store.totals("one").judgments == 1 and store.newest_teacher() == "one"
-        reviews.add([say(0, 0, Answer.YES)])
-        assert [review.doc_uid for review in reviews.history()] == ["d0"]
-    FeedbackStore(new).close()
-    tables = []
-    for path in (old, new):
-        with sqlite3.connect(path) as db:
-            assert db.execute("PRAGMA foreign_key_check").fetchall() == []
-            tables.append(set(db.execute("SELECT name, sql FROM sqlite_master WHERE sql NOT NULL")))
-    assert tables[0] == tables[1]
 
 
 def test_a_person_is_no_teacher(tmp_path: Path) -> None:

@@ -32,8 +32,7 @@ from ezxmc.errors import BundleError
 from ezxmc.records import Label, Prediction
 from ezxmc.serve.app import create_app
 from ezxmc.serve.guard import Limits
-from ezxmc.serve.reload import BundleHolder
-from ezxmc.serve.service import Settings
+from ezxmc.serve.service import BundleHolder, Settings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

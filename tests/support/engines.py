@@ -9,8 +9,7 @@ from typing import Any
 import psutil
 
 from ezxmc.config.teacher import VllmTeacherConfig
-from ezxmc.teacher.vllm import VllmTeacher
-from ezxmc.teacher.vllm_engine import VllmEngine
+from ezxmc.teacher.vllm import VllmEngine, VllmTeacher
 
 MODEL = "SmolLM2-135M-Instruct"
 SETTINGS: dict[str, Any] = {"model": MODEL, "kv_cache_gib": 0.5, "max_num_seqs": 16, "min_label_mass": 0.0}

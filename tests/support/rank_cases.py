@@ -62,7 +62,6 @@ def known(documents: int, labels: int) -> Batch:
         (kind == 0) | (kind == 3),
         rng.random(kind.shape) * judged,
         judged,
-        np.linspace(0.5, 1.5, documents),
     )
 
 

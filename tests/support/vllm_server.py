@@ -21,7 +21,7 @@ from ezxmc.cluster import RayConfig
 from ezxmc.config.teacher import HttpTeacherConfig
 from ezxmc.models import resolve_model
 from ezxmc.teacher import Teacher, load_teacher
-from ezxmc.teacher.vllm_engine import _environment, engine_version
+from ezxmc.teacher.vllm import _environment, engine_version
 
 BLOCK = 32
 # Kills its process group when its standard input ends, that is with us.

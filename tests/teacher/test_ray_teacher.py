@@ -186,7 +186,7 @@ def test_a_dead_replica_is_given_up_and_another_teacher_is_refused(
     assert summary.problems[Status.NO_LOGPROBS].some == ["d5"]
     teacher.close()
     assert not list(tmp_path.glob("*-shards")), "all is stored, nothing is left"
-    other.script = None
+    other.script = lambda body: None
 
     older = FakeServer(Path(server.tokenizer.name_or_path), root="/mnt/toy-0")
     mixed = cluster.model_copy(update={"servers": [other.url, older.url]})

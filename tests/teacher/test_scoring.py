@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, logsumexp
 
 from ezxmc.records import Judgment, Status
-from ezxmc.teacher.prompt import AnswerTokens
-from ezxmc.teacher.scoring import judge
+from ezxmc.teacher.prompt import AnswerTokens, judge
 
 ANSWERS = AnswerTokens((3, 11, 5, 7, 2), (1.0, 1.0, 0.0, 0.0, 0.0))
 

@@ -15,8 +15,8 @@ from ezxmc import doctor
 from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.errors import TeacherError
 from ezxmc.models import teachers
-from ezxmc.teacher import vllm_engine
-from ezxmc.teacher.vllm_engine import VllmEngine, engine_version
+from ezxmc.teacher import vllm as backend
+from ezxmc.teacher.vllm import VllmEngine, engine_version
 
 
 class FakeVllm:
@@ -45,7 +45,7 @@ class FakeVllm:
             module = ModuleType(name)
             vars(module).update(content)
             monkeypatch.setitem(sys.modules, name, module)
-        monkeypatch.setattr("ezxmc.teacher.vllm_engine.version", self._version)
+        monkeypatch.setattr("ezxmc.teacher.vllm.version", self._version)
 
     def _asked(self, **options: Any) -> Any:
         self.events.append("start")
@@ -149,18 +149,18 @@ def test_an_engine_rests_where_the_machine_can_spare_the_memory(
     vllm = FakeVllm(monkeypatch)
     vllm.gpus = gpus
     engine = vllm.start()
-    monkeypatch.setattr("ezxmc.teacher.vllm_engine._memory_to_spare", lambda: spare * 2**30)
+    monkeypatch.setattr("ezxmc.teacher.vllm._memory_to_spare", lambda: spare * 2**30)
     engine.rest()
     engine._start(None)
     assert vllm.events.count("start") == (1 if stays else 2)
 
 
 def test_memory_to_spare_heeds_a_container_s_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    free = vllm_engine._memory_to_spare()
+    free = backend._memory_to_spare()
     limit, used = tmp_path / "limit", tmp_path / "used"
-    monkeypatch.setattr(vllm_engine, "_CONTAINER", ((str(limit), str(used)),))
+    monkeypatch.setattr(backend, "_CONTAINER", ((str(limit), str(used)),))
     limit.write_text("max\n")
     used.write_text("1000\n")
-    assert vllm_engine._memory_to_spare() > free / 2
+    assert backend._memory_to_spare() > free / 2
     limit.write_text("5000\n")
-    assert vllm_engine._memory_to_spare() == 4000
+    assert backend._memory_to_spare() == 4000

@@ -27,8 +27,7 @@ from ezxmc.feedback.store import FeedbackStore
 from ezxmc.models import resolve_model
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 from ezxmc.teacher.prompt import Prompt, PromptRenderer
-from ezxmc.teacher.vllm import VllmTeacher
-from ezxmc.teacher.vllm_engine import VllmEngine
+from ezxmc.teacher.vllm import VllmEngine, VllmTeacher
 
 pytestmark = pytest.mark.llm
 

@@ -33,7 +33,6 @@ class World:
             "negatives": (kind == 0) | (kind == 3),
             "probabilities": torch.rand(kind.shape, generator=generator).to(dtype) * judged,
             "judged": judged,
-            "weights": torch.linspace(0.5, 1.5, len(DOCUMENTS), dtype=dtype),
         }
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
@@ -94,7 +93,6 @@ def test_gradients_add_to_those_present(tiny_encoder: Path) -> None:
 def test_texts_without_gradient_are_not_encoded_again(tiny_encoder: Path) -> None:
     world = World(tiny_encoder, torch.float64, {"triplet_ohnm": 1.0})
     known = {name: torch.zeros_like(value) for name, value in world.known.items()}
-    known["weights"] += 1
     known["positives"][3, 5] = 1
     known["negatives"][3, 7] = True
     world.known = known

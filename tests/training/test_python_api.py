@@ -40,9 +40,9 @@ from ezxmc.errors import ArgumentError, DataError, InputTypeError, TrainingError
 from ezxmc.feedback.targets import Targets
 from ezxmc.records import Pair, Status
 from ezxmc.training import held_out_agreement
-from ezxmc.training.dataset import collate_all, collate_in_batch, examples
+from ezxmc.training.dataset import collate, examples
 from ezxmc.training.losses import LOSSES
-from ezxmc.training.step import SAMPLED_POSITIVES, Stepper
+from ezxmc.training.step import Stepper
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EXAMPLES = Path(__file__).parents[2] / "examples" / "python_api"
@@ -407,11 +407,7 @@ def test_a_loss_in_the_stock_trainer_is_the_one_of_ours(tiny_encoder: Path, chan
     texts, titles = [doc.shown for doc in DOCUMENTS], [label.title for label in LABELS]
     ours = BiEncoder(tiny_encoder, device="cpu")
     stepper = Stepper(ours, texts, titles, [taught[row] for row in members], config, np.random.default_rng(0))
-    batch = (
-        collate_all(stepper.pool, len(titles))
-        if stepper.every_label
-        else collate_in_batch(stepper.pool, SAMPLED_POSITIVES, np.random.default_rng(7))
-    )
+    batch = collate(stepper.pool, len(titles), stepper.every_label, np.random.default_rng(7))
     wanted = stepper._gradients(batch)
 
     model = SentenceTransformer(str(tiny_encoder), device="cpu").eval()

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,21 +26,21 @@ from support.rank_cases import CONFIGS, every_case
 from support.spying import Spy, spied
 from support.tinyworld import TOPIC_OF, document, write_catalog
 from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from ezxmc.cli import app as program
 from ezxmc.config import RunConfig, TrainingConfig
 from ezxmc.errors import ConfigError, ModelError, TrainingError
 from ezxmc.feedback.targets import DocumentTargets, PriorCorrection, Targets
-from ezxmc.launcher import _unsaid
 from ezxmc.models import resolve_model
 from ezxmc.pipeline.run import run
 from ezxmc.records import Document, Label
 from ezxmc.retrieval import BiEncoder
 from ezxmc.training import TrainSummary, train_bi_encoder
 from ezxmc.training.dataset import Example
-from ezxmc.training.launch import Job, processes_of
+from ezxmc.training.launch import Job, _unsaid, processes_of
 from ezxmc.training.ranks import ALONE, Ranks, enough_gpus
-from ezxmc.training.worker import _Failing
+from ezxmc.training.worker import _Heard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -160,10 +161,7 @@ texts = st.text(st.characters(codec="utf-8") | st.just("\ud800"))
 def test_a_job_is_read_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, words: list[str], chances: list[float]
 ) -> None:
-    pool = [
-        Example(row, np.arange(len(chances)), np.array(chances), row % 2, 1, chances[0])
-        for row in range(len(words))
-    ]
+    pool = [Example(row, np.arange(len(chances)), np.array(chances), row % 2, 1) for row in range(len(words))]
     job = Job(
         words,
         words[::-1],
@@ -188,7 +186,7 @@ def test_a_job_is_read_as_it_was_written(
                 written.positives,
                 written.negatives,
             )
-            assert np.array_equal(read.labels, written.labels) and read.weight == written.weight
+            assert np.array_equal(read.labels, written.labels)
             assert read.probabilities.tobytes() == written.probabilities.tobytes()
     for name in ("documents", "titles", "held_out", "config", "base", "former", "seed", "out"):
         assert getattr(found, name) == getattr(job, name)
@@ -306,6 +304,10 @@ def test_an_error_of_one_process_is_the_error_of_the_training(
     assert not workers(psutil.Process()) and not (tmp_path / "s").exists()
 
 
+def throw(error: Exception) -> None:
+    raise error
+
+
 def test_the_first_to_fail_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "3")
@@ -317,12 +319,11 @@ def test_the_first_to_fail_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ),
         ("b", ConfigError("no", "so"), {"kind": "ConfigError", "message": "no", "cure": "so"}),
     ):
-        with _Failing(tmp_path / name):
-            pass
-        assert not (tmp_path / name).exists()
+        heard = _Heard(tmp_path / name)
+        assert record(lambda: 7, heard)() == 7 and not (tmp_path / name).exists()
         for each in (error, RuntimeError("connection lost")):
-            with pytest.raises(type(each)), _Failing(tmp_path / name):
-                raise each
+            with pytest.raises(type(each)):
+                record(partial(throw, each), heard)()
         assert json.loads((tmp_path / name).read_text()) == said
 
 
@@ -333,10 +334,12 @@ def test_what_a_process_could_not_say_itself() -> None:
     )
     assert _unsaid({0: ended, 1: 1, 2: -signal.SIGABRT}, 3, True) is None
     assert "process 1 of 2 (the first is 0) left with 9" in str(_unsaid({1: 9}, 2, False))
+    assert _unsaid({}, 2, False) is None, "torchrun itself was killed"
 
 
 _TRAIN = """
 import sys
+from functools import partial
 from pathlib import Path
 from test_ranks import train
 shown = lambda *step: print(step, flush=True)
