@@ -174,9 +174,9 @@ def annotate(
     from ezxmc.feedback.annotate import pairs_of
     from ezxmc.feedback.budget import Budget
     from ezxmc.feedback.database import check_store
-    from ezxmc.feedback.shards import merge_shards
+    from ezxmc.feedback.exchange import merge_shards
+    from ezxmc.feedback.recall import unused_judgments
     from ezxmc.feedback.store import FeedbackStore
-    from ezxmc.feedback.teachers import unused_judgments
     from ezxmc.progress import pulling
     from ezxmc.teacher import load_teacher
     from ezxmc.teacher.base import ShardedTeacher

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from ezxmc.errors import StoreError, TeacherError, instance_of
-from ezxmc.feedback.shards import shard_folder
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 from ezxmc.teacher.base import ShardedTeacher, Teacher, startup_seconds
@@ -249,7 +248,7 @@ class _Job:
         self.session = self.store.open_session(self.teacher.fingerprint, self.teacher.description)
         self.claims = PairLocks(self.store.path)
         if isinstance(self.teacher, ShardedTeacher):
-            self.teacher.keep(shard_folder(self.store.path))
+            self.teacher.keep(self.store.shards)
         try:
             for attempt in range(1, _ATTEMPTS + 1):
                 answered, self.failing, self.in_vain = self.answered, set(), 0

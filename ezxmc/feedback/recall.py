@@ -3,15 +3,18 @@
 A key holds the texts, and a judgment's uids are only names of that time. Who
 joins judgments to a catalog by uid takes the answer on an old text for one on
 the new; so everything that uses a store's judgments gets them from here.
+
+Keys hold the teacher's fingerprint, too, so judgments of two teachers never mix. But who edits a
+prompt should see that the old answers no longer count: `unused_judgments`.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ezxmc.errors import DataError
 from ezxmc.feedback.store import FeedbackStore
@@ -24,6 +27,7 @@ _TRIED = 30_000_000
 """Keys tried at most to find texts under other ids: half a minute."""
 _HARDLY = 0.1
 """Of the documents that were judged, the least share that must have an answer on its present text."""
+_SHOWN = 60  # of a teacher's value: enough of a hash to tell it from another
 _Item = TypeVar("_Item", Document, Label)
 
 
@@ -243,3 +247,71 @@ def _alike(items: Sequence[_Item], of: Callable[[_Item], str]) -> dict[str, list
     for item in items:
         found[of(item)].append(item)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class OtherTeacher:
+    """A teacher whose judgments are in the store but are not those of the one asked now.
+
+    Attributes:
+        fingerprint: Its fingerprint.
+        judgments: How many judgments of it the store holds.
+        differences: What sets it apart, each "field: its value, now the other".
+    """
+
+    fingerprint: str
+    judgments: int
+    differences: tuple[str, ...]
+
+
+def other_teachers(
+    store: FeedbackStore, fingerprint: str, description: Mapping[str, Any]
+) -> list[OtherTeacher]:
+    """Teachers other than the one asked now of whom the store holds judgments, the latest first.
+
+    Args:
+        store: The store; only counters are read, however many judgments it holds.
+        fingerprint: `Teacher.fingerprint` of the one asked now.
+        description: Its `Teacher.description`.
+    """
+    return [
+        OtherTeacher(other, judgments, differences(known, description))
+        for other, known in reversed(store.teachers().items())
+        if other != fingerprint and (judgments := store.totals(other).judgments)
+    ]
+
+
+def unused_judgments(store: FeedbackStore, teacher: Teacher) -> str | None:
+    """One line about other teachers' judgments in a store; `None` where there are none.
+
+    Args:
+        store: The store.
+        teacher: The one asked now.
+    """
+    others = other_teachers(store, teacher.fingerprint, teacher.description)
+    if not others:
+        return None
+    whose = "another teacher" if len(others) == 1 else f"{len(others)} other teachers, the latest"
+    return (
+        f"the store holds {sum(one.judgments for one in others):,} judgments of {whose} "
+        f"({'; '.join(others[0].differences)}): they are kept and not used"
+    )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    """In what two teachers' descriptions differ, in words; of what only one of them tells, nothing."""
+    found = [
+        _change(name.replace("_", " "), old[name], new[name])
+        for name in old
+        if name in new and name != "prompt_hash" and old[name] != new[name]
+    ]
+    if old.get("prompt") == new.get("prompt") and old.get("prompt_hash") != new.get("prompt_hash"):
+        # The version stayed, so the names alone would not tell.
+        found.insert(0, f"prompt {old.get('prompt')} before its text was changed")
+    return tuple(found) or ("described in other terms",)
+
+
+def _change(name: str, old: Any, new: Any) -> str:
+    if isinstance(old, dict) or isinstance(new, dict):
+        return f"other {name}"
+    return f"{name} {str(old)[:_SHOWN]}, now {str(new)[:_SHOWN]}"

@@ -107,6 +107,11 @@ class FeedbackStore(SqliteTable):
         """Bytes on disk, those still in the write-ahead log included."""
         return self._db.size
 
+    @property
+    def shards(self) -> Path:
+        """Folder beside the file, for answers of workers on their way here."""
+        return self.path.with_name(f"{self.path.name}-shards")
+
     def open_session(self, fingerprint: str, description: dict[str, Any]) -> int:
         """Register a teacher and the start of an annotation session; returns its id.
 

@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from ezxmc.bundle.bundle import Refine
 from ezxmc.config import RunConfig
-from ezxmc.feedback.budget import JUDGED_TOP, Annotator
+from ezxmc.feedback.annotator import Annotator
+from ezxmc.feedback.budget import JUDGED_TOP
 from ezxmc.feedback.reviews import Decided
-from ezxmc.feedback.targets import Targets, build_targets, context_documents, context_of, doubt
+from ezxmc.feedback.targets import Targets, context_documents, context_of, doubt
 from ezxmc.files import remove_shards
 from ezxmc.models import model_identity
+from ezxmc.pipeline.deliver import Delivery
 from ezxmc.pipeline.findings import CycleFindings
 from ezxmc.pipeline.rundir import ENCODING, RunDir, damaged
 from ezxmc.progress import Progress
@@ -31,13 +33,10 @@ from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder, LabelIndex, candidate_row, shortlist
 from ezxmc.retrieval.ray_encoder import open_encoder
 from ezxmc.teacher.base import rest
-from ezxmc.training import compared, cosines_of, refined_label_vectors, train_bi_encoder
+from ezxmc.training import compared
 
 _COMPARED = f"agreement, each student's first {JUDGED_TOP} labels judged"
 _COMPARED_ONCE = "agreement over all judgments"  # in runs of releases that judged no student's own
-
-UNKEYED = {"processes", "revision"}
-"""Settings of training that no stage depends on as such: the revision is part of the encoder's identity."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,7 @@ class JudgedTops:
     whole: bool
 
 
-class Cycles:
+class Cycles(Delivery):
     """The state of a run's cycles.
 
     Args:
@@ -70,7 +69,6 @@ class Cycles:
 
     Attributes:
         findings: One entry a cycle done.
-        training: What of the settings a student depends on; how many processes train it does not count.
         unasked_pairs: Candidates the budget cut off.
         asked: Label rows the cycles so far asked about, by document.
     """
@@ -84,12 +82,8 @@ class Cycles:
         decided: Decided,
         watch: Progress,
     ) -> None:
-        self.config, self.place, self.inquiry, self.watch = config, place, inquiry, watch
-        self.catalog, self.budget = inquiry.catalog, inquiry.budget
-        self.untrained = untrained
-        self.training = config.training.model_dump(exclude=UNKEYED)
-        apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
-        self._verdicts = decided.verdicts_outside(apart)
+        super().__init__(config, inquiry, decided, watch)
+        self.place, self.budget, self.untrained = place, inquiry.budget, untrained
         self.catalog_hash = self.catalog.hash
         self.findings: list[CycleFindings] = []
         self.unasked_pairs = 0
@@ -170,7 +164,8 @@ class Cycles:
         if doubtful := doubt(judgments):
             self.watch.say(doubtful)
         base = former if self.config.start == "warm" else None
-        trained = self.place.stage(
+        trained = self.train(
+            self.place,
             f"cycle-{number}-train",
             [
                 self.catalog_hash,
@@ -178,18 +173,17 @@ class Cycles:
                 self.identity(former),
                 self.training,
                 self.config.seed,
-                self._content(judgments, priors),
+                self.content(judgments, priors),
             ],
-            [student],
-            libraries=ENCODING,
-            make=lambda: self._train(
-                student,
-                base,
-                former,
+            student,
+            lambda: (
                 self._targets(judgments, priors, former),
                 self._targets(judgments, priors, None) if former else None,
-                self.watch.stage(f"{name}: training"),
             ),
+            base=base or self.untrained,
+            former=former,
+            held_out=self.inquiry.documents(self.catalog.to_select),
+            title=f"{name}: training",
         )
         self.watch.say(
             f"{name}: {asked.asked:,} pairs judged now, {asked.known:,} known before; "
@@ -245,12 +239,11 @@ class Cycles:
             libraries=ENCODING,
         )
         self.forget_vectors()
-        row_of = {label.uid: row for row, label in enumerate(labels)}
         rows: list[list[int]] = [[] for _ in self.catalog.documents]
         try:
             with file.open(encoding="utf-8") as lines:
                 for i, line in zip(chosen, lines, strict=True):
-                    rows[i] = [row_of[uid] for uid in json.loads(line)["labels"]]
+                    rows[i] = [self.row_of[uid] for uid in json.loads(line)["labels"]]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise damaged(file, error) from None
         return proposed, rows
@@ -269,31 +262,19 @@ class Cycles:
         self, judgments: Sequence[Judgment], priors: Sequence[Judgment], former: Path | None
     ) -> Targets:
         """Fused with what the former student thinks; an untrained encoder's opinion adds nothing."""
-        config, proposals = self.config.training, None
-        if former is not None and config.fusion:
-            proposals = cosines_of(self.encoder(former), self.catalog.documents, self.catalog.labels)
-        return build_targets(judgments, config, priors, proposals, self._verdicts)
+        opened = self.encoder(former) if former is not None and self.config.training.fusion else None
+        return self.targets(judgments, priors, opened, self.verdicts)
 
-    def refinement(self, student: Path) -> tuple[list[Any], Refine]:
-        """`refined_label_vectors` of one of the cycles' students, from all judgments.
+    def refinement(self, student: Path) -> tuple[list[Any] | None, Refine | None]:
+        """How label vectors of one of the cycles' students are refined, from all judgments.
 
         Returns:
-            What it depends on beside the student, for the stage that uses it; and itself.
+            What it depends on beside the student, for the stage that uses it; and itself. `None` where
+            they are not refined.
         """
-        former = self._former(student)
-        judgments, priors = self._judgments(), self._priors()
-
-        def refine(encoder: BiEncoder, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-            return refined_label_vectors(
-                encoder,
-                self.inquiry.documents(self.catalog.to_train),
-                self.catalog.labels,
-                self._targets(judgments, priors, former),
-                vectors,
-                seed=self.config.seed,
-            )
-
-        return self._content(judgments, priors), refine
+        former, judgments, priors = self._former(student), self._judgments(), self._priors()
+        refine = self.refine(lambda: self._targets(judgments, priors, former))
+        return self.content(judgments, priors) if refine else None, refine
 
     def head_targets(self, student: Path) -> tuple[list[Any], Callable[[], tuple[Targets, Targets]]]:
         """What a head on one of the cycles' students is taught, and what it is weighed by.
@@ -303,7 +284,7 @@ class Cycles:
             fused with the former student's opinion, and the teacher's alone.
         """
         judgments, priors = self._judgments(), self._priors()
-        return self._content(judgments, priors), lambda: (
+        return self.content(judgments, priors), lambda: (
             self._targets(judgments, priors, self._former(student)),
             self._targets(judgments, priors, None),
         )
@@ -315,31 +296,6 @@ class Cycles:
     def _former(self, student: Path) -> Path | None:
         number = self._students.index(student)
         return self._students[number - 1] if number else None
-
-    def _train(
-        self,
-        student: Path,
-        base: Path | None,
-        former: Path | None,
-        targets: Targets,
-        plain: Targets | None,
-        progress: Callable[[int, int], None],
-    ) -> dict[str, Any]:
-        done = train_bi_encoder(
-            self.inquiry.documents(self.catalog.to_train),
-            self.catalog.labels,
-            targets,
-            self.config.training,
-            student,
-            base=base or self.untrained,
-            former=former,
-            held_out=self.inquiry.documents(self.catalog.to_select),
-            held_out_targets=plain,
-            teacher=self.inquiry.teacher.description,
-            seed=self.config.seed,
-            progress=lambda done, total, loss: progress(done, total),
-        )
-        return done.to_dict() | {"plain": True}
 
     def _compare(self, number: int, students: Sequence[Path]) -> list[float]:
         """How well each student agrees with the teacher on the selection part: the same pairs for all."""
@@ -367,7 +323,7 @@ class Cycles:
                 [self.identity(student) for student in students],
                 self.training,
                 self.config.seed,
-                self._content(judgments, priors),
+                self.content(judgments, priors),
             ],
             [],
             compare,
@@ -401,15 +357,9 @@ class Cycles:
         new = {i: [row for row in rows if row not in self.asked[i]] for i, rows in first.items()}
         documents = self.budget.to_compare([len(rows) for rows in new.values()], cycle)
         done, wanted = cycle or len(self.findings), [first[i] for i in documents]
-        asked = self.inquiry.ask(documents, wanted, title, done, compares=True)
+        places = self.inquiry.ask_whole(documents, wanted, title, done, compares=True)
         rest(self.inquiry.teacher)
-        whole: list[int] = []
-        for i in documents:
-            if len(self.inquiry.judged(i, first[i])) == len(first[i]):
-                whole.append(i)
-            elif asked.stopped:
-                # What happens to be known of later ones is no random choice.
-                break
+        whole = [documents[place] for place in places]
         return JudgedTops(
             whole,
             self.inquiry.answers(whole, [[*self.asked[i], *new[i]] for i in whole]),
@@ -427,11 +377,6 @@ class Cycles:
                 titles = encoder.encode_labels([label.title for label in self.catalog.labels])
                 self._tops[student] = LabelIndex.for_once(titles, queries).search(queries, JUDGED_TOP)[1]
         return self._tops[student]
-
-    def _content(self, *judgments: Sequence[Judgment]) -> list[list[Any]]:
-        """What targets are made of, for the stages that use them."""
-        said = [[*pair, yes] for pair, yes in sorted(self._verdicts.items())]
-        return [*([j.key, j.status, j.log_odds] for part in judgments for j in part), *said]
 
 
 def idle_cycles(scores: Sequence[float], min_gain: float) -> int:

@@ -12,8 +12,8 @@ from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.data import Catalog
 from ezxmc.feedback.budget import Budget
 from ezxmc.feedback.database import check_store
+from ezxmc.feedback.exchange import merge_shards
 from ezxmc.feedback.probe import ProbeFigures, Speed, Tokens, count_tokens, earlier_speed, probe
-from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import context_documents
 from ezxmc.hashing import text_hash

@@ -19,46 +19,40 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ezxmc.bundle.bundle import Refine, add_calibrator, save_bundle
 from ezxmc.bundle.labels import add_labels
 from ezxmc.bundle.manifest import (
-    CALIBRATOR,
     MANIFEST,
     Manifest,
     check_bundle_place,
     guarantee_of,
     labels_of,
     own_files,
-    read_manifest,
     writing,
 )
 from ezxmc.bundle.predict import Predictor, prediction_row, rank_among
-from ezxmc.calibration import Calibrator, Verdict, completed, fit_calibrator, fit_few_shot
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.data.predictions import is_tags
 from ezxmc.disk import exchange
-from ezxmc.errors import ConfigError, DataError, TrainingError, instance_of
-from ezxmc.feedback.budget import Annotator, Budget, in_hash_order
+from ezxmc.errors import ConfigError, DataError, instance_of
+from ezxmc.feedback.annotator import Annotator
+from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.database import check_store
-from ezxmc.feedback.recall import judgments_of
-from ezxmc.feedback.reviews import Decided, ReviewedLists
-from ezxmc.feedback.shards import merge_shards
+from ezxmc.feedback.exchange import merge_shards
+from ezxmc.feedback.recall import judgments_of, unused_judgments
+from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.feedback.targets import teacher_verdicts
-from ezxmc.feedback.teachers import unused_judgments
 from ezxmc.files import check_file, remove_own
 from ezxmc.launcher import rank_and_size
 from ezxmc.models import resolve_model
 from ezxmc.pipeline.cycles import Cycles
+from ezxmc.pipeline.deliver import HeadStage, calibrator_of
 from ezxmc.pipeline.findings import Findings, assemble, rank_by_titles
-from ezxmc.pipeline.head_stage import HeadStage
 from ezxmc.pipeline.people import FORMER, LabelEdits, carry_exports, carry_over, outdated, peoples_calibrator
 from ezxmc.pipeline.rundir import CALIBRATING, FRESH, INDEXING, RunDir, check_run_dir
 from ezxmc.pipeline.snapshot import CATALOG, Snapshot
@@ -124,58 +118,6 @@ def refuse_torchrun() -> None:
             "a run is one process: under torchrun each would ask the teacher",
             "set training.processes, and give the command without torchrun",
         )
-
-
-def calibrate(
-    bundle: Path,
-    predictions: Sequence[Prediction],
-    teacher: Verdict,
-    reviewed: ReviewedLists,
-    depth: int,
-    watch: Progress,
-) -> Calibrator | None:
-    """Put a calibrator into a bundle: to people where they reviewed enough, else to the teacher.
-
-    Either alone serves where the other's answers cannot be used. What people
-    had fitted, even while this was at work, stays.
-
-    Args:
-        bundle: Its folder.
-        predictions: Of documents kept apart, best label first.
-        teacher: The teacher's answers in [0, 1].
-        reviewed: What people decided of these documents.
-        depth: Ranks used.
-        watch: Told where there is too little to fit on.
-    """
-    if peoples := _peoples(bundle):
-        return peoples
-    ways: dict[str, Callable[[], Calibrator]] = {}
-    if reviewed.enough:
-        people = partial(completed, predictions, reviewed, depth)
-        ways["people and teacher"] = lambda: fit_few_shot(predictions, teacher, people(), k=depth)
-        ways["people alone"] = lambda: fit_calibrator(predictions, people(), target="human", k=depth)
-    ways["the teacher"] = lambda: fit_calibrator(predictions, teacher, target="teacher", k=depth)
-    failed: list[str] = []
-    for name, fit in ways.items():
-        try:
-            fitted = fit()
-            break
-        except TrainingError as error:
-            failed.append(f"{name}: {error}")
-    else:
-        watch.say(f"the bundle gives scores, not probabilities: {'; '.join(failed)}")
-        return None
-    for line in failed:
-        watch.say(f"probabilities could not be fitted to {line}")
-    if peoples := _peoples(bundle):
-        return peoples
-    add_calibrator(bundle, fitted, by_run=True)
-    return fitted
-
-
-def _peoples(bundle: Path) -> Calibrator | None:
-    files = read_manifest(bundle).places(bundle)
-    return Calibrator.load(files[CALIBRATOR]) if peoples_calibrator(bundle) else None
 
 
 class _Run:
@@ -255,29 +197,17 @@ class _Run:
             "encoder": self.cycles.identity(None),
         }
 
-        judged: list[Any] | None = None
-        refine: Refine | None = None
-        if self.config.training.label_vectors == "refined":
-            judged, refine = self.cycles.refinement(student)
+        judged, refine = self.cycles.refinement(student)
 
         def save(student: Path = student) -> Manifest:
-            return save_bundle(
-                fresh,
-                self.cycles.encoder(student),
-                self.catalog.labels,
-                max_length=self.config.training.max_length,
-                k=self.config.inference.k,
-                origin=origin,
-                refine=refine,
-                progress=self.watch.stage("bundle: label index"),
-            )
+            return self.cycles.save(fresh, self.cycles.encoder(student), origin, refine)
 
-        head = HeadStage(self.config, self.cycles, student, fresh) if self.config.head.enabled else None
+        head = HeadStage(self.cycles, student, fresh) if self.config.head.enabled else None
 
         def make() -> dict[str, Any]:
             made = save().model_dump()
             if head:
-                made["head"] = head.run(save, self.watch)
+                made["head"] = head.run(save)
             self.replace_bundle(fresh, bundle)
             return made
 
@@ -297,11 +227,11 @@ class _Run:
         self.found.head = made.get("head", {}).get("told", "")
         self.inquiry.budget.compared += made.get("head", {}).get("pairs", 0)
         self.cycles.forget_vectors()
-        # What is only told of a label (its parent) is no reason to make all of it anew.
+        # What is only noted of a label (its parent) is no reason to make all of it again.
         there, edits = self.labels_in(bundle)
         rest = [label for label in self.catalog.labels if label.uid not in edits.others]
-        if told := [label for label in rest if label.uid in there and there[label.uid] != label]:
-            add_labels(bundle, told)
+        if noted := [label for label in rest if label.uid in there and there[label.uid] != label]:
+            add_labels(bundle, noted)
 
     def replace_bundle(self, fresh: Path, bundle: Path) -> None:
         """Put a new bundle in the place of the former; what people made for that goes on or is put aside."""
@@ -329,8 +259,7 @@ class _Run:
     def tell_of_people(self) -> None:
         """Say what in the bundle is people's, and what of theirs does not fit it any more."""
         bundle = self.place.path / "bundle"
-        files = read_manifest(bundle).places(bundle)
-        self.found.calibrator = Calibrator.load(files[CALIBRATOR]) if CALIBRATOR in files else None
+        self.found.calibrator = calibrator_of(bundle)
         self.found.people += self.labels_in(bundle)[1].lines()
         if why := peoples_calibrator(bundle):
             self.found.people.append(
@@ -375,33 +304,23 @@ class _Run:
         bundle = self.place.path / "bundle"
         if peoples_calibrator(bundle):
             return {"whole": True}
-        depth = self.config.inference.calibration_depth
-        part = self.catalog.to_calibrate
-        row = {label.uid: i for i, label in enumerate(self.catalog.labels)}
+        part, row = self.catalog.to_calibrate, self.cycles.row_of
         # Of labels that people added the teacher knows nothing.
-        predictions = rank_among(Predictor(bundle), self.inquiry.documents(part), row, depth)
-        rows = [[row[uid] for uid in found.labels] for found in predictions]
+        predictions = rank_among(Predictor(bundle), self.inquiry.documents(part), row, self.cycles.depth)
         # Where a budget ends, the calibrator is fitted on a random part of its documents.
         order = in_hash_order([found.uid for found in predictions], range(len(part)))
-        calibrating = self.inquiry.budget.calibrating
-        asked = order[:calibrating]
+        documents = [part[i] for i in order]
+        rows = [[row[uid] for uid in predictions[i].labels] for i in order]
         left = self.inquiry.unasked_pairs, len(self.inquiry.problem_docs)
-        done = self.inquiry.ask(
-            [part[i] for i in asked], [rows[i] for i in asked], "calibration: teacher judges"
-        )
         # Labels that a cycle asked about mislead, for the student does not rank all of them first: whole
         # documents count, some of them asked when more were wanted, and none that is whole by chance.
-        whole = []
-        for place, i in enumerate(order):
-            if len(self.inquiry.judged(part[i], rows[i])) == len(rows[i]):
-                whole.append(i)
-            elif done.stopped or place >= calibrating:
-                break
-        teacher = teacher_verdicts(self.inquiry.answers([part[i] for i in whole], [rows[i] for i in whole]))
-        reviewed = self.decided.lists(predictions, depth)
-        calibrate(bundle, predictions, teacher, reviewed, depth, self.watch)
+        whole = self.inquiry.ask_whole(
+            documents, rows, "calibration: teacher judges", most=self.inquiry.budget.calibrating
+        )
+        answers = self.inquiry.answers([documents[i] for i in whole], [rows[i] for i in whole])
+        _, reviewed = self.cycles.calibrate(bundle, predictions, answers)
         all_asked = left == (self.inquiry.unasked_pairs, len(self.inquiry.problem_docs))
-        return {"whole": all_asked, "reviewed": reviewed.line}
+        return {"whole": all_asked, "reviewed": reviewed}
 
     def recall(self) -> list[Judgment]:
         """All that is known of the catalog's texts; what the store holds of others is told."""
@@ -418,12 +337,9 @@ class _Run:
 
     def tag(self) -> None:
         """Tag every document with the bundle, as a user would; rank by the untrained encoder to compare."""
-        predictor = Predictor.load(self.place.path / "bundle")
-        bar, keep = self.watch.stage("tagging"), self.config.inference.k
+        keep = self.config.inference.k
         k = max(_EVALUATED, keep) if self.catalog.gold else keep
-        for done, prediction in enumerate(predictor.stream(self.catalog.documents, k=k), start=1):
-            self.found.predictions.append(prediction)
-            bar(done, len(self.catalog.documents))
+        self.found.predictions = list(self.cycles.tags(Predictor.load(self.place.path / "bundle"), k))
         self.place.write_lines(
             self.place.path / "predictions.jsonl", (prediction_row(p, keep) for p in self.found.predictions)
         )

@@ -26,20 +26,21 @@ from ezxmc.bundle.predict import Predictor
 from ezxmc.config import BudgetConfig, RunConfig
 from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError, DataError
-from ezxmc.feedback.budget import Annotator, Budget
+from ezxmc.feedback.annotator import Annotator
+from ezxmc.feedback.budget import Budget
+from ezxmc.feedback.exchange import merge_shards
+from ezxmc.feedback.recall import unused_judgments
 from ezxmc.feedback.reviews import Decided
-from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.feedback.teachers import unused_judgments
 from ezxmc.metrics import Drift, Shift
-from ezxmc.pipeline.compare import Comparison, probe, settle
+from ezxmc.pipeline.compare import Comparison, compare_and_calibrate, probe
 from ezxmc.pipeline.findings import data_summary, report_bins, training_summary
 from ezxmc.pipeline.people import peoples_calibrator
 from ezxmc.pipeline.run import check_places, refuse_torchrun
 from ezxmc.pipeline.rundir import BUNDLE, History, RunDir
 from ezxmc.pipeline.snapshot import CATALOG, Changes, Snapshot
 from ezxmc.pipeline.update_pairs import DRIFTING
-from ezxmc.pipeline.update_steps import CatalogChange, Work
+from ezxmc.pipeline.update_steps import CatalogChange, Update
 from ezxmc.progress import NoProgress, Progress, pulling
 from ezxmc.report.update import (
     DriftSummary,
@@ -91,12 +92,12 @@ def update(
             config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say
         )
         try:
-            return _Update(config, run, store, asked, watch).go(plan)
+            return _Session(config, run, store, asked, watch).go(plan)
         finally:
             asked.close()
 
 
-class _Update:
+class _Session:
     """The state of one update."""
 
     def __init__(
@@ -150,7 +151,7 @@ class _Update:
                 report.selected[DRIFTING] = self.config.update.probe
             return report
         place = self.history.open()
-        Work.check(place)
+        Update.check(place)
         report.number = int(place.path.name)
         report.title += f", update {report.number}"
         before = place.stage(
@@ -170,16 +171,16 @@ class _Update:
         self.history.complete(place, work.student.bundle.manifest)
         return report
 
-    def _work(self, judged: int) -> Work:
+    def _work(self, judged: int) -> Update:
         most = self.config.update.max_pairs
         limit = BudgetConfig(max_pairs=None if most is None else judged + most)
         budget = Budget(limit, [document.uid for document in self.catalog.documents])
         inquiry = Annotator(self.catalog, self.teacher, self.store, budget, self.watch)
         decided = Decided.load(self.store.path, self.catalog.documents, self.catalog.labels)
         student = Predictor(self.run.path / BUNDLE)
-        return Work(self.config, student, self.grown, inquiry, decided, self.watch)
+        return Update(self.config, student, self.grown, inquiry, decided, self.watch)
 
-    def _do(self, work: Work, place: RunDir, report: UpdateReport) -> None:
+    def _do(self, work: Update, place: RunDir, report: UpdateReport) -> None:
         groups = {label.uid: label.parent for label in self.catalog.labels if label.parent}
         drift = probe(work) if self.grown.changes.unseen else None
         report.probe = len(work.probed) * work.depth
@@ -188,14 +189,14 @@ class _Update:
             report.windows.append(_window(report, report.drift))
         report.selected = work.ask(place, drift.drifting(groups) if drift else ())
         if any(report.selected.values()):
-            bundle, trained = work.train(place)
+            bundle, trained = work.learn(place)
             report.training, report.check = training_summary(trained), work.check_pairs
-            found, calibrator = settle(work, bundle, compared=True)
+            found, calibrator = compare_and_calibrate(work, bundle, compared=True)
             report.forgetting = _forgetting(found) if found else None
             if found and found.worse and not self.config.update.accept_loss:
                 report.student = "kept: the new one is worse on old labels"
                 bundle = work.keep(place)
-                _, calibrator = settle(work, bundle, compared=False)
+                _, calibrator = compare_and_calibrate(work, bundle, compared=False)
             else:
                 report.student = "trained"
                 work.take_over(bundle)
@@ -208,7 +209,7 @@ class _Update:
         work.notes += [*place.lines(), *filter(None, [work.reviews])]
         report.unasked, report.notes = work.inquiry.unasked_pairs, work.notes
 
-    def _gone(self, work: Work, bundle: Path) -> None:
+    def _gone(self, work: Update, bundle: Path) -> None:
         """Tell what was made for the former student or its probabilities."""
         lost = set(work.student.bundle.manifest.files) - set(read_manifest(bundle).files)
         if work.student.bundle.head is not None and not read_manifest(bundle).file(HEAD):
@@ -216,7 +217,7 @@ class _Update:
         if any(name.startswith(f"{STUDENT}/onnx/") for name in lost):
             work.notes.append("The former student's exported forms are gone: `ezxmc export` makes them.")
 
-    def _kept(self, work: Work, bundle: Path) -> None:
+    def _kept(self, work: Update, bundle: Path) -> None:
         """Tell what people made for the former bundle and is in the new one."""
         if why := peoples_calibrator(bundle):
             work.notes.append(f"the bundle's calibrator stays, because {why}: `ezxmc calibrate` fits another")

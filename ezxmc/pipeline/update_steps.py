@@ -16,23 +16,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ezxmc.bundle.bundle import save_bundle
 from ezxmc.bundle.labels import add_labels, remove_labels
 from ezxmc.bundle.manifest import MANIFEST, check_bundle_place, holding, labels_of, own_files
 from ezxmc.bundle.predict import Predictor, prediction_row
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.data.catalog import parts
-from ezxmc.feedback.budget import Annotator, in_hash_order
+from ezxmc.feedback.annotator import Annotator
+from ezxmc.feedback.budget import in_hash_order
 from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.feedback.targets import Proposals, Targets, build_targets, context_of
+from ezxmc.feedback.targets import Targets, context_of
 from ezxmc.files import remove_own, whole_folder
 from ezxmc.hashing import file_hash
-from ezxmc.pipeline.cycles import UNKEYED
+from ezxmc.pipeline.deliver import Delivery
 from ezxmc.pipeline.people import FORMER, LabelEdits, carry_over, outdated
 from ezxmc.pipeline.rundir import BUNDLE, ENCODING, INDEXING, RunDir, damaged
 from ezxmc.pipeline.snapshot import Changes, Snapshot
@@ -42,7 +39,6 @@ from ezxmc.records import Document, Judgment, Label, Pair
 from ezxmc.retrieval import BiEncoder
 from ezxmc.teacher import Teacher
 from ezxmc.teacher.base import rest
-from ezxmc.training import cosines_of, refined_label_vectors, train_bi_encoder
 
 _Item = TypeVar("_Item", Document, Label)
 
@@ -111,7 +107,7 @@ class CatalogChange:
         return {uid for uid, others in also.items() if any(part[other] != part[uid] for other in others)}
 
 
-class Work:
+class Update(Delivery):
     """The state of one update.
 
     Args:
@@ -132,12 +128,10 @@ class Work:
         decided: Decided,
         watch: Progress,
     ) -> None:
-        self.config, self.student, self.grown = config, student, grown
-        self.inquiry, self.decided, self.watch = inquiry, decided, watch
-        self.catalog = inquiry.catalog
+        super().__init__(config, inquiry, decided, watch)
+        self.student, self.grown = student, grown
         self.notes: list[str] = []
         changes, uids = grown.changes, [document.uid for document in self.catalog.documents]
-        self.row_of = {label.uid: row for row, label in enumerate(self.catalog.labels)}
         self.elsewhere = grown.elsewhere
         """Documents of a text that served, or serves, another part under another uid."""
         apart = [i for i in self.catalog.to_calibrate if uids[i] not in self.elsewhere]
@@ -152,7 +146,6 @@ class Work:
         """Further ones that people decided on: they calibrate, and the teacher is not asked."""
         self.reviews = ""
         """What people's decisions gave the bundle that was calibrated last, in words."""
-        self.depth = config.inference.calibration_depth
         drawn = config.update.probe // self.depth
         limit = config.update.max_pairs
         if limit is not None:
@@ -241,84 +234,52 @@ class Work:
         self.notes += [f"{done['unasked']:,} pairs were left out by the limit."] if done["unasked"] else []
         return dict(done["counts"])
 
-    def train(self, place: RunDir) -> tuple[Path, dict[str, Any]]:
+    def learn(self, place: RunDir) -> tuple[Path, dict[str, Any]]:
         """Train on from the former weights, on all judgments; the bundle of it, and how training went."""
         student, bundle = place.path / "student", place.path / _TRAINED
-        base, config = self.student.bundle.path / "student", self.config.training
+        base = self.student.bundle.path / "student"
         judgments = self.learnt(self.known())
-        apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
-        verdicts = self.decided.verdicts_outside(apart)
         self.notes += self.without_priors(judgments)
-        said = [[*pair, yes] for pair, yes in sorted(verdicts.items())]
-        content = [*([j.key, j.status, j.log_odds] for j in judgments), *said]
-        documents = self.inquiry.documents(self.catalog.to_train)
         select_on = [d for d in self.inquiry.documents(self.catalog.to_select) if d.uid not in self.elsewhere]
 
-        def targets() -> Targets:
-            former = self.student.bundle.encoder
-            fused = cosines_of(former, self.catalog.documents, self.catalog.labels) if config.fusion else None
-            return self.targets(judgments, fused, verdicts)
+        def fused() -> Targets:
+            former = self.student.bundle.encoder if self.config.training.fusion else None
+            return self.taught(judgments, former, self.verdicts)
 
-        bar = self.watch.stage("training")
-        inputs = [*self._state, config.model_dump(exclude=UNKEYED), content]
-        trained = place.stage(
+        inputs = [*self._state, self.training, self.content(judgments)]
+        trained = self.train(
+            place,
             "train",
             inputs,
-            [student],
-            libraries=ENCODING,
-            make=lambda: train_bi_encoder(
-                documents,
-                self.catalog.labels,
-                targets(),
-                config,
-                student,
-                base=base,
-                former=base,
-                held_out=select_on,
-                held_out_targets=self.targets(judgments, verdicts=verdicts),
-                teacher=self.inquiry.teacher.description,
-                seed=self.config.seed,
-                progress=lambda done, total, loss: bar(done, total),
-            ).to_dict(),
+            student,
+            lambda: (fused(), self.taught(judgments, None, self.verdicts)),
+            base=base,
+            former=base,
+            held_out=select_on,
         )
-
-        def refine(encoder: BiEncoder, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-            return refined_label_vectors(
-                encoder, documents, self.catalog.labels, targets(), vectors, seed=self.config.seed
-            )
-
-        manifest = self.student.bundle.manifest
+        origin = {**self.student.bundle.manifest.origin, "update": place.path.name}
         place.stage(
             "bundle",
             [*inputs, self.config.inference.model_dump()],
             [bundle / MANIFEST],
+            lambda: self.save(bundle, student, origin, self.refine(fused)).model_dump(),
             libraries=INDEXING,
-            make=lambda: save_bundle(
-                bundle,
-                student,
-                self.catalog.labels,
-                max_length=config.max_length,
-                k=self.config.inference.k,
-                origin={**manifest.origin, "update": place.path.name},
-                refine=refine if config.label_vectors == "refined" else None,
-                progress=self.watch.stage("bundle: label index"),
-            ).model_dump(),
         )
         return bundle, trained
 
-    def targets(
+    def taught(
         self,
         judgments: Sequence[Judgment],
-        proposals: Proposals | None = None,
+        former: BiEncoder | None = None,
         verdicts: Mapping[tuple[str, str], bool] = MappingProxyType({}),
     ) -> Targets:
-        """`build_targets`; documents asked about all labels tell of the labels' priors alone."""
+        """`targets`; documents asked about all labels tell of the labels' priors alone."""
         labels = len(self.catalog.labels)
         context = context_of(judgments, labels)
         # Where labels are many, one such document would bring them all into its batch.
         apart = {j.doc_uid for j in context} if labels > _FEW_SHORTLISTS * self.config.shortlist.size else ()
         taught = [judgment for judgment in judgments if judgment.doc_uid not in apart]
-        return build_targets(taught, self.config.training, context, proposals, verdicts)
+        return self.targets(taught, context, former, verdicts)
 
     def without_priors(self, judgments: Sequence[Judgment]) -> list[str]:
         """What to tell where labels have no prior of their own, though others have."""
@@ -376,16 +337,9 @@ class Work:
         self.notes += [line for line in edits.lines() if line not in self.notes]
 
     def tag(self, bundle: Path, place: RunDir) -> None:
-        """Tag every document."""
-        documents, bar = self.catalog.documents, self.watch.stage("tagging")
-
-        def rows() -> Iterable[dict[str, Any]]:
-            stream = Predictor(bundle).stream(documents, k=self.config.inference.k)
-            for done, prediction in enumerate(stream, start=1):
-                bar(done, len(documents))
-                yield prediction_row(prediction)
-
-        place.write_lines(place.path / "predictions.jsonl", rows())
+        """Tag every document; then the bundle is the update's."""
+        tags = self.tags(Predictor(bundle), self.config.inference.k)
+        place.write_lines(place.path / "predictions.jsonl", map(prediction_row, tags))
         target = place.path / BUNDLE
         check_bundle_place(target)
         remove_own(target, set(own_files(target) or ()).__contains__)

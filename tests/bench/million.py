@@ -186,7 +186,7 @@ def one(folder: Path, judgments: int) -> dict[str, Any]:
         (pipeline.Cycles, "_shortlists", "shortlist: the rest"),
         (pipeline.Annotator, "ask", "asking the teacher (oracle)"),
         (pipeline.Cycles, "_targets", "targets"),
-        (pipeline.Cycles, "_train", "training"),
+        (pipeline.Cycles, "train", "training"),
         (pipeline._Run, "deliver", "bundle: refined vectors, files"),
         (pipeline._Run, "calibrate", "calibration: the rest"),
         (pipeline._Run, "tag", "predicting: the rest"),

@@ -25,10 +25,12 @@ from ezxmc.config import RunConfig, ShortlistConfig
 from ezxmc.data import Catalog, RowReport
 from ezxmc.errors import DataError, TeacherError, TrainingError
 from ezxmc.feedback.annotate import AnnotateSummary
-from ezxmc.feedback.budget import Annotator, Budget
+from ezxmc.feedback.annotator import Annotator
+from ezxmc.feedback.budget import Budget
 from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.pipeline.cycles import UNKEYED, Cycles, idle_cycles
+from ezxmc.pipeline.cycles import Cycles, idle_cycles
+from ezxmc.pipeline.deliver import UNKEYED
 from ezxmc.pipeline.findings import CycleFindings
 from ezxmc.pipeline.run import run
 from ezxmc.pipeline.rundir import RunDir

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 
 from ezxmc.config.teacher import HttpTeacherConfig, VllmTeacherConfig
 from ezxmc.feedback.annotate import annotate, pairs_of
+from ezxmc.feedback.recall import differences, other_teachers, unused_judgments
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.feedback.teachers import differences, other_teachers, unused_judgments
 from ezxmc.records import Document, Label, Pair
 from ezxmc.teacher import vllm as vllm_local
 from ezxmc.teacher.openai import OpenAITeacher
