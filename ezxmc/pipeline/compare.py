@@ -8,7 +8,6 @@ At the end the new bundle is compared with the former one, and calibrated.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +33,7 @@ from ezxmc.metrics import (
 from ezxmc.metrics.evaluation import compare, evaluate
 from ezxmc.pipeline.update_steps import Update
 from ezxmc.records import Prediction
+from ezxmc.report.update import Comparison, KeptMetric
 
 _MOST_BEFORE = 2_000  # documents calibrated on: more would only cost time
 
@@ -126,31 +126,6 @@ FEWEST_COMPARED = 20
 _SURE = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two students on the same documents.
-
-    Attributes:
-        documents: Documents with a "yes" of the teacher among what either ranked.
-        primary: The metric that decides.
-        former: By metric, of the former student.
-        new: Of the new one.
-        changes: New minus former, with its interval, of metrics that have one.
-    """
-
-    documents: int
-    primary: str
-    former: dict[str, float]
-    new: dict[str, float]
-    changes: dict[str, Difference]
-
-    @property
-    def worse(self) -> bool:
-        """Whether the new one is significantly worse."""
-        change = self.changes.get(self.primary)
-        return change is not None and change.value < 0 and change.p < _SURE
-
-
 def compare_rankings(
     former: Sequence[Prediction], new: Sequence[Prediction], yes: Mapping[str, Collection[str]], k: int
 ) -> Comparison | None:
@@ -170,19 +145,24 @@ def compare_rankings(
     if len(gold) < FEWEST_COMPARED:
         return None
     ks = sorted({1, 3, 5, k})
-    sides = [
+    one, other = (
         evaluate(side, gold, precision_ks=ks, recall_ks=(), ndcg_ks=(5,), coverage_ks=(), calibration_ks=())
         for side in (former, new)
-    ]
-    shown = [name for name in sides[0].values if name.startswith(("P@", "nDCG@"))]
-    changes = compare(sides[1], sides[0])
-    return Comparison(
-        len(gold),
-        f"P@{k}",
-        {name: sides[0].values[name] for name in shown},
-        {name: sides[1].values[name] for name in shown},
-        {name: changes[name] for name in shown if name in changes},
     )
+    shown = [name for name in one.values if name.startswith(("P@", "nDCG@"))]
+    changes = compare(other, one)
+    change = changes.get(f"P@{k}")
+    return Comparison(
+        documents=len(gold),
+        primary=f"P@{k}",
+        metrics={name: _kept(one.values[name], other.values[name], changes.get(name)) for name in shown},
+        worse=change is not None and change.value < 0 and change.p < _SURE,
+    )
+
+
+def _kept(former: float, new: float, change: Difference | None) -> KeptMetric:
+    ends = {"low": change.low, "high": change.high, "p": change.p} if change else {}
+    return KeptMetric(former=former, new=new, **ends)
 
 
 def with_calibration(
@@ -208,16 +188,13 @@ def with_calibration(
         return found
     name = f"Brier@{depth}"
     terms = [_squares(name, one, stated) for one, stated in zip(rows, probabilities, strict=True)]
-    errors = [
+    former_errors, new_errors = (
         term.values() | {f"ECE@{depth}": ece_at_k(stated, one.verdicts)}
         for term, stated, one in zip(terms, probabilities, rows, strict=True)
-    ]
-    return replace(
-        found,
-        former=found.former | errors[0],
-        new=found.new | errors[1],
-        changes=found.changes | differences(terms[1], terms[0]),
     )
+    changes = differences(terms[1], terms[0])
+    more = {name: _kept(error, new_errors[name], changes.get(name)) for name, error in former_errors.items()}
+    return found.model_copy(update={"metrics": found.metrics | more})
 
 
 def _squares(name: str, rows: JudgedRows, stated: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Terms:

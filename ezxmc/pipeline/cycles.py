@@ -26,7 +26,7 @@ from ezxmc.feedback.targets import Targets, context_documents, context_of, doubt
 from ezxmc.files import remove_shards
 from ezxmc.models import model_identity
 from ezxmc.pipeline.deliver import Delivery
-from ezxmc.pipeline.findings import CycleFindings
+from ezxmc.pipeline.findings import CycleResults
 from ezxmc.pipeline.rundir import ENCODING, RunDir, damaged
 from ezxmc.progress import Progress
 from ezxmc.records import Judgment
@@ -85,7 +85,7 @@ class Cycles(Delivery):
         super().__init__(config, inquiry, decided, watch)
         self.place, self.budget, self.untrained = place, inquiry.budget, untrained
         self.catalog_hash = self.catalog.hash
-        self.findings: list[CycleFindings] = []
+        self.findings: list[CycleResults] = []
         self.unasked_pairs = 0
         self._vectors = place.path / "vectors"
         self._students: list[Path] = []
@@ -189,7 +189,7 @@ class Cycles(Delivery):
             f"{name}: {asked.asked:,} pairs judged now, {asked.known:,} known before; "
             f"trained at {trained['samples_per_second']:.0f} documents/s"
         )
-        self.findings.append(CycleFindings(proposed, listed, asked, trained))
+        self.findings.append(CycleResults(proposed, listed, asked, trained))
         return student
 
     def _shortlists(

@@ -52,7 +52,7 @@ from ezxmc.launcher import rank_and_size
 from ezxmc.models import resolve_model
 from ezxmc.pipeline.cycles import Cycles
 from ezxmc.pipeline.deliver import HeadStage, calibrator_of
-from ezxmc.pipeline.findings import Findings, assemble, rank_by_titles
+from ezxmc.pipeline.findings import RunResults, assemble
 from ezxmc.pipeline.people import FORMER, LabelEdits, carry_exports, carry_over, outdated, peoples_calibrator
 from ezxmc.pipeline.rundir import CALIBRATING, FRESH, INDEXING, RunDir, check_run_dir
 from ezxmc.pipeline.snapshot import CATALOG, Snapshot
@@ -60,6 +60,7 @@ from ezxmc.progress import NoProgress, Progress, pulling
 from ezxmc.records import Document, Judgment, Label, Prediction
 from ezxmc.report import RunReport, write_report
 from ezxmc.report.page import is_page
+from ezxmc.retrieval import LabelIndex
 from ezxmc.teacher import Teacher, load_teacher
 
 _EVALUATED = 50  # labels ranked per document where there is gold, for R@k
@@ -148,7 +149,7 @@ class _Run:
             watch.say(self.decided.line)
         self.cycles = Cycles(config, place, self.inquiry, untrained, self.decided, watch)
         self.bundle_inputs: list[Any] = []
-        self.found = Findings(self.catalog, self.cycles.findings)
+        self.found = RunResults(self.catalog, self.cycles.findings)
 
     def seen_before(self) -> Snapshot | None:
         """The catalog as the run, or an update of it, left it; `None` where it was never finished."""
@@ -355,6 +356,19 @@ class _Run:
                 ]
 
     def _rank(self, student: Path | None, documents: Sequence[Document], name: str) -> list[Prediction]:
-        """The first labels of documents by their titles: of a cycle's student, or where training started."""
-        encoder, bar = self.cycles.encoder(student).faster(), self.watch.stage(f"evaluation: {name}")
-        return rank_by_titles(encoder, documents, self.catalog.labels, _EVALUATED, bar)
+        """The first labels of documents by an encoder alone: neither refined vectors nor a head.
+
+        Args:
+            student: A cycle's student; `None`: the encoder that training started from.
+            documents: N documents.
+            name: For the progress bar.
+        """
+        encoder, labels = self.cycles.encoder(student).faster(), self.catalog.labels
+        bar = self.watch.stage(f"evaluation: {name}")
+        vectors = encoder.encode_labels([label.title for label in labels])
+        queries = encoder.encode_documents([document.shown for document in documents], progress=bar)
+        _, rows = LabelIndex.for_once(vectors, queries).search(queries, _EVALUATED)
+        return [
+            Prediction(document.uid, tuple(labels[row].uid for row in found), (), ())
+            for document, found in zip(documents, rows, strict=True)
+        ]

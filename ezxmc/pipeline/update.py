@@ -13,13 +13,11 @@
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
-
-from pydantic import ValidationError
 
 from ezxmc.bundle.manifest import HEAD, STUDENT, guarantee_of, read_manifest
 from ezxmc.bundle.predict import Predictor
@@ -32,9 +30,9 @@ from ezxmc.feedback.exchange import merge_shards
 from ezxmc.feedback.recall import unused_judgments
 from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.metrics import Drift, Shift
-from ezxmc.pipeline.compare import Comparison, compare_and_calibrate, probe
-from ezxmc.pipeline.findings import data_summary, report_bins, training_summary
+from ezxmc.metrics import Drift
+from ezxmc.pipeline.compare import compare_and_calibrate, probe
+from ezxmc.pipeline.findings import data_summary, training_summary
 from ezxmc.pipeline.people import peoples_calibrator
 from ezxmc.pipeline.run import check_places, refuse_torchrun
 from ezxmc.pipeline.rundir import BUNDLE, History, RunDir
@@ -42,15 +40,7 @@ from ezxmc.pipeline.snapshot import CATALOG, Changes, Snapshot
 from ezxmc.pipeline.update_pairs import DRIFTING
 from ezxmc.pipeline.update_steps import CatalogChange, Update
 from ezxmc.progress import NoProgress, Progress, pulling
-from ezxmc.report.update import (
-    DriftSummary,
-    ForgettingSummary,
-    KeptMetric,
-    ShiftRow,
-    UpdateReport,
-    Window,
-    write_update,
-)
+from ezxmc.report.update import UpdateReport, Window, write_update
 from ezxmc.teacher import Teacher, load_teacher
 
 _RENAMED_SHOWN = 50
@@ -185,14 +175,14 @@ class _Session:
         drift = probe(work) if self.grown.changes.unseen else None
         report.probe = len(work.probed) * work.depth
         if drift:
-            report.drift = self._drift(drift)
+            report.drift = self._titled(drift)
             report.windows.append(_window(report, report.drift))
         report.selected = work.ask(place, drift.drifting(groups) if drift else ())
         if any(report.selected.values()):
             bundle, trained = work.learn(place)
             report.training, report.check = training_summary(trained), work.check_pairs
             found, calibrator = compare_and_calibrate(work, bundle, compared=True)
-            report.forgetting = _forgetting(found) if found else None
+            report.forgetting = found
             if found and found.worse and not self.config.update.accept_loss:
                 report.student = "kept: the new one is worse on old labels"
                 bundle = work.keep(place)
@@ -227,33 +217,20 @@ class _Session:
     def _windows(self) -> list[Window]:
         for path in reversed(self.history.reports):
             try:
-                return UpdateReport.model_validate_json(path.read_bytes()).windows
-            except (OSError, ValidationError):
+                return [Window.model_validate(one) for one in json.loads(path.read_bytes())["windows"]]
+            except (OSError, ValueError, KeyError, TypeError):
                 self.watch.say(f"{path} cannot be read: its window is left out of the history of drift")
         return []
 
-    def _drift(self, drift: Drift) -> DriftSummary:
+    def _titled(self, drift: Drift) -> Drift:
+        """With titles in place of labels' uids, as a page shows it."""
         titles = {label.uid: label.title for label in self.catalog.labels}
-        parts = [_row(shift, titles[uid], "label") for uid, shift in drift.labels.items()]
-        parts += [_row(shift, titles.get(uid, uid), "group") for uid, shift in drift.groups.items()]
-        return DriftSummary(
-            documents_before=drift.documents_before,
-            documents=drift.documents,
-            overall=_row(drift.overall, "", "all"),
-            ece_before=drift.ece_before,
-            ece=drift.ece,
-            parts=sorted(parts, key=lambda row: (not row.drifted, row.p)),
-            reliability_before=report_bins(drift.reliability_before),
-            reliability=report_bins(drift.reliability),
-            level=self.config.update.false_alarms,
+        return replace(
+            drift, parts=tuple(replace(part, name=titles.get(part.name, part.name)) for part in drift.parts)
         )
 
 
-def _row(shift: Shift, name: str, kind: Literal["all", "label", "group"]) -> ShiftRow:
-    return ShiftRow(name=name, kind=kind, **asdict(shift))
-
-
-def _window(report: UpdateReport, drift: DriftSummary) -> Window:
+def _window(report: UpdateReport, drift: Drift) -> Window:
     return Window(
         number=report.number,
         created=report.created,
@@ -262,15 +239,4 @@ def _window(report: UpdateReport, drift: DriftSummary) -> Window:
         error=drift.overall.error,
         half_width=drift.overall.half_width,
         drifted=drift.found,
-    )
-
-
-def _forgetting(found: Comparison) -> ForgettingSummary:
-    metrics = {}
-    for name, value in found.former.items():
-        change = found.changes.get(name)
-        ends = {"low": change.low, "high": change.high, "p": change.p} if change else {}
-        metrics[name] = KeptMetric(former=value, new=found.new[name], **ends)
-    return ForgettingSummary(
-        documents=found.documents, primary=found.primary, metrics=metrics, worse=found.worse
     )

@@ -31,7 +31,7 @@ from ezxmc.feedback.reviews import Decided
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.pipeline.cycles import Cycles, idle_cycles
 from ezxmc.pipeline.deliver import UNKEYED
-from ezxmc.pipeline.findings import CycleFindings
+from ezxmc.pipeline.findings import CycleResults
 from ezxmc.pipeline.run import run
 from ezxmc.pipeline.rundir import RunDir
 from ezxmc.records import Pair
@@ -421,7 +421,7 @@ def test_a_student_gains_nothing_by_its_unjudged_mistakes(
         students = {Path(f"s{i}"): Scored(scores[i]) for i in (1, 2)}
         cycles.encoder = students.__getitem__  # type: ignore[method-assign, assignment]
         cycles.identity = str  # type: ignore[method-assign, assignment]
-        cycles.findings = [CycleFindings({}, [], AnnotateSummary(), {}) for _ in students]
+        cycles.findings = [CycleResults({}, [], AnnotateSummary(), {}) for _ in students]
         before = len(teacher.asked)
         first, second = cycles._compare(2, list(students))
         assert 0 < len(teacher.asked) - before == budget.compared <= budget.comparing

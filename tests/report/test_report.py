@@ -16,7 +16,7 @@ from support.reports import EVIL, Page, full
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog, RowReport
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.pipeline.findings import Findings, assemble
+from ezxmc.pipeline.findings import RunResults, assemble
 from ezxmc.records import Document, Judgment, Label, Prediction, Status
 from ezxmc.report import RunReport, render_report, write_report
 from ezxmc.report.story import story
@@ -154,7 +154,7 @@ def test_everything_optional_is_hidden() -> None:
 
 
 def test_a_teacher_that_says_no_to_everything_is_told_on_the_page(tmp_path: Path) -> None:
-    found = Findings(
+    found = RunResults(
         Catalog(
             [Document("d1", "t", "")], [Label("l", "L")], {}, [0], [], [], RowReport(), RowReport(), None
         ),
