@@ -206,7 +206,7 @@ def annotate(
             "make it with `ezxmc shortlist` of the same files",
         )
     budget = Budget(limits, [document.uid for document in docs], size=max(map(len, wanted), default=1) or 1)
-    part = budget.cut(1, wanted)
+    part = budget.allocate(1, wanted)
     with show_progress() as watch, FeedbackStore(store) as feedback:
         for name, one in (("documents", doc_rows), ("labels", tag_rows), ("shortlist", report)):
             one.tell(watch.say, name)

@@ -61,7 +61,7 @@ def in_hash_order(uids: Sequence[str], positions: Iterable[int]) -> list[int]:
     return sorted(positions, key=lambda position: text_hash("budget", uids[position]))
 
 
-def shares(sizes: Sequence[int], pairs: int) -> list[int]:
+def spread(sizes: Sequence[int], pairs: int) -> list[int]:
     """How many candidates each document is asked about.
 
     All documents get equally many, the first of them one more; if that were
@@ -245,7 +245,7 @@ class Budget:
         apart = self._apart | self.idle
         return in_hash_order(self._uids, (i for i in range(len(self._uids)) if i not in apart))
 
-    def cut(self, cycle: int, rows: Sequence[Sequence[int]]) -> Allocation:
+    def allocate(self, cycle: int, rows: Sequence[Sequence[int]]) -> Allocation:
         """Choose what a cycle asks; call it for cycle 1, 2, ... in turn.
 
         Args:
@@ -260,7 +260,7 @@ class Budget:
             order = [*learnt, *in_hash_order(self._uids, self._apart)]
             found = Allocation([i for i in order if rows[i]], [list(row) for row in rows])
         else:
-            found = cut(rows, learnt, left, self._explored)
+            found = allocate(rows, learnt, left, self._explored)
         self._allotted += sum(map(len, found.rows))
         return found
 
@@ -291,7 +291,9 @@ def asked_documents(config: BudgetConfig, documents: int) -> int:
     return documents if config.documents is None else min(documents, config.documents)
 
 
-def cut(rows: Sequence[Sequence[int]], order: Sequence[int], pairs: int, explored: float = 0.0) -> Allocation:
+def allocate(
+    rows: Sequence[Sequence[int]], order: Sequence[int], pairs: int, explored: float = 0.0
+) -> Allocation:
     """Take `pairs` candidates of a job.
 
     Args:
@@ -300,7 +302,7 @@ def cut(rows: Sequence[Sequence[int]], order: Sequence[int], pairs: int, explore
         pairs: How many candidates to take.
         explored: Share of the taken ones that is taken from the end of a row.
     """
-    given = shares([len(rows[i]) for i in order], pairs)
+    given = spread([len(rows[i]) for i in order], pairs)
     taken: list[list[int]] = [[] for _ in rows]
     owed = 0.0
     for position, share in zip(order, given, strict=True):

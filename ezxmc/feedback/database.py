@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from os import PathLike
 from pathlib import Path
@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from ezxmc.errors import InputTypeError, StoreError, instance_of
-from ezxmc.feedback import database as schema
 from ezxmc.files import Inputs, check_file
 
 VERSION = 3
@@ -146,19 +145,12 @@ def create(db: sqlite3.Connection) -> None:
 def migrate(db: sqlite3.Connection, found: int) -> None:
     """Bring a store of version `found` to `VERSION`, within the caller's transaction."""
     for version in range(found, VERSION):
-        _STEPS[version](db)
+        _run(db, _STEPS[version])
     db.execute(f"PRAGMA user_version={VERSION}")
 
 
-def _from_1(db: sqlite3.Connection) -> None:
-    _run(db, _FROM_1.format(tables=_TABLES, guards=_GUARDS))
-
-
-def _from_2(db: sqlite3.Connection) -> None:
-    _run(db, _REVIEWS)
-
-
-_STEPS: dict[int, Callable[[sqlite3.Connection], None]] = {1: _from_1, 2: _from_2}
+_STEPS: dict[int, str] = {1: _FROM_1.format(tables=_TABLES, guards=_GUARDS), 2: _REVIEWS}
+"""By version of a file, the script that brings it to the next one."""
 
 
 def _run(db: sqlite3.Connection, script: str) -> None:
@@ -201,7 +193,7 @@ def _is_store(path: Path) -> bool:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as opened:
             return not _foreign(opened)
     except sqlite3.DatabaseError as error:
-        # One that cannot be read now is told of by whoever opens it.
+        # One that cannot be read now is reported when it is opened.
         return not isinstance(error, sqlite3.OperationalError)
 
 
@@ -234,11 +226,11 @@ class Database:
                 if _foreign(self._db):
                     raise StoreError(f"{self.path} is a database, and no feedback store", "name another file")
                 self._write_ahead()
-                # What is told as stored outlives a power cut: each commit waits for the disk, in batches
+                # What is reported as stored outlives a power cut: each commit waits for the disk, in batches
                 # of 64 at 12,000 judgments a second, more than any teacher gives.
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
-                if self._version() != schema.VERSION:
+                if self._version() != VERSION:
                     self._migrate()
             except BaseException:
                 self._db.close()
@@ -262,14 +254,14 @@ class Database:
     def _migrate(self) -> None:
         with self.transaction():
             # Another process may have been faster, so the version is looked at under the lock.
-            if (found := self._version()) > schema.VERSION:
+            if (found := self._version()) > VERSION:
                 raise StoreError(
-                    f"{self.path} has schema {found}, this ezxmc knows {schema.VERSION}", "upgrade ezxmc"
+                    f"{self.path} has schema {found}, this ezxmc knows {VERSION}", "upgrade ezxmc"
                 )
             if found:
-                schema.migrate(self._db, found)
+                migrate(self._db, found)
             else:
-                schema.create(self._db)
+                create(self._db)
 
     @contextmanager
     def translated(self) -> Iterator[None]:

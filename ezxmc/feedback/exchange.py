@@ -81,13 +81,13 @@ def export_judgments(
     done = 0
     with whole_rows(out, "an export of judgments", _SCHEMA, is_row=_is_row, inputs=[store.path]) as write:
         for fingerprint, description in teachers.items():
-            told: str | None = json.dumps(description, ensure_ascii=False, sort_keys=True)
+            once: str | None = json.dumps(description, ensure_ascii=False, sort_keys=True)
             for rows in store.batches(fingerprint, _BATCH):
                 found = [
                     dict(zip(_NAMES, (*values, key.hex(), fingerprint), strict=True)) for key, *values in rows
                 ]
-                if told is not None:
-                    found[0]["description"], told = told, None
+                if once is not None:
+                    found[0]["description"], once = once, None
                 write(found)
                 done += len(rows)
                 if progress:

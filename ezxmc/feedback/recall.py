@@ -249,52 +249,22 @@ def _alike(items: Sequence[_Item], of: Callable[[_Item], str]) -> dict[str, list
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class OtherTeacher:
-    """A teacher whose judgments are in the store but are not those of the one asked now.
-
-    Attributes:
-        fingerprint: Its fingerprint.
-        judgments: How many judgments of it the store holds.
-        differences: What sets it apart, each "field: its value, now the other".
-    """
-
-    fingerprint: str
-    judgments: int
-    differences: tuple[str, ...]
-
-
-def other_teachers(
-    store: FeedbackStore, fingerprint: str, description: Mapping[str, Any]
-) -> list[OtherTeacher]:
-    """Teachers other than the one asked now of whom the store holds judgments, the latest first.
-
-    Args:
-        store: The store; only counters are read, however many judgments it holds.
-        fingerprint: `Teacher.fingerprint` of the one asked now.
-        description: Its `Teacher.description`.
-    """
-    return [
-        OtherTeacher(other, judgments, differences(known, description))
-        for other, known in reversed(store.teachers().items())
-        if other != fingerprint and (judgments := store.totals(other).judgments)
-    ]
-
-
 def unused_judgments(store: FeedbackStore, teacher: Teacher) -> str | None:
-    """One line about other teachers' judgments in a store; `None` where there are none.
+    """One line about judgments that a store holds of other teachers; `None` where there are none.
 
-    Args:
-        store: The store.
-        teacher: The one asked now.
+    Only counters are read, however many judgments there are.
     """
-    others = other_teachers(store, teacher.fingerprint, teacher.description)
+    others = [
+        (known, judgments)
+        for other, known in reversed(store.teachers().items())
+        if other != teacher.fingerprint and (judgments := store.totals(other).judgments)
+    ]
     if not others:
         return None
     whose = "another teacher" if len(others) == 1 else f"{len(others)} other teachers, the latest"
     return (
-        f"the store holds {sum(one.judgments for one in others):,} judgments of {whose} "
-        f"({'; '.join(others[0].differences)}): they are kept and not used"
+        f"the store holds {sum(count for _, count in others):,} judgments of {whose} "
+        f"({'; '.join(differences(others[0][0], teacher.description))}): they are kept and not used"
     )
 
 

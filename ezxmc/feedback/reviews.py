@@ -21,7 +21,7 @@ from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label, Prediction
 
 FEWEST_REVIEWED = 50
-"""Reviewed documents it takes until a run's probabilities foretell people (`ReviewedLists`)."""
+"""Reviewed documents it takes until a run's probabilities predict people (`ReviewedLists`)."""
 _ID_DIGITS = 20
 _Item = TypeVar("_Item", Document, Label)
 
@@ -45,7 +45,7 @@ class Review:
         doc_hash: `document_hash`.
         label_hash: `label_hash`.
         answer: `None` takes the decision before it back.
-        reviewer: Who decided, if told.
+        reviewer: Who decided, if known.
         at: When, in seconds since 1970.
     """
 
@@ -297,7 +297,7 @@ class ReviewedLists:
         if not self.enough:
             wanted = FEWEST_REVIEWED
             said += (
-                f"; probabilities foretell people from {wanted} documents on: {wanted - n} are missing "
+                f"; probabilities predict people from {wanted} documents on: {wanted - n} are missing "
                 "(`ezxmc review export --for calibration`)"
             )
         shares = [statistics.fmean(known.values()) for known in self.answers.values()]

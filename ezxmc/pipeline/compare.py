@@ -43,7 +43,7 @@ def probe(update: Update) -> Drift | None:
 
     Of either side count the documents whose first tags are all judged: which
     ones happen to be is no random choice. The probabilities of documents
-    calibrated on are made anew by a fit without them.
+    calibrated on are made again by a fit without them.
 
     Returns:
         `None` if it cannot tell; `update.notes` says why.
@@ -210,11 +210,7 @@ def compare_and_calibrate(
     """Ask about what a new bundle answers on documents kept apart; compare it, and calibrate it.
 
     Documents of which the budget left a pair unasked serve neither, unless people reviewed them.
-
-    Args:
-        update: The update.
-        bundle: A bundle of the catalog as it is.
-        compared: Whether its student is another than the former one.
+    `compared`: whether its student is another than the former one.
     """
     fresh, depth, k = Predictor(bundle), update.depth, update.config.inference.k
     uids = [document.uid for document in update.catalog.documents]

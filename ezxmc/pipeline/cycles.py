@@ -57,15 +57,11 @@ class JudgedTops:
 
 
 class Cycles(Delivery):
-    """The state of a run's cycles.
+    """The state of a run's cycles; they take what `Delivery` does, and two things more.
 
     Args:
-        config: The run's configuration.
         place: Where stages are kept.
-        inquiry: Asks the teacher.
         untrained: The encoder the first shortlists come from.
-        decided: What people decided; on the calibration part it teaches nothing.
-        watch: Sees stages and messages.
 
     Attributes:
         findings: One entry a cycle done.
@@ -148,7 +144,7 @@ class Cycles(Delivery):
         folder, name = self.place.cycle(number), f"cycle {number}/{self.config.cycles}"
         student = folder / "student"
         proposed, listed = self._shortlists(number, former, folder / "shortlist.jsonl", name)
-        part = self.budget.cut(number, listed)
+        part = self.budget.allocate(number, listed)
         rows = part.rows
         if self._context[0]:
             self.inquiry.ask(*self._context, f"{name}: teacher judges label priors")

@@ -106,21 +106,10 @@ class Delivery:
         held_out: Sequence[Document],
         title: str = "training",
     ) -> dict[str, Any]:
-        """Train a student, unless that is done.
+        """Train a student, unless that is done: `base` trained on, and averaged with `former`.
 
-        Args:
-            place: Where the stage is kept.
-            stage: Its name.
-            inputs: What the student depends on.
-            student: Folder it goes to.
-            targets: Gives what it learns, and what its epochs are compared by.
-            base: Weights to begin with.
-            former: Student to average with, if any.
-            held_out: Documents that choose between epochs.
-            title: For the progress bar.
-
-        Returns:
-            `TrainSummary` as a dict.
+        `targets` gives what it learns, and what its epochs are compared by on `held_out`; place, stage and
+        inputs are as for `RunDir.stage`, which returns `TrainSummary` as a dict.
         """
 
         def make() -> dict[str, Any]:
@@ -175,12 +164,7 @@ class Delivery:
     def calibrate(
         self, bundle: Path, predictions: Sequence[Prediction], judgments: Sequence[Judgment]
     ) -> tuple[Calibrator | None, str]:
-        """Put a calibrator into a bundle.
-
-        Args:
-            bundle: Its folder.
-            predictions: Of documents kept apart, best label first.
-            judgments: What the teacher said of these; of documents, all or nothing.
+        """`calibrate`, to what people and the teacher said of predictions on documents kept apart.
 
         Returns:
             The calibrator, and what people's reviews gave, in words.
@@ -289,8 +273,7 @@ class HeadStage:
     def run(self, save: Callable[[Path], Any]) -> dict[str, Any]:
         """Train and weigh; the head goes into the bundle if held-out documents call for it.
 
-        Args:
-            save: Writes the bundle with a student: called again where the head changed the student.
+        `save` writes the bundle with a student: again where the head changed the student.
 
         Returns:
             `told`, the outcome in words; the fusion and the agreement it was chosen by, if one was trained.

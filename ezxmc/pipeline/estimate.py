@@ -167,7 +167,7 @@ def teacher_costs(
         )
         for model in table
     ]
-    return costs, [f"other teachers: an estimate, all pairs asked anew, starts and downloads aside; {basis}"]
+    return costs, [f"other teachers: an estimate, all pairs asked again, starts and downloads aside; {basis}"]
 
 
 @dataclass(frozen=True, slots=True)

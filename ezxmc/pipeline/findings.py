@@ -31,7 +31,7 @@ from ezxmc.metrics import (
 )
 from ezxmc.metrics.evaluation import compare, constant_answer, evaluate
 from ezxmc.records import Judgment, Prediction
-from ezxmc.report import (
+from ezxmc.report.model import (
     BudgetSummary,
     CalibrationSummary,
     CostSummary,
@@ -116,16 +116,7 @@ class RunResults:
 def assemble(
     config: RunConfig, found: RunResults, run_dir: Path, teacher: Teacher, store: FeedbackStore, rest: float
 ) -> RunReport:
-    """Everything `report.html` shows.
-
-    Args:
-        config: The run's configuration.
-        found: What it found.
-        run_dir: Measured for its size.
-        teacher: Whose judgments these are.
-        store: Where they are.
-        rest: Seconds of this session spent on neither stages nor judging.
-    """
+    """Everything `report.html` shows; `rest`: seconds of this session spent on neither stages nor judging."""
     catalog = found.catalog
     totals = store.totals(teacher.fingerprint)
     apart = {catalog.documents[i].uid for i in (*catalog.to_select, *catalog.to_calibrate)}
@@ -417,11 +408,6 @@ def disagreements(
     catalog: Catalog, predictions: Sequence[Prediction], verdict: Callable[[str, str], float | None]
 ) -> list[DisagreementEntry]:
     """The pairs where the student's probability and the teacher's answer lie furthest apart.
-
-    Args:
-        catalog: For titles.
-        predictions: One per document, in order.
-        verdict: The teacher's share of "yes" by document and label uid, `None` where it was not asked.
 
     Returns:
         At most ten where the student says more, then ten where the teacher does, the widest first;

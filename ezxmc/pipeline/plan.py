@@ -124,7 +124,7 @@ class _Planner:
         for number in range(1, config.cycles + 1):
             chosen = set(budget.documents(number))
             rows = [range(width if i in chosen else 0) for i in range(len(catalog.documents))]
-            self.cycles.append(budget.cut(number, rows))
+            self.cycles.append(budget.allocate(number, rows))
         self.budget, budget.compared = budget, budget.comparing
         self.calibration = budget.kept_to_calibrate
         self.calibrating, self.idle = min(budget.calibrating, len(catalog.to_calibrate)), budget.idle

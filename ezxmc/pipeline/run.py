@@ -21,6 +21,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,15 @@ from ezxmc.models import resolve_model
 from ezxmc.pipeline.cycles import Cycles
 from ezxmc.pipeline.deliver import HeadStage, calibrator_of
 from ezxmc.pipeline.findings import RunResults, assemble
-from ezxmc.pipeline.people import FORMER, LabelEdits, carry_exports, carry_over, outdated, peoples_calibrator
+from ezxmc.pipeline.people import (
+    FORMER,
+    LabelEdits,
+    carry_exports,
+    carry_over,
+    outdated,
+    peoples_calibrator,
+    stays,
+)
 from ezxmc.pipeline.rundir import CALIBRATING, FRESH, INDEXING, RunDir, check_run_dir
 from ezxmc.pipeline.snapshot import CATALOG, Snapshot
 from ezxmc.progress import NoProgress, Progress, pulling
@@ -157,7 +166,7 @@ class _Run:
         try:
             return Snapshot.load(file) if file.exists() else None
         except DataError as error:
-            self.watch.say(f"what people changed in the bundle's labels cannot all be told: {error.message}")
+            self.watch.say(f"what people changed in the bundle's labels cannot all be named: {error.message}")
             return None
 
     def go(self) -> RunReport:
@@ -239,7 +248,7 @@ class _Run:
         with ExitStack() as held:
             check_bundle_place(bundle)
             if (bundle / MANIFEST).exists():
-                # Whoever changes it waits, and then changes the new one.
+                # A process that changes it waits, and then changes the new one.
                 held.enter_context(writing(bundle))
                 self.labels_in(bundle)[1].apply(fresh)
                 carry_over(bundle, fresh, self.place.path / FORMER)
@@ -260,17 +269,9 @@ class _Run:
     def tell_of_people(self) -> None:
         """Say what in the bundle is people's, and what of theirs does not fit it any more."""
         bundle = self.place.path / "bundle"
-        self.found.calibrator = calibrator_of(bundle)
-        self.found.people += self.labels_in(bundle)[1].lines()
-        if why := peoples_calibrator(bundle):
-            self.found.people.append(
-                f"the bundle's calibrator stays, because {why}: `ezxmc calibrate {bundle}` fits another"
-            )
-        if (guarantee := guarantee_of(bundle)) is not None:
-            self.found.decision = guarantee
-            self.found.people.append("the bundle's decision stays")
-            self.watch.say(f"decision: {self.found.decision}")
-        self.found.people += outdated(bundle, self.place.path / FORMER)
+        self.found.calibrator, self.found.decision = calibrator_of(bundle), guarantee_of(bundle) or ""
+        lines = self.labels_in(bundle)[1].lines(), stays(bundle), outdated(bundle, self.place.path / FORMER)
+        self.found.people += chain(*lines)
         for line in self.found.people:
             self.watch.say(line)
 
@@ -290,8 +291,8 @@ class _Run:
         )
         if not made["whole"]:
             self.place.forget("calibrate")
-        if told := made.get("reviewed"):
-            self.found.people.append(told)
+        if line := made.get("reviewed"):
+            self.found.people.append(line)
 
     def _calibrate(self) -> dict[str, Any]:
         """Ask the teacher about what the student itself answers on the part kept apart, and fit.
@@ -324,7 +325,7 @@ class _Run:
         return {"whole": all_asked, "reviewed": reviewed}
 
     def recall(self) -> list[Judgment]:
-        """All that is known of the catalog's texts; what the store holds of others is told."""
+        """All that is known of the catalog's texts; what the store holds of others is reported."""
         recalled = judgments_of(
             self.catalog.documents,
             self.catalog.labels,

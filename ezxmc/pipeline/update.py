@@ -19,7 +19,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ezxmc.bundle.manifest import HEAD, STUDENT, guarantee_of, read_manifest
+from ezxmc.bundle.manifest import HEAD, STUDENT, read_manifest
 from ezxmc.bundle.predict import Predictor
 from ezxmc.config import BudgetConfig, RunConfig
 from ezxmc.data import Catalog
@@ -33,7 +33,7 @@ from ezxmc.feedback.store import FeedbackStore
 from ezxmc.metrics import Drift
 from ezxmc.pipeline.compare import compare_and_calibrate, probe
 from ezxmc.pipeline.findings import data_summary, training_summary
-from ezxmc.pipeline.people import peoples_calibrator
+from ezxmc.pipeline.people import stays
 from ezxmc.pipeline.run import check_places, refuse_torchrun
 from ezxmc.pipeline.rundir import BUNDLE, History, RunDir
 from ezxmc.pipeline.snapshot import CATALOG, Changes, Snapshot
@@ -95,7 +95,7 @@ class _Session:
     ) -> None:
         self.config, self.run, self.store, self.teacher, self.watch = config, run, store, teacher, watch
         self.history = History(run)
-        self.history.settle(watch.say)
+        self.history.finish_pending(watch.say)
         former = Snapshot.load(run.path / CATALOG)
         split = config.seed, config.training.held_out
         if split != (former.seed, former.held_out):
@@ -194,7 +194,7 @@ class _Session:
             self._gone(work, bundle)
         else:
             bundle = work.keep(place)
-        self._kept(work, bundle)
+        work.notes += stays(bundle, named=self.run.path / BUNDLE)
         work.tag(bundle, place)
         work.notes += [*place.lines(), *filter(None, [work.reviews])]
         report.unasked, report.notes = work.inquiry.unasked_pairs, work.notes
@@ -206,13 +206,6 @@ class _Session:
             work.notes.append("The former bundle's sparse head is gone: a run without --update trains one.")
         if any(name.startswith(f"{STUDENT}/onnx/") for name in lost):
             work.notes.append("The former student's exported forms are gone: `ezxmc export` makes them.")
-
-    def _kept(self, work: Update, bundle: Path) -> None:
-        """Tell what people made for the former bundle and is in the new one."""
-        if why := peoples_calibrator(bundle):
-            work.notes.append(f"the bundle's calibrator stays, because {why}: `ezxmc calibrate` fits another")
-        if (guarantee := guarantee_of(bundle)) is not None:
-            work.notes.append(f"the bundle's decision stays: {guarantee}")
 
     def _windows(self) -> list[Window]:
         for path in reversed(self.history.reports):

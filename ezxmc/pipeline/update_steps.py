@@ -49,13 +49,8 @@ def known_judgments(
     """Judgments that hold for texts and titles of the catalog, under their present uids.
 
     An edited document, a renamed or removed label takes its judgments out: the
-    key tells. They stay in the store, and count again if the text comes back.
-
-    Args:
-        catalog: Documents and labels.
-        now: Its snapshot, which knows what a text was called before.
-        teacher: Whose judgments count.
-        store: Where they are.
+    key tells. They stay in the store, and count again if the text comes back. The
+    snapshot `now` knows what a text was called before.
     """
     documents = _by_name({document.uid: document for document in catalog.documents}, now.also)
     labels = _by_name({label.uid: label for label in catalog.labels}, now.labels_also)
@@ -108,15 +103,11 @@ class CatalogChange:
 
 
 class Update(Delivery):
-    """The state of one update.
+    """The state of one update; it takes what `Delivery` does, and two things more.
 
     Args:
-        config: The run's configuration.
         student: The former bundle.
         grown: What has changed.
-        inquiry: Asks the teacher within the update's budget.
-        decided: What people decided.
-        watch: Sees stages and messages.
     """
 
     def __init__(
@@ -324,7 +315,7 @@ class Update(Delivery):
         return bundle
 
     def take_over(self, bundle: Path) -> None:
-        """Give a new student's bundle what people changed in the former one; what does not fit is told."""
+        """Give a new student's bundle what people changed in the former one; note what does not fit."""
         former = self.student.bundle.path
         edits = self.edits(former)
         edits.apply(bundle)

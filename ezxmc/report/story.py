@@ -1,4 +1,4 @@
-"""A run told in a few sentences, each only where its facts are there; and numbers as people say them."""
+"""A run in a few sentences, each only where its facts are there; and numbers as people say them."""
 
 from __future__ import annotations
 
