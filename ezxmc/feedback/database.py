@@ -136,19 +136,7 @@ DROP TABLE old_teachers;
 """
 
 
-def create(db: sqlite3.Connection) -> None:
-    """Make the tables in an empty file, within the caller's transaction."""
-    _run(db, _TABLES + _GUARDS + _REVIEWS)
-    db.execute(f"PRAGMA user_version={VERSION}")
-
-
-def migrate(db: sqlite3.Connection, found: int) -> None:
-    """Bring a store of version `found` to `VERSION`, within the caller's transaction."""
-    for version in range(found, VERSION):
-        _run(db, _STEPS[version])
-    db.execute(f"PRAGMA user_version={VERSION}")
-
-
+_EMPTY = _TABLES + _GUARDS + _REVIEWS  # of an empty file
 _STEPS: dict[int, str] = {1: _FROM_1.format(tables=_TABLES, guards=_GUARDS), 2: _REVIEWS}
 """By version of a file, the script that brings it to the next one."""
 
@@ -258,10 +246,10 @@ class Database:
                 raise StoreError(
                     f"{self.path} has schema {found}, this ezxmc knows {VERSION}", "upgrade ezxmc"
                 )
-            if found:
-                migrate(self._db, found)
-            else:
-                create(self._db)
+            steps = [_STEPS[version] for version in range(found, VERSION)] if found else [_EMPTY]
+            for script in steps:
+                _run(self._db, script)
+            self._db.execute(f"PRAGMA user_version={VERSION}")
 
     @contextmanager
     def translated(self) -> Iterator[None]:

@@ -165,8 +165,8 @@ class _Search:
         self.docs = {document.uid: document for document in documents}
         self.labels = {label.uid: label for label in labels}
         self.shown = {document.uid: document.shown for document in documents}
-        self.twins = _alike(documents, lambda document: self.shown[document.uid])
-        self.namesakes = _alike(labels, lambda label: label.title)
+        self.twins = alike(documents, lambda document: self.shown[document.uid])
+        self.namesakes = alike(labels, lambda label: label.title)
         self.found: list[Judgment] = []
         self.left: dict[str, Judgment] = {}
         self.stored = self.moved = self.by_uid = self.strangers = 0
@@ -242,7 +242,8 @@ class _Search:
         )
 
 
-def _alike(items: Sequence[_Item], of: Callable[[_Item], str]) -> dict[str, list[_Item]]:
+def alike(items: Iterable[_Item], of: Callable[[_Item], str]) -> dict[str, list[_Item]]:
+    """Documents or labels by what `of` says of them."""
     found: dict[str, list[_Item]] = defaultdict(list)
     for item in items:
         found[of(item)].append(item)

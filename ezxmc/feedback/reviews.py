@@ -14,16 +14,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
 
 from ezxmc.feedback.database import SqliteTable
+from ezxmc.feedback.recall import alike
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label, Prediction
 
 FEWEST_REVIEWED = 50
 """Reviewed documents it takes until a run's probabilities predict people (`ReviewedLists`)."""
 _ID_DIGITS = 20
-_Item = TypeVar("_Item", Document, Label)
 
 
 class Answer(StrEnum):
@@ -166,7 +165,7 @@ class Decided:
         wanted = [(review, review.answer) for review in reviews if review.answer is not None]
         if not wanted:
             return cls({})
-        docs, tags = _by_hash(documents, document_hash), _by_hash(labels, label_hash)
+        docs, tags = alike(documents, document_hash), alike(labels, label_hash)
         answers: dict[tuple[str, str], Answer] = {}
         elsewhere = 0
         for review, answer in wanted:
@@ -314,10 +313,3 @@ class ReviewedLists:
 def tag_verdicts(tags: Mapping[str, Collection[str]]) -> Callable[[str, str], float | None]:
     """Verdicts, by (document uid, label uid), of people who named all right tags of some documents."""
     return lambda doc_uid, label_uid: float(label_uid in tags[doc_uid]) if doc_uid in tags else None
-
-
-def _by_hash(items: Iterable[_Item], of: Callable[[_Item], str]) -> dict[str, list[_Item]]:
-    found: dict[str, list[_Item]] = {}
-    for item in items:
-        found.setdefault(of(item), []).append(item)
-    return found

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ezxmc.bundle.bundle import Refine
 from ezxmc.config import RunConfig
 from ezxmc.feedback.annotator import Annotator
 from ezxmc.feedback.budget import JUDGED_TOP
@@ -261,37 +260,23 @@ class Cycles(Delivery):
         opened = self.encoder(former) if former is not None and self.config.training.fusion else None
         return self.targets(judgments, priors, opened, self.verdicts)
 
-    def refinement(self, student: Path) -> tuple[list[Any] | None, Refine | None]:
-        """How label vectors of one of the cycles' students are refined, from all judgments.
+    def material(self, student: Path) -> tuple[list[Any], Callable[[bool], Targets]]:
+        """What one of the cycles' students is made of, for what is made of the student.
 
         Returns:
-            What it depends on beside the student, for the stage that uses it; and itself. `None` where
-            they are not refined.
+            What the targets depend on; and a function that gives them, fused with the former student's
+            opinion or the teacher's alone.
         """
-        former, judgments, priors = self._former(student), self._judgments(), self._priors()
-        refine = self.refine(lambda: self._targets(judgments, priors, former))
-        return self.content(judgments, priors) if refine else None, refine
-
-    def head_targets(self, student: Path) -> tuple[list[Any], Callable[[], tuple[Targets, Targets]]]:
-        """What a head on one of the cycles' students is taught, and what it is weighed by.
-
-        Returns:
-            What they depend on beside the student; and a function that gives targets
-            fused with the former student's opinion, and the teacher's alone.
-        """
+        number = self._students.index(student)
+        former = self._students[number - 1] if number else None
         judgments, priors = self._judgments(), self._priors()
-        return self.content(judgments, priors), lambda: (
-            self._targets(judgments, priors, self._former(student)),
-            self._targets(judgments, priors, None),
+        return self.content(judgments, priors), lambda fused: self._targets(
+            judgments, priors, former if fused else None
         )
 
     def plain_targets(self, more: Sequence[Judgment]) -> Targets:
         """The teacher's opinion alone, from the cycles' judgments and `more`."""
         return self._targets([*self._judgments(), *more], self._priors(), None)
-
-    def _former(self, student: Path) -> Path | None:
-        number = self._students.index(student)
-        return self._students[number - 1] if number else None
 
     def _compare(self, number: int, students: Sequence[Path]) -> list[float]:
         """How well each student agrees with the teacher on the selection part: the same pairs for all."""

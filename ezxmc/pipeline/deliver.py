@@ -260,15 +260,14 @@ class HeadStage:
         cycles: Done.
         student: The one in the bundle.
         bundle: Where the bundle is, or will be.
-
-    Attributes:
-        inputs: What the stage depends on beside the bundle.
+        targets: Of the student, fused with the former student's opinion or the teacher's alone.
     """
 
-    def __init__(self, cycles: Cycles, student: Path, bundle: Path) -> None:
+    def __init__(
+        self, cycles: Cycles, student: Path, bundle: Path, targets: Callable[[bool], Targets]
+    ) -> None:
         self.config, self.cycles, self.student, self.bundle = cycles.config, cycles, student, bundle
-        content, self._targets = cycles.head_targets(student)
-        self.inputs: list[Any] = [self.config.head.model_dump(), content]
+        self._targets = targets
 
     def run(self, save: Callable[[Path], Any]) -> dict[str, Any]:
         """Train and weigh; the head goes into the bundle if held-out documents call for it.
@@ -305,8 +304,7 @@ class HeadStage:
     def _train(self, save: Callable[[Path], Any]) -> tuple[SparseHead, FusionChoice, _Ranking, _Ranking]:
         """The head, its weight by what is judged, and both rankings; no student stays in memory."""
         catalog, inquiry, config = self.cycles.catalog, self.cycles.inquiry, self.config
-        taught, plain = self._targets()
-        apart = inquiry.documents(catalog.to_select), catalog.labels, plain
+        apart = inquiry.documents(catalog.to_select), catalog.labels, self._targets(False)
         texts = [document.shown for document in inquiry.documents(self.cycles.budget.selecting)]
 
         def ranking(index: LabelIndex, encoder: BiEncoder, search: Callable[..., Any]) -> _Ranking:
@@ -322,7 +320,7 @@ class HeadStage:
             opened.encoder,
             inquiry.documents(catalog.to_train),
             catalog.labels,
-            taught,
+            self._targets(True),
             opened.index,
             config.head,
             precision=config.training.precision,

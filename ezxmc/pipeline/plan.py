@@ -176,11 +176,7 @@ class _Planner:
                 catalog, encoder, self.config.cycles, sum(part.pairs for part in parts), self.shortlist_bytes
             ),
             teachers=teachers,
-            notes=self.notes
-            + self._kept_apart()
-            + self._fewer_cycles()
-            + self._beyond_hours(parts, speed)
-            + basis,
+            notes=[*self.notes, *self._notes(), *self._beyond_hours(parts, speed), *basis],
             bad_rows=sum(report.bad for report in (*catalog.rows.values(), recorded) if report),
         )
 
@@ -306,23 +302,18 @@ class _Planner:
         apart = self.idle.union(self.catalog.to_calibrate)
         return sum(not row for i, row in enumerate(self.cycles[0].rows) if i not in apart)
 
-    def _kept_apart(self) -> list[str]:
-        """That what calibrates and selects is limited, where it is."""
-        apart, found = len(self.catalog.to_calibrate), []
+    def _notes(self) -> Iterator[str]:
+        """That what calibrates and selects is limited, where it is, and that cycles may be fewer."""
+        apart, least = len(self.catalog.to_calibrate), self.config.patience + 1
         if self.calibrating < apart:
-            found.append(
+            yield (
                 f"{self.calibrating:,} of {apart:,} documents kept apart calibrate: at most "
                 f"budget.calibration ({self.config.budget.calibration:,}), and a third of what the cycles ask"
             )
         if idle := len(self.idle - set(self.catalog.to_calibrate)):
-            found.append(f"{idle:,} of {len(self.catalog.to_select):,} documents that could select do not")
-        return found
-
-    def _fewer_cycles(self) -> list[str]:
-        least = self.config.patience + 1
-        if least >= self.config.cycles:
-            return []
-        return [f"cycles without gain end the run: it may do {least} of {self.config.cycles}"]
+            yield f"{idle:,} of {len(self.catalog.to_select):,} documents that could select do not"
+        if least < self.config.cycles:
+            yield f"cycles without gain end the run: it may do {least} of {self.config.cycles}"
 
     def _beyond_hours(self, parts: list[PartPlan], speed: Speed | None) -> list[str]:
         """What a limit of hours will leave unasked."""

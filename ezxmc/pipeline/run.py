@@ -201,23 +201,21 @@ class _Run:
 
     def deliver(self, student: Path) -> None:
         """Write the bundle, with what people changed in the former one; the calibrator comes later."""
-        bundle, fresh = self.place.path / "bundle", self.place.path / FRESH
+        bundle, fresh, head = self.place.path / "bundle", self.place.path / FRESH, self.config.head
         origin = {
             "teacher": json.dumps(self.teacher.description, sort_keys=True),
             "encoder": self.cycles.identity(None),
         }
-
-        judged, refine = self.cycles.refinement(student)
+        content, targets = self.cycles.material(student)
+        refine = self.cycles.refine(lambda: targets(True))
 
         def save(student: Path = student) -> Manifest:
             return self.cycles.save(fresh, self.cycles.encoder(student), origin, refine)
 
-        head = HeadStage(self.cycles, student, fresh) if self.config.head.enabled else None
-
         def make() -> dict[str, Any]:
             made = save().model_dump()
-            if head:
-                made["head"] = head.run(save)
+            if head.enabled:
+                made["head"] = HeadStage(self.cycles, student, fresh, targets).run(save)
             self.replace_bundle(fresh, bundle)
             return made
 
@@ -229,8 +227,8 @@ class _Run:
             self.cycles.training,
             self.config.seed,
             origin,
-            judged,
-            *(head.inputs if head else ()),
+            content if refine else None,
+            *((head.model_dump(), content) if head.enabled else ()),
         ]
         made = self.place.stage("bundle", inputs, [bundle / MANIFEST], make, libraries=INDEXING)
         self.bundle_inputs = inputs
