@@ -40,7 +40,8 @@ from ezxmc.pipeline.snapshot import CATALOG, Changes, Snapshot
 from ezxmc.pipeline.update_pairs import DRIFTING
 from ezxmc.pipeline.update_steps import CatalogChange, Update
 from ezxmc.progress import NoProgress, Progress, pulling
-from ezxmc.report.update import UpdateReport, Window, write_update
+from ezxmc.report.model import Window
+from ezxmc.report.update import UpdateReport, write_update
 from ezxmc.teacher import Teacher, load_teacher
 
 _RENAMED_SHOWN = 50

@@ -10,17 +10,14 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ezxmc.metrics import Drift, ReliabilityBin
-from ezxmc.report.model import EvaluationSummary, Histogram, ThresholdRow, TrainingSummary
-
-if TYPE_CHECKING:
-    from ezxmc.report.update import Window
+from ezxmc.report.model import EvaluationSummary, Histogram, ThresholdRow, TrainingSummary, Window
 
 # matplotlib knows no CSS: it draws in these colours, which are then replaced.
 INK, MUTED, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"

@@ -335,6 +335,18 @@ class CostSummary(Part):
     disk: int | None = None
 
 
+class Window(Part):
+    """An update's probe, for the line over all updates."""
+
+    number: int
+    created: str
+    documents: int
+    ece: float
+    error: float
+    half_width: float
+    drifted: bool
+
+
 class RunReport(Part):
     """Everything `report.html` shows; `report.json` is its dump."""
 

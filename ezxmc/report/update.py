@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ezxmc.metrics import Drift
 from ezxmc.report import figures
-from ezxmc.report.model import DataSummary, Part, TrainingSummary
+from ezxmc.report.model import DataSummary, Part, TrainingSummary, Window
 from ezxmc.report.page import change_cell, environment, metric_cell, replace_page
 from ezxmc.report.story import number, percent
 
@@ -47,18 +47,6 @@ class Comparison(Part):
     primary: str
     metrics: dict[str, KeptMetric]
     worse: bool
-
-
-class Window(Part):
-    """An update's probe, for the line over all updates."""
-
-    number: int
-    created: str
-    documents: int
-    ece: float
-    error: float
-    half_width: float
-    drifted: bool
 
 
 class UpdateReport(Part):

@@ -95,6 +95,13 @@ def test_without_gold_the_story_is_of_the_teachers_agreement_and_shows_its_plot(
     assert story(RunReport(title="t", created="2026-05-04")) == []
 
 
+def test_a_report_of_an_earlier_release_is_read() -> None:
+    raw = full().model_dump(mode="json")
+    for one in raw["calibration"]["bins"]:
+        one["count"] = one.pop("n")
+    assert RunReport.model_validate(raw) == full()
+
+
 def test_change_is_good_when_errors_fall_and_bad_when_precision_falls() -> None:
     rows = {
         metric: (verdict, change)
