@@ -266,7 +266,7 @@ def train(
     """
     from ezxmc.config import DataConfig
     from ezxmc.data import Catalog
-    from ezxmc.feedback.reviews import Decided
+    from ezxmc.feedback.reviews import ReviewedPairs
     from ezxmc.feedback.targets import build_targets, context_of, doubt
     from ezxmc.files import sole_writer
     from ezxmc.retrieval.encoder import check_student_place
@@ -283,7 +283,7 @@ def train(
         apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
         recalled = newest_judgments(store, catalog.documents, catalog.labels, watch.say)
         judgments = [judgment for judgment in recalled.judgments if judgment.doc_uid not in apart]
-        verdicts = Decided.load(store, catalog.documents, catalog.labels).verdicts_outside(apart)
+        verdicts = ReviewedPairs.load(store, catalog.documents, catalog.labels).verdicts_outside(apart)
         targets = build_targets(
             judgments, config, context_of(judgments, len(catalog.labels)), verdicts=verdicts
         )

@@ -142,7 +142,7 @@ class Reviews(SqliteTable):
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class ReviewedPairs:
     """People's decisions on the documents and labels of a catalog, by their present uids.
 
     Attributes:
@@ -154,7 +154,9 @@ class Decided:
     elsewhere: int = 0
 
     @classmethod
-    def of(cls, reviews: Iterable[Review], documents: Iterable[Document], labels: Iterable[Label]) -> Decided:
+    def of(
+        cls, reviews: Iterable[Review], documents: Iterable[Document], labels: Iterable[Label]
+    ) -> ReviewedPairs:
         """Find decisions in a catalog, by content; documents of equal text share theirs.
 
         Args:
@@ -180,7 +182,7 @@ class Decided:
         return cls(answers, elsewhere)
 
     @classmethod
-    def load(cls, store: str | Path, documents: Iterable[Document], labels: Iterable[Label]) -> Decided:
+    def load(cls, store: str | Path, documents: Iterable[Document], labels: Iterable[Label]) -> ReviewedPairs:
         """`of` the latest decisions in a store; errors as for `Reviews`."""
         with Reviews(store) as reviews:
             return cls.of(reviews.latest().values(), documents, labels)

@@ -76,11 +76,11 @@ def probe(update: Update) -> Drift | None:
 
 def _answers(update: Update, documents: Sequence[int], *, ask: bool) -> tuple[list[Prediction], Verdict]:
     """The former student's first tags and the teacher's verdicts on those of labels that stayed."""
-    predictions = update.student.predict(update.inquiry.documents(documents), k=update.depth)
+    predictions = update.student.predict(update.annotator.documents(documents), k=update.depth)
     rows = [update.rows(prediction.labels, update.seen) for prediction in predictions]
     if ask:
-        update.inquiry.ask(documents, rows, "drift: teacher judges new documents")
-    judgments = update.inquiry.answers(documents, rows)
+        update.annotator.ask(documents, rows, "drift: teacher judges new documents")
+    judgments = update.annotator.answers(documents, rows)
     judged = {(judgment.doc_uid, judgment.label_uid) for judgment in judgments}
     complete = [
         p for p in predictions if all((p.uid, label) in judged for label in p.labels if label in update.seen)
@@ -215,21 +215,23 @@ def compare_and_calibrate(
     fresh, depth, k = Predictor(bundle), update.depth, update.config.inference.k
     uids = [document.uid for document in update.catalog.documents]
     documents = in_hash_order(uids, [*update.checked, *update.new_apart])
-    texts = update.inquiry.documents(documents)
+    texts = update.annotator.documents(documents)
     # Of labels that people added the teacher knows nothing.
-    everything = rank_among(fresh, [*texts, *update.inquiry.documents(update.reviewed)], update.row_of, depth)
+    everything = rank_among(
+        fresh, [*texts, *update.annotator.documents(update.reviewed)], update.row_of, depth
+    )
     answers = everything[: len(texts)]
     rankings: list[list[Prediction]] = []
     if compared:
-        old = update.inquiry.documents(update.checked)
+        old = update.annotator.documents(update.checked)
         rankings = [rank_among(one, old, update.seen, k) for one in (update.student, fresh)]
     wanted = {p.uid: list(p.labels) for p in answers}
     for ranking in rankings:
         for one in ranking:
             wanted[one.uid] += one.labels
     rows = [update.rows(dict.fromkeys(wanted[text.uid]), update.row_of) for text in texts]
-    update.inquiry.ask(documents, rows, "teacher judges: calibration and comparison")
-    judgments = update.inquiry.answers(documents, rows)
+    update.annotator.ask(documents, rows, "teacher judges: calibration and comparison")
+    judgments = update.annotator.answers(documents, rows)
     judged = {(judgment.doc_uid, judgment.label_uid) for judgment in judgments}
     # An answer without a score is one: asking again would not help.
     complete = {uid for uid, labels in wanted.items() if all((uid, label) in judged for label in labels)}
@@ -264,7 +266,7 @@ def _compare(
     if found is None:
         update.notes.append("Former and new student were not compared: too few documents are judged.")
         return None
-    texts = [text for text in update.inquiry.documents(update.checked) if text.uid in uids]
+    texts = [text for text in update.annotator.documents(update.checked) if text.uid in uids]
     answer_of = {p.uid: p for p in answers}
     return with_calibration(
         found,

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ezxmc.config import RunConfig
 from ezxmc.feedback.annotator import Annotator
 from ezxmc.feedback.budget import JUDGED_TOP
-from ezxmc.feedback.reviews import Decided
+from ezxmc.feedback.reviews import ReviewedPairs
 from ezxmc.feedback.targets import Targets, context_documents, context_of, doubt
 from ezxmc.files import remove_shards
 from ezxmc.models import model_identity
@@ -72,13 +72,13 @@ class Cycles(Delivery):
         self,
         config: RunConfig,
         place: RunDir,
-        inquiry: Annotator,
+        annotator: Annotator,
         untrained: Path | str,
-        decided: Decided,
+        decided: ReviewedPairs,
         watch: Progress,
     ) -> None:
-        super().__init__(config, inquiry, decided, watch)
-        self.place, self.budget, self.untrained = place, inquiry.budget, untrained
+        super().__init__(config, annotator, decided, watch)
+        self.place, self.budget, self.untrained = place, annotator.budget, untrained
         self.catalog_hash = self.catalog.hash
         self.findings: list[CycleResults] = []
         self.unasked_pairs = 0
@@ -146,14 +146,16 @@ class Cycles(Delivery):
         part = self.budget.allocate(number, listed)
         rows = part.rows
         if self._context[0]:
-            self.inquiry.ask(*self._context, f"{name}: teacher judges label priors")
-        asked = self.inquiry.ask(part.order, [rows[i] for i in part.order], f"{name}: teacher judges", number)
+            self.annotator.ask(*self._context, f"{name}: teacher judges label priors")
+        asked = self.annotator.ask(
+            part.order, [rows[i] for i in part.order], f"{name}: teacher judges", number
+        )
         self.unasked_pairs += part.unasked_pairs
         if asked.stopped:
             # What nobody judged may be proposed again.
-            rows = [self.inquiry.judged(document, row) for document, row in enumerate(rows)]
+            rows = [self.annotator.judged(document, row) for document, row in enumerate(rows)]
         self.asked = [[*old, *new] for old, new in zip(self.asked, rows, strict=True)]
-        rest(self.inquiry.teacher)  # training needs memory
+        rest(self.annotator.teacher)  # training needs memory
 
         judgments, priors = self._judgments(), self._priors()
         if doubtful := doubt(judgments):
@@ -177,7 +179,7 @@ class Cycles(Delivery):
             ),
             base=base or self.untrained,
             former=former,
-            held_out=self.inquiry.documents(self.catalog.to_select),
+            held_out=self.annotator.documents(self.catalog.to_select),
             title=f"{name}: training",
         )
         self.watch.say(
@@ -196,7 +198,7 @@ class Cycles(Delivery):
         if former is not None:
             # A student was trained on titles, and knows which labels are near everything (measured).
             config = config.model_copy(update={"descriptions": 0.0, "centre": 0.0})
-        documents, labels = self.inquiry.documents(chosen), self.catalog.labels
+        documents, labels = self.annotator.documents(chosen), self.catalog.labels
 
         def propose() -> dict[str, Any]:
             found = shortlist(
@@ -247,11 +249,11 @@ class Cycles(Delivery):
         """What is known of the cycles' pairs; the calibration part is kept apart even from label priors."""
         apart = set(self.catalog.to_calibrate)
         mine = [i for i in range(len(self.asked)) if i not in apart]
-        return self.inquiry.answers(mine, [self.asked[i] for i in mine])
+        return self.annotator.answers(mine, [self.asked[i] for i in mine])
 
     def _priors(self) -> list[Judgment]:
         # A document that a budget cut short would tell of some labels only.
-        return context_of(self.inquiry.answers(*self._context), len(self.catalog.labels))
+        return context_of(self.annotator.answers(*self._context), len(self.catalog.labels))
 
     def _targets(
         self, judgments: Sequence[Judgment], priors: Sequence[Judgment], former: Path | None
@@ -286,7 +288,7 @@ class Cycles(Delivery):
             title = f"cycle {number}/{self.config.cycles}: teacher judges what students answer"
             found = self.judge_tops([self._top(student) for student in students], title, number)
             targets = self.plain_targets(found.judgments)
-            documents = self.inquiry.documents(found.documents)
+            documents = self.annotator.documents(found.documents)
             agreement, best = compared(map(self.encoder, students), documents, self.catalog.labels, targets)
             return {
                 "agreement": agreement,
@@ -338,12 +340,12 @@ class Cycles(Delivery):
         new = {i: [row for row in rows if row not in self.asked[i]] for i, rows in first.items()}
         documents = self.budget.to_compare([len(rows) for rows in new.values()], cycle)
         done, wanted = cycle or len(self.findings), [first[i] for i in documents]
-        places = self.inquiry.ask_whole(documents, wanted, title, done, compares=True)
-        rest(self.inquiry.teacher)
+        places = self.annotator.ask_whole(documents, wanted, title, done, compares=True)
+        rest(self.annotator.teacher)
         whole = [documents[place] for place in places]
         return JudgedTops(
             whole,
-            self.inquiry.answers(whole, [[*self.asked[i], *new[i]] for i in whole]),
+            self.annotator.answers(whole, [[*self.asked[i], *new[i]] for i in whole]),
             sum(len(new[i]) for i in documents),
             len(whole) == len(documents),
         )
@@ -352,7 +354,7 @@ class Cycles(Delivery):
         """The label rows a student puts first, of each of `budget.selecting`."""
         if student not in self._tops:
             self._tops[student] = np.empty((0, 0), dtype=np.int64)
-            if texts := [document.shown for document in self.inquiry.documents(self.budget.selecting)]:
+            if texts := [document.shown for document in self.annotator.documents(self.budget.selecting)]:
                 encoder = self.encoder(student)
                 queries = encoder.encode_documents(texts)
                 titles = encoder.encode_labels([label.title for label in self.catalog.labels])

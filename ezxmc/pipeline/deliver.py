@@ -24,7 +24,7 @@ from ezxmc.config import RunConfig
 from ezxmc.errors import TrainingError
 from ezxmc.feedback.annotator import Annotator
 from ezxmc.feedback.budget import JUDGED_TOP
-from ezxmc.feedback.reviews import Decided, ReviewedLists
+from ezxmc.feedback.reviews import ReviewedLists, ReviewedPairs
 from ezxmc.feedback.targets import Targets, build_targets, teacher_verdicts
 from ezxmc.pipeline.people import peoples_calibrator
 from ezxmc.pipeline.rundir import ENCODING, RunDir
@@ -55,7 +55,7 @@ class Delivery:
 
     Args:
         config: The run's configuration.
-        inquiry: Asks the teacher, within the budget, about the catalog.
+        annotator: Asks the teacher, within the budget, about the catalog.
         decided: What people decided; on the calibration part it teaches nothing.
         watch: Sees stages and messages.
 
@@ -66,9 +66,11 @@ class Delivery:
         depth: Ranks that are calibrated on.
     """
 
-    def __init__(self, config: RunConfig, inquiry: Annotator, decided: Decided, watch: Progress) -> None:
-        self.config, self.inquiry, self.decided, self.watch = config, inquiry, decided, watch
-        self.catalog = inquiry.catalog
+    def __init__(
+        self, config: RunConfig, annotator: Annotator, decided: ReviewedPairs, watch: Progress
+    ) -> None:
+        self.config, self.annotator, self.decided, self.watch = config, annotator, decided, watch
+        self.catalog = annotator.catalog
         self.training = config.training.model_dump(exclude=UNKEYED)
         apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
         self.verdicts = decided.verdicts_outside(apart)
@@ -116,7 +118,7 @@ class Delivery:
             taught, plain = targets()
             bar = self.watch.stage(title)
             done = train_bi_encoder(
-                self.inquiry.documents(self.catalog.to_train),
+                self.annotator.documents(self.catalog.to_train),
                 self.catalog.labels,
                 taught,
                 self.config.training,
@@ -125,7 +127,7 @@ class Delivery:
                 former=former,
                 held_out=held_out,
                 held_out_targets=plain,
-                teacher=self.inquiry.teacher.description,
+                teacher=self.annotator.teacher.description,
                 seed=self.config.seed,
                 progress=lambda done, total, loss: bar(done, total),
             )
@@ -139,7 +141,7 @@ class Delivery:
             return None
         return lambda encoder, vectors: refined_label_vectors(
             encoder,
-            self.inquiry.documents(self.catalog.to_train),
+            self.annotator.documents(self.catalog.to_train),
             self.catalog.labels,
             targets(),
             vectors,
@@ -303,9 +305,9 @@ class HeadStage:
 
     def _train(self, save: Callable[[Path], Any]) -> tuple[SparseHead, FusionChoice, _Ranking, _Ranking]:
         """The head, its weight by what is judged, and both rankings; no student stays in memory."""
-        catalog, inquiry, config = self.cycles.catalog, self.cycles.inquiry, self.config
-        apart = inquiry.documents(catalog.to_select), catalog.labels, self._targets(False)
-        texts = [document.shown for document in inquiry.documents(self.cycles.budget.selecting)]
+        catalog, annotator, config = self.cycles.catalog, self.cycles.annotator, self.config
+        apart = annotator.documents(catalog.to_select), catalog.labels, self._targets(False)
+        texts = [document.shown for document in annotator.documents(self.cycles.budget.selecting)]
 
         def ranking(index: LabelIndex, encoder: BiEncoder, search: Callable[..., Any]) -> _Ranking:
             vectors = encoder.encode_documents(texts)
@@ -318,7 +320,7 @@ class HeadStage:
             baseline = agreement_without_head(opened.encoder, *apart, opened.index)
         head = train_head(
             opened.encoder,
-            inquiry.documents(catalog.to_train),
+            annotator.documents(catalog.to_train),
             catalog.labels,
             self._targets(True),
             opened.index,
@@ -340,7 +342,7 @@ class HeadStage:
         self, choice: FusionChoice, head: SparseHead, alone: _Ranking, fused: _Ranking, found: JudgedTops
     ) -> FusionChoice:
         """The choice, by documents on which both rankings' first labels are judged."""
-        documents = self.cycles.inquiry.documents(found.documents)
+        documents = self.cycles.annotator.documents(found.documents)
         pool = examples(documents, self.cycles.catalog.labels, self.cycles.plain_targets(found.judgments))
         row = {i: place for place, i in enumerate(self.cycles.budget.selecting)}
         rows = [row[i] for i in found.documents]

@@ -46,7 +46,7 @@ from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.database import check_store
 from ezxmc.feedback.exchange import merge_shards
 from ezxmc.feedback.recall import judgments_of, unused_judgments
-from ezxmc.feedback.reviews import Decided
+from ezxmc.feedback.reviews import ReviewedPairs
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.files import check_file, remove_own
 from ezxmc.launcher import rank_and_size
@@ -152,11 +152,11 @@ class _Run:
             progress=pulling(watch, "encoder"),
         )
         budget = Budget.of(config, self.catalog)
-        self.inquiry = Annotator(self.catalog, self.teacher, store, budget, watch)
-        self.decided = Decided.load(store.path, self.catalog.documents, self.catalog.labels)
+        self.annotator = Annotator(self.catalog, self.teacher, store, budget, watch)
+        self.decided = ReviewedPairs.load(store.path, self.catalog.documents, self.catalog.labels)
         if self.decided.answers or self.decided.elsewhere:
             watch.say(self.decided.line)
-        self.cycles = Cycles(config, place, self.inquiry, untrained, self.decided, watch)
+        self.cycles = Cycles(config, place, self.annotator, untrained, self.decided, watch)
         self.bundle_inputs: list[Any] = []
         self.found = RunResults(self.catalog, self.cycles.findings)
 
@@ -170,7 +170,7 @@ class _Run:
             return None
 
     def go(self) -> RunReport:
-        started, judged_before = time.monotonic(), self.inquiry.seconds()
+        started, judged_before = time.monotonic(), self.annotator.seconds()
         if unused := unused_judgments(self.store, self.teacher):
             self.watch.say(unused)
         try:
@@ -183,12 +183,12 @@ class _Run:
         self.tell_of_people()
         self.tag()
         self.cycles.forget_vectors()
-        judging = self.inquiry.seconds() - judged_before
+        judging = self.annotator.seconds() - judged_before
         rest = time.monotonic() - started - self.place.spent - judging
-        apart = self.inquiry.budget.idle.union(self.catalog.to_calibrate)
+        apart = self.annotator.budget.idle.union(self.catalog.to_calibrate)
         self.found.unasked_documents = sum(not r for i, r in enumerate(self.cycles.asked) if i not in apart)
-        self.found.unasked_pairs = self.cycles.unasked_pairs + self.inquiry.unasked_pairs
-        self.found.problem_docs = self.inquiry.problem_docs
+        self.found.unasked_pairs = self.cycles.unasked_pairs + self.annotator.unasked_pairs
+        self.found.problem_docs = self.annotator.problem_docs
         self.found.judgments = self.recall()
         report = assemble(self.config, self.found, self.place.path, self.teacher, self.store, rest)
         if report.budget:
@@ -233,7 +233,7 @@ class _Run:
         made = self.place.stage("bundle", inputs, [bundle / MANIFEST], make, libraries=INDEXING)
         self.bundle_inputs = inputs
         self.found.head = made.get("head", {}).get("told", "")
-        self.inquiry.budget.compared += made.get("head", {}).get("pairs", 0)
+        self.annotator.budget.compared += made.get("head", {}).get("pairs", 0)
         self.cycles.forget_vectors()
         # What is only noted of a label (its parent) is no reason to make all of it again.
         there, edits = self.labels_in(bundle)
@@ -306,20 +306,20 @@ class _Run:
             return {"whole": True}
         part, row = self.catalog.to_calibrate, self.cycles.row_of
         # Of labels that people added the teacher knows nothing.
-        predictions = rank_among(Predictor(bundle), self.inquiry.documents(part), row, self.cycles.depth)
+        predictions = rank_among(Predictor(bundle), self.annotator.documents(part), row, self.cycles.depth)
         # Where a budget ends, the calibrator is fitted on a random part of its documents.
         order = in_hash_order([found.uid for found in predictions], range(len(part)))
         documents = [part[i] for i in order]
         rows = [[row[uid] for uid in predictions[i].labels] for i in order]
-        left = self.inquiry.unasked_pairs, len(self.inquiry.problem_docs)
+        left = self.annotator.unasked_pairs, len(self.annotator.problem_docs)
         # Labels that a cycle asked about mislead, for the student does not rank all of them first: whole
         # documents count, some of them asked when more were wanted, and none that is whole by chance.
-        whole = self.inquiry.ask_whole(
-            documents, rows, "calibration: teacher judges", most=self.inquiry.budget.calibrating
+        whole = self.annotator.ask_whole(
+            documents, rows, "calibration: teacher judges", most=self.annotator.budget.calibrating
         )
-        answers = self.inquiry.answers([documents[i] for i in whole], [rows[i] for i in whole])
+        answers = self.annotator.answers([documents[i] for i in whole], [rows[i] for i in whole])
         _, reviewed = self.cycles.calibrate(bundle, predictions, answers)
-        all_asked = left == (self.inquiry.unasked_pairs, len(self.inquiry.problem_docs))
+        all_asked = left == (self.annotator.unasked_pairs, len(self.annotator.problem_docs))
         return {"whole": all_asked, "reviewed": reviewed}
 
     def recall(self) -> list[Judgment]:
@@ -346,7 +346,7 @@ class _Run:
         if self.catalog.gold:
             self.found.untrained = self._rank(None, self.catalog.documents, "untrained encoder")
             apart = (*self.catalog.to_select, *self.catalog.to_calibrate)
-            known = [d for d in self.inquiry.documents(apart) if self.catalog.gold.get(d.uid)]
+            known = [d for d in self.annotator.documents(apart) if self.catalog.gold.get(d.uid)]
             cycles = len(self.cycles.findings)
             if known and cycles > 1:
                 self.found.by_cycle = [

@@ -28,7 +28,7 @@ from ezxmc.feedback.annotator import Annotator
 from ezxmc.feedback.budget import Budget
 from ezxmc.feedback.exchange import merge_shards
 from ezxmc.feedback.recall import unused_judgments
-from ezxmc.feedback.reviews import Decided
+from ezxmc.feedback.reviews import ReviewedPairs
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.metrics import Drift
 from ezxmc.pipeline.compare import compare_and_calibrate, probe
@@ -166,10 +166,10 @@ class _Session:
         most = self.config.update.max_pairs
         limit = BudgetConfig(max_pairs=None if most is None else judged + most)
         budget = Budget(limit, [document.uid for document in self.catalog.documents])
-        inquiry = Annotator(self.catalog, self.teacher, self.store, budget, self.watch)
-        decided = Decided.load(self.store.path, self.catalog.documents, self.catalog.labels)
+        annotator = Annotator(self.catalog, self.teacher, self.store, budget, self.watch)
+        decided = ReviewedPairs.load(self.store.path, self.catalog.documents, self.catalog.labels)
         student = Predictor(self.run.path / BUNDLE)
-        return Update(self.config, student, self.grown, inquiry, decided, self.watch)
+        return Update(self.config, student, self.grown, annotator, decided, self.watch)
 
     def _do(self, work: Update, place: RunDir, report: UpdateReport) -> None:
         groups = {label.uid: label.parent for label in self.catalog.labels if label.parent}
@@ -198,7 +198,7 @@ class _Session:
         work.notes += stays(bundle, named=self.run.path / BUNDLE)
         work.tag(bundle, place)
         work.notes += [*place.lines(), *filter(None, [work.reviews])]
-        report.unasked, report.notes = work.inquiry.unasked_pairs, work.notes
+        report.unasked, report.notes = work.annotator.unasked_pairs, work.notes
 
     def _gone(self, work: Update, bundle: Path) -> None:
         """Tell what was made for the former student or its probabilities."""

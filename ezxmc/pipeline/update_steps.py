@@ -24,7 +24,7 @@ from ezxmc.data import Catalog
 from ezxmc.data.catalog import parts
 from ezxmc.feedback.annotator import Annotator
 from ezxmc.feedback.budget import in_hash_order
-from ezxmc.feedback.reviews import Decided
+from ezxmc.feedback.reviews import ReviewedPairs
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import Targets, context_of
 from ezxmc.files import remove_own, whole_folder
@@ -115,11 +115,11 @@ class Update(Delivery):
         config: RunConfig,
         student: Predictor,
         grown: CatalogChange,
-        inquiry: Annotator,
-        decided: Decided,
+        annotator: Annotator,
+        decided: ReviewedPairs,
         watch: Progress,
     ) -> None:
-        super().__init__(config, inquiry, decided, watch)
+        super().__init__(config, annotator, decided, watch)
         self.student, self.grown = student, grown
         self.notes: list[str] = []
         changes, uids = grown.changes, [document.uid for document in self.catalog.documents]
@@ -184,8 +184,8 @@ class Update(Delivery):
 
     def known(self) -> list[Judgment]:
         """What the store holds of the catalog as it is."""
-        inquiry = self.inquiry
-        return list(known_judgments(self.catalog, self.grown.now, inquiry.teacher, inquiry.store))
+        annotator = self.annotator
+        return list(known_judgments(self.catalog, self.grown.now, annotator.teacher, annotator.store))
 
     @staticmethod
     def check(place: RunDir) -> None:
@@ -220,8 +220,8 @@ class Update(Delivery):
         uids = [document.uid for document in self.catalog.documents]
         for why, rows in selected.items():
             order = in_hash_order(uids, (i for i, row in enumerate(rows) if row))
-            self.inquiry.ask(order, [rows[i] for i in order], f"teacher judges: {why}")
-        rest(self.inquiry.teacher)  # training needs memory
+            self.annotator.ask(order, [rows[i] for i in order], f"teacher judges: {why}")
+        rest(self.annotator.teacher)  # training needs memory
         self.notes += [f"{done['unasked']:,} pairs were left out by the limit."] if done["unasked"] else []
         return dict(done["counts"])
 
@@ -231,7 +231,9 @@ class Update(Delivery):
         base = self.student.bundle.path / "student"
         judgments = self.learnt(self.known())
         self.notes += self.without_priors(judgments)
-        select_on = [d for d in self.inquiry.documents(self.catalog.to_select) if d.uid not in self.elsewhere]
+        select_on = [
+            d for d in self.annotator.documents(self.catalog.to_select) if d.uid not in self.elsewhere
+        ]
 
         def fused() -> Targets:
             former = self.student.bundle.encoder if self.config.training.fusion else None

@@ -22,7 +22,7 @@ from ezxmc.calibration.decisions import Decision
 from ezxmc.calibration.guarantees import control_false_tag_rate, control_missed_rate, control_top_error
 from ezxmc.calibration.rates import ReviewedDocuments, false_tags, missed
 from ezxmc.errors import ConfigError
-from ezxmc.feedback.reviews import Answer, Decided
+from ezxmc.feedback.reviews import Answer, ReviewedPairs
 from ezxmc.metrics import JudgedPairs, Terms, detect_drift, differences, ece_at_k, intervals, nll
 from ezxmc.records import Prediction
 
@@ -194,7 +194,7 @@ def reviews(draws: int) -> Iterator[Row]:
             rng, off = np.random.default_rng(7), []
             for _ in range(draws):
                 former, present, right = _ranked(rng, 100, errors)
-                decided = Decided(
+                decided = ReviewedPairs(
                     {
                         (str(i), str(label)): Answer.YES if right[i, label] else Answer.NO
                         for i, row in enumerate(_first_ranks(former)[2])
