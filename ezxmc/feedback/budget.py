@@ -51,11 +51,6 @@ class Allocation:
     unasked_pairs: int = 0
 
 
-def everything(rows: Sequence[Sequence[int]]) -> Allocation:
-    """All candidates, in the documents' order."""
-    return Allocation([i for i, row in enumerate(rows) if row], [list(row) for row in rows])
-
-
 def in_hash_order(uids: Sequence[str], positions: Iterable[int]) -> list[int]:
     """Positions in an order that is random, repeatable, and stays when documents are added."""
     return sorted(positions, key=lambda position: text_hash("budget", uids[position]))
@@ -253,7 +248,7 @@ class Budget:
             rows: Candidate labels of every document, best first, explored ones last.
         """
         if not self.limited:
-            return everything(rows)
+            return Allocation([i for i, row in enumerate(rows) if row], [list(row) for row in rows])
         learnt = self._learnt()
         left = self.pairs(cycle) - self._allotted
         if left >= sum(map(len, rows)):
