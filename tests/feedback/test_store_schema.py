@@ -183,7 +183,7 @@ def test_a_migration_killed_in_the_middle_leaves_version_1(old: Path, statement:
 def test_a_migration_that_fails_leaves_version_1(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(old)
     with monkeypatch.context() as patch:
-        patch.setattr(schema, "_GUARDS", "CREATE TABLE judgments (key);\n")
+        patch.setitem(schema._STEPS, 1, f"{schema._STEPS[1]}CREATE TABLE judgments (key);\n")
         with pytest.raises(StoreError, match="already exists"):
             FeedbackStore(old)
     assert contents(old) == before

@@ -317,7 +317,7 @@ def test_edited_renamed_and_removed_rows(grown: Callable[..., Path], base: Base)
         "known texts under another uid": 1,
         "removed documents": 1,
         "renamed labels": 1,
-        "labels described anew": 1,
+        "labels described otherwise": 1,
         "removed labels": 1,
     }
     assert report.renamed == [("guitar", "singer")] and not set(teacher.asked) & base.asked
