@@ -8,7 +8,6 @@ gain end the round; the best student is kept.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from ezxmc.files import remove_shards
 from ezxmc.models import model_identity
 from ezxmc.pipeline.deliver import Delivery
 from ezxmc.pipeline.findings import CycleResults
-from ezxmc.pipeline.rundir import ENCODING, RunDir, damaged
+from ezxmc.pipeline.rundir import ENCODING, RunDir, reading
 from ezxmc.progress import Progress
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder, LabelIndex, candidate_row, shortlist
@@ -237,12 +236,9 @@ class Cycles(Delivery):
         )
         self.forget_vectors()
         rows: list[list[int]] = [[] for _ in self.catalog.documents]
-        try:
-            with file.open(encoding="utf-8") as lines:
-                for i, line in zip(chosen, lines, strict=True):
-                    rows[i] = [self.row_of[uid] for uid in json.loads(line)["labels"]]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise damaged(file, error) from None
+        with reading(file) as lines:
+            for i, line in zip(chosen, lines, strict=True):
+                rows[i] = [self.row_of[uid] for uid in line["labels"]]
         return proposed, rows
 
     def _judgments(self) -> list[Judgment]:

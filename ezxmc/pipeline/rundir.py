@@ -90,9 +90,19 @@ def _is_run(place: Path) -> bool:
         return False
 
 
-def damaged(file: Path, error: Exception) -> DataError:
-    """What to raise where a stage's output cannot be read."""
-    return DataError(f"{file} is damaged: {error}", "delete this file: its stage is then done again")
+@contextmanager
+def reading(file: Path) -> Iterator[Iterator[Any]]:
+    """The rows that `RunDir.write_lines` wrote; what is odd about them means that the file is damaged.
+
+    Raises:
+        DataError: A row is no JSON, or the block cannot use it.
+    """
+    try:
+        with file.open(encoding="utf-8") as lines:
+            yield map(json.loads, lines)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        cure = "delete this file: its stage is then done again"
+        raise DataError(f"{file} is damaged: {error}", cure) from None
 
 
 class RunDir:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -218,7 +219,7 @@ def _whole_labels(rows: Rows, pairs: int) -> Rows:
     return [[label for label in row if label in kept] for row in rows]
 
 
-def pair_rows(catalog: Catalog, parts: Mapping[str, Rows]) -> Iterator[dict[str, object]]:
+def pair_rows(catalog: Catalog, parts: Mapping[str, Rows]) -> Iterator[dict[str, Any]]:
     """A selection as JSON lines: `{"why", "doc", "labels"}`, by uid."""
     for why, rows in parts.items():
         for document, row in zip(catalog.documents, rows, strict=True):
@@ -226,15 +227,12 @@ def pair_rows(catalog: Catalog, parts: Mapping[str, Rows]) -> Iterator[dict[str,
                 yield {"why": why, "doc": document.uid, "labels": [catalog.labels[i].uid for i in row]}
 
 
-def read_pairs(catalog: Catalog, lines: Iterable[dict[str, object]]) -> dict[str, Rows]:
+def read_pairs(catalog: Catalog, lines: Iterable[Mapping[str, Any]]) -> dict[str, Rows]:
     """What `pair_rows` wrote."""
     documents = {document.uid: i for i, document in enumerate(catalog.documents)}
     labels = {label.uid: row for row, label in enumerate(catalog.labels)}
     parts: dict[str, Rows] = {}
     for line in lines:
-        uids = line["labels"]
-        assert isinstance(uids, list)
-        parts.setdefault(str(line["why"]), _empty(catalog))[documents[str(line["doc"])]] = [
-            labels[uid] for uid in uids
-        ]
+        rows = parts.setdefault(line["why"], _empty(catalog))
+        rows[documents[line["doc"]]] = [labels[uid] for uid in line["labels"]]
     return parts

@@ -5,7 +5,6 @@ Known judgments are all that the store has of the catalog as it is now, whatever
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -31,9 +30,9 @@ from ezxmc.files import remove_own, whole_folder
 from ezxmc.hashing import file_hash
 from ezxmc.pipeline.deliver import Delivery
 from ezxmc.pipeline.people import FORMER, LabelEdits, carry_over, outdated
-from ezxmc.pipeline.rundir import BUNDLE, ENCODING, INDEXING, RunDir, damaged
+from ezxmc.pipeline.rundir import BUNDLE, ENCODING, INDEXING, RunDir, reading
 from ezxmc.pipeline.snapshot import Changes, Snapshot
-from ezxmc.pipeline.update_pairs import Rows, Selection, pair_rows, read_pairs, select
+from ezxmc.pipeline.update_pairs import Selection, pair_rows, read_pairs, select
 from ezxmc.progress import Progress
 from ezxmc.records import Document, Judgment, Label, Pair
 from ezxmc.retrieval import BiEncoder
@@ -210,13 +209,10 @@ class Update(Delivery):
         parts = [part.model_dump() for part in (config.shortlist, config.inference, config.update)]
         inputs = [*self._state, *parts, config.budget.calibration, sorted(drifting)]
         done = place.stage("select", inputs, [file], make, libraries=ENCODING)
-        try:
-            with file.open(encoding="utf-8") as lines:
-                selected: dict[str, Rows] = read_pairs(self.catalog, map(json.loads, lines))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise damaged(file, error) from None
-        if sum(map(len, chain(*selected.values()))) != sum(done["counts"].values()):
-            raise damaged(file, ValueError("pairs are missing"))
+        with reading(file) as lines:
+            selected = read_pairs(self.catalog, lines)
+            if sum(map(len, chain(*selected.values()))) != sum(done["counts"].values()):
+                raise ValueError("pairs are missing")
         uids = [document.uid for document in self.catalog.documents]
         for why, rows in selected.items():
             order = in_hash_order(uids, (i for i, row in enumerate(rows) if row))
