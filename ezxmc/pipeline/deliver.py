@@ -306,7 +306,8 @@ class HeadStage:
     def _train(self, save: Callable[[Path], Any]) -> tuple[SparseHead, FusionChoice, _Ranking, _Ranking]:
         """The head, its weight by what is judged, and both rankings; no student stays in memory."""
         catalog, annotator, config = self.cycles.catalog, self.cycles.annotator, self.config
-        apart = annotator.documents(catalog.to_select), catalog.labels, self._targets(False)
+        taught, plain = self._targets(True), self._targets(False)
+        apart = annotator.documents(catalog.to_select), catalog.labels, plain
         texts = [document.shown for document in annotator.documents(self.cycles.budget.selecting)]
 
         def ranking(index: LabelIndex, encoder: BiEncoder, search: Callable[..., Any]) -> _Ranking:
@@ -322,7 +323,7 @@ class HeadStage:
             opened.encoder,
             annotator.documents(catalog.to_train),
             catalog.labels,
-            self._targets(True),
+            taught,
             opened.index,
             config.head,
             precision=config.training.precision,
