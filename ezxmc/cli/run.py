@@ -114,15 +114,15 @@ def run(
 
 def tell(report: RunReport, run_dir: Path) -> None:
     """The end of a run: its story, its figures, three documents with their tags, where all is, what next."""
-    from ezxmc.report.story import TOLD, percent, story, told_of
+    from ezxmc.report.story import HEADLINE, headline, percent, story
 
     *told, then = story(report)
     for part in told:
         typer.echo(part)
-    found, which = told_of(report)
+    found, which = headline(report)
     rows = [
         [metric, *(percent(side[metric]) if metric in side else "" for side in sides)]
-        for metric in TOLD
+        for metric in HEADLINE
         if found and metric in found.after and (sides := (found.constant, found.before, found.after))
     ]
     if found and rows:

@@ -58,8 +58,8 @@ class Glimpses:
         document = next(document for document in self._documents if document.uid == uid)
         surest = [label for odds, label in sorted(tags, reverse=True)[:_TAGS] if odds > 0]
         titles = {label.uid: label.title for label in self._labels if label.uid in surest}
-        told = ", ".join(printable(titles[label]) for label in surest) or "nothing asked so far fits"
-        return f"{self._yes / self._scored:.0%} yes; {told} <- {printable(document.title or document.text)}"
+        named = ", ".join(printable(titles[label]) for label in surest) or "nothing asked so far fits"
+        return f"{self._yes / self._scored:.0%} yes; {named} <- {printable(document.title or document.text)}"
 
 
 class Annotator:
