@@ -202,7 +202,9 @@ class CycleSummary(Part):
 
 def _former_bin(value: Any) -> Any:
     """Earlier releases said `count` where it is `n`."""
-    return {"n": value["count"], **value} if isinstance(value, dict) and "count" in value else value
+    if isinstance(value, dict) and "count" in value:
+        return {"n" if name == "count" else name: one for name, one in value.items()}
+    return value
 
 
 Bins = list[Annotated[ReliabilityBin, BeforeValidator(_former_bin)]]
