@@ -112,7 +112,7 @@ def calibrate(
     from ezxmc.data import calibration_part, columns_for, read_documents, read_gold
     from ezxmc.data.predictions import check_shortlist, write_shortlist
     from ezxmc.errors import TrainingError
-    from ezxmc.feedback.reviews import Decided, tag_verdicts
+    from ezxmc.feedback.reviews import ReviewedPairs, tag_verdicts
     from ezxmc.feedback.targets import teacher_verdicts
 
     if gold is not None and reviewed is not None:
@@ -152,7 +152,7 @@ def calibrate(
             bar(done, len(docs))
         if reviewed is not None:
             with opened(reviewed):
-                decided = Decided.load(reviewed, docs, predictor.bundle.labels)
+                decided = ReviewedPairs.load(reviewed, docs, predictor.bundle.labels)
             lists = decided.lists(predictions, depth)
             watch.say(f"{decided.line}; {lists.counts}")
             if aim is not TargetName.TEACHER:

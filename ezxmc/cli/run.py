@@ -114,15 +114,15 @@ def run(
 
 def tell(report: RunReport, run_dir: Path) -> None:
     """The end of a run: its story, its figures, three documents with their tags, where all is, what next."""
-    from ezxmc.report.story import TOLD, percent, story, told_of
+    from ezxmc.report.story import HEADLINE, headline, percent, story
 
     *told, then = story(report)
     for part in told:
         typer.echo(part)
-    found, which = told_of(report)
+    found, which = headline(report)
     rows = [
         [metric, *(percent(side[metric]) if metric in side else "" for side in sides)]
-        for metric in TOLD
+        for metric in HEADLINE
         if found and metric in found.after and (sides := (found.constant, found.before, found.after))
     ]
     if found and rows:
@@ -266,7 +266,7 @@ def train(
     """
     from ezxmc.config import DataConfig
     from ezxmc.data import Catalog
-    from ezxmc.feedback.reviews import Decided
+    from ezxmc.feedback.reviews import ReviewedPairs
     from ezxmc.feedback.targets import build_targets, context_of, doubt
     from ezxmc.files import sole_writer
     from ezxmc.retrieval.encoder import check_student_place
@@ -283,7 +283,7 @@ def train(
         apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
         recalled = newest_judgments(store, catalog.documents, catalog.labels, watch.say)
         judgments = [judgment for judgment in recalled.judgments if judgment.doc_uid not in apart]
-        verdicts = Decided.load(store, catalog.documents, catalog.labels).verdicts_outside(apart)
+        verdicts = ReviewedPairs.load(store, catalog.documents, catalog.labels).verdicts_outside(apart)
         targets = build_targets(
             judgments, config, context_of(judgments, len(catalog.labels)), verdicts=verdicts
         )

@@ -174,9 +174,9 @@ def annotate(
     from ezxmc.feedback.annotate import pairs_of
     from ezxmc.feedback.budget import Budget
     from ezxmc.feedback.database import check_store
-    from ezxmc.feedback.shards import merge_shards
+    from ezxmc.feedback.exchange import merge_shards
+    from ezxmc.feedback.recall import unused_judgments
     from ezxmc.feedback.store import FeedbackStore
-    from ezxmc.feedback.teachers import unused_judgments
     from ezxmc.progress import pulling
     from ezxmc.teacher import load_teacher
     from ezxmc.teacher.base import ShardedTeacher
@@ -206,7 +206,7 @@ def annotate(
             "make it with `ezxmc shortlist` of the same files",
         )
     budget = Budget(limits, [document.uid for document in docs], size=max(map(len, wanted), default=1) or 1)
-    part = budget.cut(1, wanted)
+    part = budget.allocate(1, wanted)
     with show_progress() as watch, FeedbackStore(store) as feedback:
         for name, one in (("documents", doc_rows), ("labels", tag_rows), ("shortlist", report)):
             one.tell(watch.say, name)

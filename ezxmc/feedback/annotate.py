@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from ezxmc.errors import StoreError, TeacherError, instance_of
-from ezxmc.feedback.shards import shard_folder
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 from ezxmc.teacher.base import ShardedTeacher, Teacher, startup_seconds
@@ -180,7 +179,7 @@ def annotate(
         InputTypeError: `pairs` is no function (a list, say) or gives something else than `Pair`s, or
             teacher or store is none.
     """
-    cure = "give a function that gives the pairs anew at each call: lambda: pairs_of(...)"
+    cure = "give a function that gives the pairs again at each call: lambda: pairs_of(...)"
     instance_of(pairs, Callable, "pairs", cure)  # type: ignore[arg-type]
     instance_of(store, FeedbackStore, "store", "open one: FeedbackStore('feedback.sqlite')")
     instance_of(teacher, Teacher, "teacher", "give what load_teacher returns, or any ezxmc.Teacher")
@@ -197,34 +196,33 @@ def annotate(
     return job.summary
 
 
+@dataclass(slots=True)
 class _Job:
-    def __init__(
-        self,
-        pairs: Callable[[], Iterable[Pair]],
-        teacher: Teacher,
-        store: FeedbackStore,
-        stop: Callable[[], bool],
-        progress: Callable[[int, int], None],
-        seen: Callable[[Sequence[Judgment]], None],
-    ) -> None:
-        self.pairs = pairs
-        self.teacher = teacher
-        self.store = store
-        self.stop = stop
-        self.progress = progress
-        self.seen = seen
-        self.summary = AnnotateSummary()
-        self.answered = 0
-        self.in_hand: dict[str, int] = {}
-        """Keys the teacher was asked and nothing is stored of, with the chunk they are in."""
-        self.failing: set[int] = set()
-        """Chunks with failed pairs."""
-        self.scoreless: dict[str, set[str]] = {}
-        """By final status, documents with a judgment that holds no score."""
-        self.in_vain = 0
-        self.scored = False
-        self.speechless: Counter[str] = Counter()
-        """Answers of this teacher without a score, by kind, as long as none had one."""
+    """The state of one call of `annotate`, with its arguments.
+
+    Attributes:
+        in_hand: Keys the teacher was asked and nothing is stored of, with the chunk they are in.
+        failing: Chunks with failed pairs.
+        scoreless: By final status, documents with a judgment that holds no score.
+        speechless: Answers of this teacher without a score, by kind, as long as none had one.
+    """
+
+    pairs: Callable[[], Iterable[Pair]]
+    teacher: Teacher
+    store: FeedbackStore
+    stop: Callable[[], bool]
+    progress: Callable[[int, int], None]
+    seen: Callable[[Sequence[Judgment]], None]
+    summary: AnnotateSummary = field(default_factory=AnnotateSummary)
+    answered: int = 0
+    in_hand: dict[str, int] = field(default_factory=dict)
+    failing: set[int] = field(default_factory=set)
+    scoreless: dict[str, set[str]] = field(default_factory=dict)
+    in_vain: int = 0
+    scored: bool = False
+    speechless: Counter[str] = field(default_factory=Counter)
+    session: int = field(init=False)
+    claims: PairLocks = field(init=False)
 
     def count(self) -> set[int]:
         """Count the job; returns the chunks something is missing of."""
@@ -249,7 +247,7 @@ class _Job:
         self.session = self.store.open_session(self.teacher.fingerprint, self.teacher.description)
         self.claims = PairLocks(self.store.path)
         if isinstance(self.teacher, ShardedTeacher):
-            self.teacher.keep(shard_folder(self.store.path))
+            self.teacher.keep(self.store.shards)
         try:
             for attempt in range(1, _ATTEMPTS + 1):
                 answered, self.failing, self.in_vain = self.answered, set(), 0

@@ -2,30 +2,21 @@
 
 Everything is decided by the configuration and by content hashes, nothing by
 what is already stored: a job killed and started again chooses the same pairs.
-
-`Annotator` puts a catalog's pairs to the teacher within the budget, and recalls answers from the store.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from ezxmc.config import BudgetConfig, RunConfig
 from ezxmc.data import Catalog
-from ezxmc.feedback.annotate import AnnotateSummary, annotate, pairs_of
-from ezxmc.feedback.glimpses import Glimpses
-from ezxmc.feedback.recall import recall
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import context_size
 from ezxmc.hashing import text_hash
-from ezxmc.progress import Progress
-from ezxmc.records import Document, Judgment, Pair
-from ezxmc.teacher.base import Teacher
-from ezxmc.teacher.check import tell_faults
 
 LEAST_CANDIDATES = 4
 """A document is asked about at least this many labels before another one gets its first."""
@@ -60,17 +51,12 @@ class Allocation:
     unasked_pairs: int = 0
 
 
-def everything(rows: Sequence[Sequence[int]]) -> Allocation:
-    """All candidates, in the documents' order."""
-    return Allocation([i for i, row in enumerate(rows) if row], [list(row) for row in rows])
-
-
 def in_hash_order(uids: Sequence[str], positions: Iterable[int]) -> list[int]:
     """Positions in an order that is random, repeatable, and stays when documents are added."""
     return sorted(positions, key=lambda position: text_hash("budget", uids[position]))
 
 
-def shares(sizes: Sequence[int], pairs: int) -> list[int]:
+def spread(sizes: Sequence[int], pairs: int) -> list[int]:
     """How many candidates each document is asked about.
 
     All documents get equally many, the first of them one more; if that were
@@ -254,7 +240,7 @@ class Budget:
         apart = self._apart | self.idle
         return in_hash_order(self._uids, (i for i in range(len(self._uids)) if i not in apart))
 
-    def cut(self, cycle: int, rows: Sequence[Sequence[int]]) -> Allocation:
+    def allocate(self, cycle: int, rows: Sequence[Sequence[int]]) -> Allocation:
         """Choose what a cycle asks; call it for cycle 1, 2, ... in turn.
 
         Args:
@@ -262,14 +248,14 @@ class Budget:
             rows: Candidate labels of every document, best first, explored ones last.
         """
         if not self.limited:
-            return everything(rows)
+            return Allocation([i for i, row in enumerate(rows) if row], [list(row) for row in rows])
         learnt = self._learnt()
         left = self.pairs(cycle) - self._allotted
         if left >= sum(map(len, rows)):
             order = [*learnt, *in_hash_order(self._uids, self._apart)]
             found = Allocation([i for i in order if rows[i]], [list(row) for row in rows])
         else:
-            found = cut(rows, learnt, left, self._explored)
+            found = allocate(rows, learnt, left, self._explored)
         self._allotted += sum(map(len, found.rows))
         return found
 
@@ -300,7 +286,9 @@ def asked_documents(config: BudgetConfig, documents: int) -> int:
     return documents if config.documents is None else min(documents, config.documents)
 
 
-def cut(rows: Sequence[Sequence[int]], order: Sequence[int], pairs: int, explored: float = 0.0) -> Allocation:
+def allocate(
+    rows: Sequence[Sequence[int]], order: Sequence[int], pairs: int, explored: float = 0.0
+) -> Allocation:
     """Take `pairs` candidates of a job.
 
     Args:
@@ -309,7 +297,7 @@ def cut(rows: Sequence[Sequence[int]], order: Sequence[int], pairs: int, explore
         pairs: How many candidates to take.
         explored: Share of the taken ones that is taken from the end of a row.
     """
-    given = shares([len(rows[i]) for i in order], pairs)
+    given = spread([len(rows[i]) for i in order], pairs)
     taken: list[list[int]] = [[] for _ in rows]
     owed = 0.0
     for position, share in zip(order, given, strict=True):
@@ -352,84 +340,3 @@ class _Limit:
             return True
         self._handed += 1
         return False
-
-
-class Annotator:
-    """What a run asks. Documents and labels are given as positions in the catalog.
-
-    Args:
-        catalog: Documents and labels.
-        teacher: Who is asked.
-        store: Where answers are kept.
-        budget: When to stop.
-        watch: Sees progress and problems.
-
-    Attributes:
-        unasked_pairs: Pairs the budget left unasked while asking.
-        problem_docs: Some documents with judgments that hold no score.
-    """
-
-    def __init__(
-        self, catalog: Catalog, teacher: Teacher, store: FeedbackStore, budget: Budget, watch: Progress
-    ) -> None:
-        self.catalog, self.teacher, self.store = catalog, teacher, store
-        self.budget, self._watch = budget, watch
-        self._glimpses = Glimpses(catalog.documents, catalog.labels, watch.show)
-        tell_faults(teacher, watch.say)
-        self.unasked_pairs = 0
-        self.problem_docs: list[str] = []
-
-    def ask(
-        self,
-        documents: Sequence[int],
-        rows: Sequence[Sequence[int]],
-        title: str,
-        cycle: int | None = None,
-        *,
-        compares: bool = False,
-    ) -> AnnotateSummary:
-        """Ask what is not known yet.
-
-        Args:
-            documents: N documents, in the order they are asked about.
-            rows: Labels of each.
-            title: For the progress bar.
-            cycle: Whose part of the hours counts; `None`: all of them.
-            compares: As for `Budget.stop`.
-        """
-        summary = annotate(
-            lambda: self._pairs(documents, rows),
-            self.teacher,
-            self.store,
-            stop=self.budget.stop(self.store, self.teacher.fingerprint, cycle, compares=compares),
-            progress=self._watch.stage(title),
-            seen=self._glimpses.see,
-        )
-        if summary.stopped:
-            self.unasked_pairs += summary.wanted - summary.known - summary.asked
-        for kind, found in summary.problems.items():
-            number, named = summary.statuses[kind], ", ".join(found.some[:5])
-            self._watch.say(f"  {number:,} pairs: {kind}, in {found.count:,} documents: {named} ...")
-        self.problem_docs.extend(summary.problem_docs)
-        return summary
-
-    def answers(self, documents: Sequence[int], rows: Sequence[Sequence[int]]) -> list[Judgment]:
-        """What the store holds of these pairs."""
-        return list(recall(self._pairs(documents, rows), self.teacher, self.store))
-
-    def judged(self, document: int, rows: Sequence[int]) -> list[int]:
-        """Those of a document's `rows` that the store holds."""
-        keys = [self.teacher.key(pair) for pair in self._pairs([document], [rows])]
-        known = self.store.known(keys)
-        return [row for row, key in zip(rows, keys, strict=True) if key in known]
-
-    def seconds(self) -> float:
-        """Judging time of all sessions."""
-        return self.store.judging_seconds(self.teacher.fingerprint)
-
-    def _pairs(self, documents: Sequence[int], rows: Sequence[Sequence[int]]) -> Iterator[Pair]:
-        return pairs_of(self.documents(documents), self.catalog.labels, rows)
-
-    def documents(self, positions: Sequence[int]) -> list[Document]:
-        """The catalog's documents at these positions."""
-        return [self.catalog.documents[i] for i in positions]

@@ -135,7 +135,7 @@ def _is_store(path: Path) -> bool:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as opened:
             return not _foreign(opened)
     except sqlite3.DatabaseError as error:
-        # One that cannot be read now is told of by whoever opens it.
+        # One that cannot be read now is reported when it is opened.
         return not isinstance(error, sqlite3.OperationalError)
 
 
@@ -167,7 +167,7 @@ class Database:
                 if _foreign(self._db):
                     raise StoreError(f"{self.path} is a database, and no feedback store", "name another file")
                 self._write_ahead()
-                # What is told as stored outlives a power cut: each commit waits for the disk, in batches
+                # What is reported as stored outlives a power cut: each commit waits for the disk, in batches
                 # of 64 at 12,000 judgments a second, more than any teacher gives.
                 self._db.execute("PRAGMA synchronous=FULL")
                 self._db.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")

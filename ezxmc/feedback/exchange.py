@@ -1,4 +1,4 @@
-"""Judgments out of a store into a file, and back.
+"""Judgments out of a store into a file, and back; and what workers had finished when their driver died.
 
 The file is Parquet, JSON lines or CSV with the columns `doc`, `label`, `status`,
 `log_odds`, `mass`, `prompt_tokens`, `cached_tokens`, `key`, `teacher` (its
@@ -22,7 +22,7 @@ from ezxmc.data.writers import row_format, whole_rows
 from ezxmc.errors import StoreError
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Judgment, Status
-from ezxmc.teacher.shards import COLUMNS
+from ezxmc.teacher.shards import COLUMNS, Shard, left_behind
 
 _BATCH = 10_000
 _SCHEMA = pyarrow.schema([*COLUMNS, *((name, pyarrow.string()) for name in ("teacher", "description"))])
@@ -81,13 +81,13 @@ def export_judgments(
     done = 0
     with whole_rows(out, "an export of judgments", _SCHEMA, is_row=_is_row, inputs=[store.path]) as write:
         for fingerprint, description in teachers.items():
-            told: str | None = json.dumps(description, ensure_ascii=False, sort_keys=True)
+            once: str | None = json.dumps(description, ensure_ascii=False, sort_keys=True)
             for rows in store.batches(fingerprint, _BATCH):
                 found = [
                     dict(zip(_NAMES, (*values, key.hex(), fingerprint), strict=True)) for key, *values in rows
                 ]
-                if told is not None:
-                    found[0]["description"], told = told, None
+                if once is not None:
+                    found[0]["description"], once = once, None
                 write(found)
                 done += len(rows)
                 if progress:
@@ -182,3 +182,33 @@ def _number(row: dict[str, Any], name: str) -> float | None:
     if not math.isfinite(number := float(value)):
         raise ValueError(f"{name} {number} is no number")
     return number
+
+
+def merge_shards(store: FeedbackStore) -> int:
+    """Store what interrupted jobs left behind; their teachers need not be there.
+
+    A shard is deleted after its commit. Killed in between, its judgments are
+    known the next time, and nothing is stored or counted twice. Shards of a
+    job at work, in another process, are left to it.
+
+    Returns:
+        Judgments that were new.
+
+    Raises:
+        StoreError: A shard is damaged, or the store cannot be written.
+    """
+    merged = 0
+    for job in left_behind(store.shards):
+        sessions: dict[str, int] = {}
+        for path in job:
+            shard = Shard.read(path)
+            known = store.known([judgment.key for judgment in shard.judgments])
+            fresh = [judgment for judgment in shard.judgments if judgment.key not in known]
+            if fresh:
+                if shard.teacher not in sessions:
+                    sessions[shard.teacher] = store.open_session(shard.teacher, shard.description)
+                answered = sum(judgment.status.final for judgment in fresh)
+                seconds = shard.seconds * answered / len(shard.judgments)
+                merged += len(store.append(sessions[shard.teacher], fresh, seconds))
+            path.unlink()
+    return merged

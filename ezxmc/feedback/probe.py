@@ -204,7 +204,7 @@ class _Answer:
 
 
 class _Timed:
-    """A teacher that is told the size of the whole job, and whose answers are timed."""
+    """A teacher that knows the size of the whole job, and whose answers are timed."""
 
     def __init__(self, teacher: Teacher, expected: int) -> None:
         self._teacher, self._expected = teacher, expected

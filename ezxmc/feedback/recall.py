@@ -3,15 +3,18 @@
 A key holds the texts, and a judgment's uids are only names of that time. Who
 joins judgments to a catalog by uid takes the answer on an old text for one on
 the new; so everything that uses a store's judgments gets them from here.
+
+Keys hold the teacher's fingerprint, too, so judgments of two teachers never mix. But who edits a
+prompt should see that the old answers no longer count: `unused_judgments`.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ezxmc.errors import DataError
 from ezxmc.feedback.store import FeedbackStore
@@ -24,6 +27,7 @@ _TRIED = 30_000_000
 """Keys tried at most to find texts under other ids: half a minute."""
 _HARDLY = 0.1
 """Of the documents that were judged, the least share that must have an answer on its present text."""
+_SHOWN = 60  # of a teacher's value: enough of a hash to tell it from another
 _Item = TypeVar("_Item", Document, Label)
 
 
@@ -161,8 +165,8 @@ class _Search:
         self.docs = {document.uid: document for document in documents}
         self.labels = {label.uid: label for label in labels}
         self.shown = {document.uid: document.shown for document in documents}
-        self.twins = _alike(documents, lambda document: self.shown[document.uid])
-        self.namesakes = _alike(labels, lambda label: label.title)
+        self.twins = alike(documents, lambda document: self.shown[document.uid])
+        self.namesakes = alike(labels, lambda label: label.title)
         self.found: list[Judgment] = []
         self.left: dict[str, Judgment] = {}
         self.stored = self.moved = self.by_uid = self.strangers = 0
@@ -238,8 +242,47 @@ class _Search:
         )
 
 
-def _alike(items: Sequence[_Item], of: Callable[[_Item], str]) -> dict[str, list[_Item]]:
+def alike(items: Iterable[_Item], of: Callable[[_Item], str]) -> dict[str, list[_Item]]:
+    """Documents or labels by what `of` says of them."""
     found: dict[str, list[_Item]] = defaultdict(list)
     for item in items:
         found[of(item)].append(item)
     return found
+
+
+def unused_judgments(store: FeedbackStore, teacher: Teacher) -> str | None:
+    """One line about judgments that a store holds of other teachers; `None` where there are none.
+
+    Only counters are read, however many judgments there are.
+    """
+    others = [
+        (known, judgments)
+        for other, known in reversed(store.teachers().items())
+        if other != teacher.fingerprint and (judgments := store.totals(other).judgments)
+    ]
+    if not others:
+        return None
+    whose = "another teacher" if len(others) == 1 else f"{len(others)} other teachers, the latest"
+    return (
+        f"the store holds {sum(count for _, count in others):,} judgments of {whose} "
+        f"({'; '.join(differences(others[0][0], teacher.description))}): they are kept and not used"
+    )
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[str, ...]:
+    """In what two teachers' descriptions differ, in words; of what only one of them tells, nothing."""
+    found = [
+        _change(name.replace("_", " "), old[name], new[name])
+        for name in old
+        if name in new and name != "prompt_hash" and old[name] != new[name]
+    ]
+    if old.get("prompt") == new.get("prompt") and old.get("prompt_hash") != new.get("prompt_hash"):
+        # The version stayed, so the names alone would not tell.
+        found.insert(0, f"prompt {old.get('prompt')} before its text was changed")
+    return tuple(found) or ("described in other terms",)
+
+
+def _change(name: str, old: Any, new: Any) -> str:
+    if isinstance(old, dict) or isinstance(new, dict):
+        return f"other {name}"
+    return f"{name} {str(old)[:_SHOWN]}, now {str(new)[:_SHOWN]}"

@@ -14,16 +14,15 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TypeVar
 
 from ezxmc.feedback.database import SqliteTable
+from ezxmc.feedback.recall import alike
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label, Prediction
 
 FEWEST_REVIEWED = 50
-"""Reviewed documents it takes until a run's probabilities foretell people (`ReviewedLists`)."""
+"""Reviewed documents it takes until a run's probabilities predict people (`ReviewedLists`)."""
 _ID_DIGITS = 20
-_Item = TypeVar("_Item", Document, Label)
 
 
 class Answer(StrEnum):
@@ -45,7 +44,7 @@ class Review:
         doc_hash: `document_hash`.
         label_hash: `label_hash`.
         answer: `None` takes the decision before it back.
-        reviewer: Who decided, if told.
+        reviewer: Who decided, if known.
         at: When, in seconds since 1970.
     """
 
@@ -143,7 +142,7 @@ class Reviews(SqliteTable):
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class ReviewedPairs:
     """People's decisions on the documents and labels of a catalog, by their present uids.
 
     Attributes:
@@ -155,7 +154,9 @@ class Decided:
     elsewhere: int = 0
 
     @classmethod
-    def of(cls, reviews: Iterable[Review], documents: Iterable[Document], labels: Iterable[Label]) -> Decided:
+    def of(
+        cls, reviews: Iterable[Review], documents: Iterable[Document], labels: Iterable[Label]
+    ) -> ReviewedPairs:
         """Find decisions in a catalog, by content; documents of equal text share theirs.
 
         Args:
@@ -166,7 +167,7 @@ class Decided:
         wanted = [(review, review.answer) for review in reviews if review.answer is not None]
         if not wanted:
             return cls({})
-        docs, tags = _by_hash(documents, document_hash), _by_hash(labels, label_hash)
+        docs, tags = alike(documents, document_hash), alike(labels, label_hash)
         answers: dict[tuple[str, str], Answer] = {}
         elsewhere = 0
         for review, answer in wanted:
@@ -181,7 +182,7 @@ class Decided:
         return cls(answers, elsewhere)
 
     @classmethod
-    def load(cls, store: str | Path, documents: Iterable[Document], labels: Iterable[Label]) -> Decided:
+    def load(cls, store: str | Path, documents: Iterable[Document], labels: Iterable[Label]) -> ReviewedPairs:
         """`of` the latest decisions in a store; errors as for `Reviews`."""
         with Reviews(store) as reviews:
             return cls.of(reviews.latest().values(), documents, labels)
@@ -297,7 +298,7 @@ class ReviewedLists:
         if not self.enough:
             wanted = FEWEST_REVIEWED
             said += (
-                f"; probabilities foretell people from {wanted} documents on: {wanted - n} are missing "
+                f"; probabilities predict people from {wanted} documents on: {wanted - n} are missing "
                 "(`ezxmc review export --for calibration`)"
             )
         shares = [statistics.fmean(known.values()) for known in self.answers.values()]
@@ -314,10 +315,3 @@ class ReviewedLists:
 def tag_verdicts(tags: Mapping[str, Collection[str]]) -> Callable[[str, str], float | None]:
     """Verdicts, by (document uid, label uid), of people who named all right tags of some documents."""
     return lambda doc_uid, label_uid: float(label_uid in tags[doc_uid]) if doc_uid in tags else None
-
-
-def _by_hash(items: Iterable[_Item], of: Callable[[_Item], str]) -> dict[str, list[_Item]]:
-    found: dict[str, list[_Item]] = {}
-    for item in items:
-        found.setdefault(of(item), []).append(item)
-    return found

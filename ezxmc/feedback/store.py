@@ -106,6 +106,11 @@ class FeedbackStore(SqliteTable):
         """Bytes on disk, those still in the write-ahead log included."""
         return self._db.size
 
+    @property
+    def shards(self) -> Path:
+        """Folder beside the file, for answers of workers on their way here."""
+        return self.path.with_name(f"{self.path.name}-shards")
+
     def open_session(self, fingerprint: str, description: dict[str, Any]) -> int:
         """Register a teacher and the start of an annotation session; returns its id.
 
@@ -115,14 +120,14 @@ class FeedbackStore(SqliteTable):
         instance_of(fingerprint, str, "fingerprint", "give a teacher's fingerprint")
         instance_of(description, dict, "description", "give a teacher's description")
         try:
-            told = json.dumps(description, sort_keys=True)
+            text = json.dumps(description, sort_keys=True)
         except (TypeError, ValueError) as error:
             raise InputTypeError(f"the description is no JSON: {error}", "give texts and numbers") from None
         with self._db.transaction():
             self._db.run(
                 "INSERT OR IGNORE INTO teachers (fingerprint, description) VALUES (?, ?)",
                 fingerprint,
-                told,
+                text,
             )
             row = self._db.rows(
                 "INSERT INTO sessions (teacher, started) SELECT id, ? FROM teachers WHERE fingerprint = ? "
@@ -286,24 +291,38 @@ class FeedbackStore(SqliteTable):
             for rows in self.batches(teacher):
                 yield from map(_judgment, rows)
 
-    def to_dataset(self, fingerprint: str | None = None) -> Any:
-        """Scored judgments as a `datasets.Dataset`, in memory: `doc`, `label` (uids), `log_odds`, `mass`.
+    def to_dataset(self, fingerprint: str | None = None, *, scored: bool = True) -> Any:
+        """Judgments as a `datasets.Dataset`, in memory, in key order.
 
-        It is feedback as `train_bi_encoder` takes it.
+        Its columns are those of an export: `doc`, `label` (uids), `status`, `log_odds`, `mass`,
+        `prompt_tokens`, `cached_tokens`, `key`. It is feedback as `train_bi_encoder` takes it.
 
         Args:
             fingerprint: Whose; by default the newest teacher's, for answers of two do not compare.
-        """
-        from datasets import Dataset
+            scored: Whether judgments without a score are left out, which teach nothing; with them,
+                `log_odds` is missing where there was none.
 
-        found = self.judgments(fingerprint or self.newest_teacher() or "")
-        return Dataset.from_list(
-            [
-                {"doc": j.doc_uid, "label": j.label_uid, "log_odds": j.log_odds, "mass": j.label_mass}
-                for j in found
-                if j.log_odds is not None
-            ]
-        )
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> folder = TemporaryDirectory()
+            >>> with FeedbackStore(f"{folder.name}/feedback.sqlite") as store:
+            ...     session = store.open_session("mine", {"model": "a model"})
+            ...     answer = Judgment("0" * 64, "d1", "music", Status.OK, 2.5, 0.75)
+            ...     stored = store.append(session, [answer], seconds=0.5)
+            ...     found = store.to_dataset()
+            >>> found.select_columns(["doc", "label", "log_odds", "mass"])[0]
+            {'doc': 'd1', 'label': 'music', 'log_odds': 2.5, 'mass': 0.75}
+        """
+        import pyarrow
+        from datasets import Dataset, Features
+
+        from ezxmc.teacher.shards import COLUMNS
+
+        features = Features.from_arrow_schema(pyarrow.schema(COLUMNS))
+        rows = (row for rows in self.batches(fingerprint or self.newest_teacher() or "") for row in rows)
+        kept = [(*row[1:], row[0].hex()) for row in rows if not scored or row[4] is not None]
+        columns = zip(*kept, strict=True) if kept else ((),) * len(features)
+        return Dataset.from_dict(dict(zip(features, map(list, columns), strict=True)), features=features)
 
     def batches(self, fingerprint: str, size: int = 10_000) -> Iterator[list[tuple[Any, ...]]]:
         """One teacher's judgments as rows.

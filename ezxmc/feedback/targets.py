@@ -121,7 +121,7 @@ def label_shifts(
 
 
 Proposals = Callable[[Sequence[tuple[str, str]]], NDArray[np.float64]]
-"""(document uid, label uid) pairs → (P,) cosines of whoever proposed them."""
+"""(document uid, label uid) pairs → (P,) cosines of the encoder that proposed them."""
 
 # Of the pairs: a teacher that says "yes" (or "no") to fewer hardly tells them apart.
 _ODD = 0.01

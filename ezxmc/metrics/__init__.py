@@ -1,59 +1,34 @@
 """Metrics in pure numpy and scipy; they know labels and probabilities, and no model."""
 
-from ezxmc.metrics.bootstrap import FEW, Difference, Terms, differences, intervals
-from ezxmc.metrics.calibration import ReliabilityBin, ace_at_k, brier, ece_at_k, nll, reliability_bins
-from ezxmc.metrics.drift import FEWEST_DOCUMENTS, Drift, JudgedPairs, Shift, detect_drift
-from ezxmc.metrics.propensity import (
-    GROUPS,
-    Frequencies,
-    frequency_groups,
-    inverse_propensities,
-    inverse_propensity,
-    psp_at_k,
-)
-from ezxmc.metrics.ranking import (
-    encode,
-    hit_matrix,
-    ndcg_at_k,
-    precision_at_k,
-    precision_by_document,
-    recall_at_k,
-    recall_by_document,
-    top_labels,
-)
-from ezxmc.metrics.streaming import Measured, RankingMetrics
-
-__all__ = [
-    "FEW",
-    "FEWEST_DOCUMENTS",
-    "GROUPS",
-    "Difference",
-    "Drift",
-    "Frequencies",
-    "JudgedPairs",
-    "Measured",
-    "RankingMetrics",
-    "ReliabilityBin",
-    "Shift",
-    "Terms",
-    "ace_at_k",
-    "brier",
-    "detect_drift",
-    "differences",
-    "ece_at_k",
-    "encode",
-    "frequency_groups",
-    "hit_matrix",
-    "intervals",
-    "inverse_propensities",
-    "inverse_propensity",
-    "ndcg_at_k",
-    "nll",
-    "precision_at_k",
-    "precision_by_document",
-    "psp_at_k",
-    "recall_at_k",
-    "recall_by_document",
-    "reliability_bins",
-    "top_labels",
-]
+from ezxmc.metrics.bootstrap import FEW as FEW
+from ezxmc.metrics.bootstrap import Difference as Difference
+from ezxmc.metrics.bootstrap import Terms as Terms
+from ezxmc.metrics.bootstrap import differences as differences
+from ezxmc.metrics.bootstrap import intervals as intervals
+from ezxmc.metrics.calibration import ReliabilityBin as ReliabilityBin
+from ezxmc.metrics.calibration import ace_at_k as ace_at_k
+from ezxmc.metrics.calibration import brier as brier
+from ezxmc.metrics.calibration import ece_at_k as ece_at_k
+from ezxmc.metrics.calibration import nll as nll
+from ezxmc.metrics.calibration import reliability_bins as reliability_bins
+from ezxmc.metrics.drift import FEWEST_DOCUMENTS as FEWEST_DOCUMENTS
+from ezxmc.metrics.drift import Drift as Drift
+from ezxmc.metrics.drift import JudgedPairs as JudgedPairs
+from ezxmc.metrics.drift import Shift as Shift
+from ezxmc.metrics.drift import detect_drift as detect_drift
+from ezxmc.metrics.propensity import GROUPS as GROUPS
+from ezxmc.metrics.propensity import Frequencies as Frequencies
+from ezxmc.metrics.propensity import frequency_groups as frequency_groups
+from ezxmc.metrics.propensity import inverse_propensities as inverse_propensities
+from ezxmc.metrics.propensity import inverse_propensity as inverse_propensity
+from ezxmc.metrics.propensity import psp_at_k as psp_at_k
+from ezxmc.metrics.ranking import encode as encode
+from ezxmc.metrics.ranking import hit_matrix as hit_matrix
+from ezxmc.metrics.ranking import ndcg_at_k as ndcg_at_k
+from ezxmc.metrics.ranking import precision_at_k as precision_at_k
+from ezxmc.metrics.ranking import precision_by_document as precision_by_document
+from ezxmc.metrics.ranking import recall_at_k as recall_at_k
+from ezxmc.metrics.ranking import recall_by_document as recall_by_document
+from ezxmc.metrics.ranking import top_labels as top_labels
+from ezxmc.metrics.streaming import Measured as Measured
+from ezxmc.metrics.streaming import RankingMetrics as RankingMetrics

@@ -71,15 +71,7 @@ def reliability_bins(probabilities: ArrayLike, hits: ArrayLike, bins: int = 10) 
 def ece_at_k(probabilities: ArrayLike, hits: ArrayLike, bins: int = 10) -> float:
     """Expected calibration error: sum over bins of n_b/n · |hit rate − mean probability|.
 
-    Equal-width bins, L1; arXiv 2411.04276.
-
-    Args:
-        probabilities: Of the pooled top-k pairs, any shape.
-        hits: The same shape.
-        bins: Number of bins over [0, 1].
-
-    Raises:
-        ArgumentError, InputTypeError: As for `reliability_bins`.
+    Equal-width bins, L1; arXiv 2411.04276. Arguments and errors as for `reliability_bins`.
     """
     points = reliability_bins(probabilities, hits, bins)
     total = sum(point.n for point in points)
@@ -90,15 +82,8 @@ def ace_at_k(probabilities: ArrayLike, hits: ArrayLike, bins: int = 10) -> float
     """Adaptive calibration error: as ECE, in bins that hold equally many pairs.
 
     After Nixon et al., arXiv 1904.01685. Pairs of one probability share their
-    hit rate before they are cut into bins, so their order does not matter.
-
-    Args:
-        probabilities: Of the pooled top-k pairs, any shape.
-        hits: The same shape.
-        bins: Number of bins; at most one per pair is used.
-
-    Raises:
-        ArgumentError, InputTypeError: As for `reliability_bins`.
+    hit rate before they are cut into bins, so their order does not matter. Of
+    `bins` at most one per pair is used; else arguments and errors as for `reliability_bins`.
     """
     p, y = _pairs(probabilities, hits)
     number_between(whole_number(bins, "bins"), "bins", 1, _MOST_BINS)
@@ -109,15 +94,7 @@ def ace_at_k(probabilities: ArrayLike, hits: ArrayLike, bins: int = 10) -> float
 
 
 def brier(probabilities: ArrayLike, hits: ArrayLike) -> float:
-    """Brier score: mean of (probability − hit)².
-
-    Args:
-        probabilities: Any shape.
-        hits: The same shape.
-
-    Raises:
-        ArgumentError, InputTypeError: As for `reliability_bins`.
-    """
+    """Brier score, mean of (probability − hit)²; arguments and errors as for `reliability_bins`."""
     p, y = _pairs(probabilities, hits)
     return float(np.mean((p - y) ** 2))
 
@@ -125,12 +102,7 @@ def brier(probabilities: ArrayLike, hits: ArrayLike) -> float:
 def nll(probabilities: ArrayLike, hits: ArrayLike) -> float:
     """Mean negative log-likelihood in nats; probabilities are clipped to [1e-12, 1 − 1e-12].
 
-    Args:
-        probabilities: Any shape.
-        hits: The same shape.
-
-    Raises:
-        ArgumentError, InputTypeError: As for `reliability_bins`.
+    Arguments and errors as for `reliability_bins`.
     """
     p, y = _pairs(probabilities, hits)
     p = np.clip(p, 1e-12, 1 - 1e-12)

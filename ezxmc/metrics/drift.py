@@ -25,7 +25,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +72,8 @@ class Shift:
     """Mean residual before and now, of all pairs or of one label or group.
 
     Attributes:
+        name: Uid of the label, name of the group; empty for all pairs.
+        kind: What it is of.
         pairs_before: Pairs of the former sample.
         pairs: Pairs now.
         error_before: Mean residual, verdict minus probability, of the former sample.
@@ -80,6 +83,8 @@ class Shift:
         drifted: Whether it is rejected, all tests taken together.
     """
 
+    name: str
+    kind: Literal["all", "label", "group"]
     pairs_before: int
     pairs: int
     error_before: float
@@ -99,10 +104,10 @@ class Drift:
         overall: All pairs; its p is that of the largest |T| of all pairs and the bands.
         ece_before: Expected calibration error of the former sample.
         ece: The same now.
-        labels: By uid, of labels with enough pairs in both samples.
-        groups: The same by group.
+        parts: Labels and groups with enough pairs in both samples, those that drifted and the least p first.
         reliability_before: Bins of the former sample's diagram.
         reliability: The same now.
+        level: Rate of reporting drift where there is none.
     """
 
     documents_before: int
@@ -110,24 +115,21 @@ class Drift:
     overall: Shift
     ece_before: float
     ece: float
-    labels: dict[str, Shift] = field(default_factory=dict)
-    groups: dict[str, Shift] = field(default_factory=dict)
-    reliability_before: tuple[ReliabilityBin, ...] = ()
-    reliability: tuple[ReliabilityBin, ...] = ()
+    parts: tuple[Shift, ...]
+    reliability_before: tuple[ReliabilityBin, ...]
+    reliability: tuple[ReliabilityBin, ...]
+    level: float
 
     @property
     def found(self) -> bool:
         """Whether anything drifted."""
-        return self.overall.drifted or any(
-            shift.drifted for part in (self.labels, self.groups) for shift in part.values()
-        )
+        return self.overall.drifted or any(part.drifted for part in self.parts)
 
     def drifting(self, group_of: Mapping[str, str]) -> set[str]:
         """Labels that drifted, by themselves or with their group; `group_of` is `detect_drift`'s."""
-        members = {label for label, group in group_of.items() if group in self.groups}
-        return {label for label, shift in self.labels.items() if shift.drifted} | {
-            label for label in members if self.groups[group_of[label]].drifted
-        }
+        found = {(part.kind, part.name) for part in self.parts if part.drifted}
+        whole = {label for label, group in group_of.items() if ("group", group) in found}
+        return whole | {name for kind, name in found if kind == "label"}
 
 
 def detect_drift(
@@ -167,7 +169,7 @@ def detect_drift(
     labels = [*before.labels, *now.labels]
     # Cut where the pooled pairs say: the same for every permutation.
     bands = np.searchsorted(np.quantile(stated, np.arange(1, _BANDS) / _BANDS), stated)
-    names: list[tuple[str, str]] = [("all", ""), *(("band", str(band)) for band in range(_BANDS))]
+    names = [("all", ""), *(("band", str(band)) for band in range(_BANDS))]
     members = [np.ones(len(rows), dtype=np.bool_), *(bands == band for band in range(_BANDS))]
     first_now = len(before.documents)
     is_new = np.arange(len(rows)) >= first_now
@@ -196,20 +198,17 @@ def detect_drift(
     p = (own + 1) / (permutations + 1)
     p[0] = (largest + 1) / (permutations + 1)
     rejected = np.concatenate([[p[0] <= level / 2], np.zeros(_BANDS), _rejected(p[first:], level / 2)])
-    shifts = sums.shifts(new, p, rejected.astype(np.bool_), members, is_new)
-    by_kind: dict[str, dict[str, Shift]] = {"label": {}, "group": {}}
-    for (kind, name), shift in list(zip(names, shifts, strict=True))[first:]:
-        by_kind[kind][name] = shift
+    overall, *shifts = sums.shifts(new, p, rejected.astype(np.bool_), members, is_new, names)
     return Drift(
         before.size,
         now.size,
-        shifts[0],
+        overall,
         ece_at_k(before.probabilities, before.verdicts),
         ece_at_k(now.probabilities, now.verdicts),
-        by_kind["label"],
-        by_kind["group"],
+        tuple(sorted(shifts[_BANDS:], key=lambda shift: (not shift.drifted, shift.p))),
         tuple(reliability_bins(before.probabilities, before.verdicts)),
         tuple(reliability_bins(now.probabilities, now.verdicts)),
+        level,
     )
 
 
@@ -265,6 +264,7 @@ class _Sums:
         rejected: NDArray[np.bool_],
         members: Sequence[NDArray[np.bool_]],
         is_new: NDArray[np.bool_],
+        names: Sequence[tuple[Any, str]],
     ) -> list[Shift]:
         (error, variance), (error_before, _) = (
             self._mean(side[None].astype(np.float64)) for side in (new, ~new)
@@ -272,6 +272,8 @@ class _Sums:
         reach = _reach(error[0], variance[0], np.count_nonzero(self.m[new], axis=0))
         return [
             Shift(
+                name,
+                kind,
                 int((member & ~is_new).sum()),
                 int((member & is_new).sum()),
                 float(error_before[0, c]),
@@ -280,7 +282,7 @@ class _Sums:
                 float(p[c]),
                 bool(rejected[c]),
             )
-            for c, member in enumerate(members)
+            for c, ((kind, name), member) in enumerate(zip(names, members, strict=True))
         ]
 
 

@@ -103,14 +103,7 @@ def psndcg_terms(weighted: Floats, best: Floats, sizes: Sizes, k: int) -> tuple[
     are summed, and the sums by each other, as pyxclib and napkinXC do. The
     unnormalised PSnDCG@k is the mean of the numerators.
 
-    Args:
-        weighted: `(N, any)`, see `weigh`.
-        best: `(N, k)` or fewer columns, see `ezxmc.metrics.ranking.heaviest`.
-        sizes: `(N,)` gold labels of each document.
-        k: Depth.
-
-    Returns:
-        Numerators and denominators `(N,)`; the metric is the ratio of their sums.
+    `sizes` are the `(N,)` gold labels of each document; else arguments and returns as for `psp_terms`.
     """
     ideal, first, best = ideal_dcg(sizes, k), weighted[:, :k], best[:, :k]
     return first @ gains(first.shape[1]) / ideal, best @ gains(best.shape[1]) / ideal

@@ -272,6 +272,11 @@ def ideal_dcg(sizes: Sizes, k: int) -> Floats:
 def hit_matrix(ranked: Ranked, gold: Gold, k: int) -> Hits:
     """Which of the first `k` labels of each document are gold.
 
+    Args:
+        ranked: N ranked lists.
+        gold: N non-empty collections.
+        k: Depth.
+
     Returns:
         Boolean `(N, k)`; ranks a short list lacks are misses.
 
@@ -287,16 +292,7 @@ def hit_matrix(ranked: Ranked, gold: Gold, k: int) -> Hits:
 
 
 def precision_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
-    """P@k of lists, see `precision_terms`.
-
-    Args:
-        ranked: N ranked lists.
-        gold: N non-empty collections.
-        k: Depth.
-
-    Raises:
-        ArgumentError, InputTypeError: As for `hit_matrix`.
-    """
+    """P@k of lists (`precision_terms`), in [0, 1]; arguments and errors as for `hit_matrix`."""
     return float(precision_by_document(ranked, gold, k).mean())
 
 
@@ -306,16 +302,7 @@ def precision_by_document(ranked: Ranked, gold: Gold, k: int) -> Floats:
 
 
 def recall_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
-    """R@k of lists, see `recall_terms`.
-
-    Args:
-        ranked: N ranked lists.
-        gold: N non-empty collections.
-        k: Depth.
-
-    Raises:
-        ArgumentError, InputTypeError: As for `hit_matrix`.
-    """
+    """R@k of lists (`recall_terms`), in [0, 1]; arguments and errors as for `hit_matrix`."""
     return float(recall_by_document(ranked, gold, k).mean())
 
 
@@ -325,16 +312,7 @@ def recall_by_document(ranked: Ranked, gold: Gold, k: int) -> Floats:
 
 
 def ndcg_at_k(ranked: Ranked, gold: Gold, k: int) -> float:
-    """nDCG@k of lists, see `ndcg_terms`.
-
-    Args:
-        ranked: N ranked lists.
-        gold: N non-empty collections.
-        k: Depth.
-
-    Raises:
-        ArgumentError, InputTypeError: As for `hit_matrix`.
-    """
+    """nDCG@k of lists (`ndcg_terms`), in [0, 1]; arguments and errors as for `hit_matrix`."""
     return float(ndcg_terms(*_hits(ranked, gold, k), k).mean())
 
 

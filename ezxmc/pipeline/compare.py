@@ -8,7 +8,6 @@ At the end the new bundle is compared with the former one, and calibrated.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,59 +31,59 @@ from ezxmc.metrics import (
     ece_at_k,
 )
 from ezxmc.metrics.evaluation import compare, evaluate
-from ezxmc.pipeline.run import calibrate
-from ezxmc.pipeline.update_steps import Work
+from ezxmc.pipeline.update_steps import Update
 from ezxmc.records import Prediction
+from ezxmc.report.update import Comparison, KeptMetric
 
 _MOST_BEFORE = 2_000  # documents calibrated on: more would only cost time
 
 
-def probe(work: Work) -> Drift | None:
-    """Ask about `work.probed`, and compare with the documents calibrated on.
+def probe(update: Update) -> Drift | None:
+    """Ask about `update.probed`, and compare with the documents calibrated on.
 
     Of either side count the documents whose first tags are all judged: which
     ones happen to be is no random choice. The probabilities of documents
-    calibrated on are made anew by a fit without them.
+    calibrated on are made again by a fit without them.
 
     Returns:
-        `None` if it cannot tell; `work.notes` says why.
+        `None` if it cannot tell; `update.notes` says why.
     """
-    calibrator = work.student.bundle.calibrator
-    fewest = min(len(work.probed), len(work.old_apart))
+    calibrator = update.student.bundle.calibrator
+    fewest = min(len(update.probed), len(update.old_apart))
     if calibrator is None or fewest < FEWEST_DOCUMENTS:
-        work.notes.append(
+        update.notes.append(
             f"Drift was not tested: it takes a calibrated bundle, and {FEWEST_DOCUMENTS} documents of either "
-            f"side; there are {len(work.probed)} new ones and {len(work.old_apart)} calibrated on."
+            f"side; there are {len(update.probed)} new ones and {len(update.old_apart)} calibrated on."
         )
         return None
-    now = _answers(work, work.probed, ask=True)
-    before = _answers(work, work.old_apart[:_MOST_BEFORE], ask=False)
-    groups = {label.uid: label.parent for label in work.catalog.labels if label.parent}
+    now = _answers(update, update.probed, ask=True)
+    before = _answers(update, update.old_apart[:_MOST_BEFORE], ask=False)
+    groups = {label.uid: label.parent for label in update.catalog.labels if label.parent}
     try:
         found = detect_drift(
-            _pairs(*before, _unfitted(*before, calibrator, work.depth)),
+            _pairs(*before, _unfitted(*before, calibrator, update.depth)),
             _pairs(*now, _stated(*now)),
             groups,
-            level=work.config.update.false_alarms,
-            seed=work.config.seed,
+            level=update.config.update.false_alarms,
+            seed=update.config.seed,
         )
     except TrainingError:
         found = None
     if found is None:
-        work.notes.append(f"Drift was not tested: fewer than {FEWEST_DOCUMENTS} documents are judged.")
+        update.notes.append(f"Drift was not tested: fewer than {FEWEST_DOCUMENTS} documents are judged.")
     return found
 
 
-def _answers(work: Work, documents: Sequence[int], *, ask: bool) -> tuple[list[Prediction], Verdict]:
+def _answers(update: Update, documents: Sequence[int], *, ask: bool) -> tuple[list[Prediction], Verdict]:
     """The former student's first tags and the teacher's verdicts on those of labels that stayed."""
-    predictions = work.student.predict(work.inquiry.documents(documents), k=work.depth)
-    rows = [work.rows(prediction.labels, work.seen) for prediction in predictions]
+    predictions = update.student.predict(update.annotator.documents(documents), k=update.depth)
+    rows = [update.rows(prediction.labels, update.seen) for prediction in predictions]
     if ask:
-        work.inquiry.ask(documents, rows, "drift: teacher judges new documents")
-    judgments = work.inquiry.answers(documents, rows)
+        update.annotator.ask(documents, rows, "drift: teacher judges new documents")
+    judgments = update.annotator.answers(documents, rows)
     judged = {(judgment.doc_uid, judgment.label_uid) for judgment in judgments}
     complete = [
-        p for p in predictions if all((p.uid, label) in judged for label in p.labels if label in work.seen)
+        p for p in predictions if all((p.uid, label) in judged for label in p.labels if label in update.seen)
     ]
     return complete, teacher_verdicts(judgments)
 
@@ -127,31 +126,6 @@ FEWEST_COMPARED = 20
 _SURE = 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Two students on the same documents.
-
-    Attributes:
-        documents: Documents with a "yes" of the teacher among what either ranked.
-        primary: The metric that decides.
-        former: By metric, of the former student.
-        new: Of the new one.
-        changes: New minus former, with its interval, of metrics that have one.
-    """
-
-    documents: int
-    primary: str
-    former: dict[str, float]
-    new: dict[str, float]
-    changes: dict[str, Difference]
-
-    @property
-    def worse(self) -> bool:
-        """Whether the new one is significantly worse."""
-        change = self.changes.get(self.primary)
-        return change is not None and change.value < 0 and change.p < _SURE
-
-
 def compare_rankings(
     former: Sequence[Prediction], new: Sequence[Prediction], yes: Mapping[str, Collection[str]], k: int
 ) -> Comparison | None:
@@ -171,19 +145,24 @@ def compare_rankings(
     if len(gold) < FEWEST_COMPARED:
         return None
     ks = sorted({1, 3, 5, k})
-    sides = [
+    one, other = (
         evaluate(side, gold, precision_ks=ks, recall_ks=(), ndcg_ks=(5,), coverage_ks=(), calibration_ks=())
         for side in (former, new)
-    ]
-    shown = [name for name in sides[0].values if name.startswith(("P@", "nDCG@"))]
-    changes = compare(sides[1], sides[0])
-    return Comparison(
-        len(gold),
-        f"P@{k}",
-        {name: sides[0].values[name] for name in shown},
-        {name: sides[1].values[name] for name in shown},
-        {name: changes[name] for name in shown if name in changes},
     )
+    shown = [name for name in one.values if name.startswith(("P@", "nDCG@"))]
+    changes = compare(other, one)
+    change = changes.get(f"P@{k}")
+    return Comparison(
+        documents=len(gold),
+        primary=f"P@{k}",
+        metrics={name: _kept(one.values[name], other.values[name], changes.get(name)) for name in shown},
+        worse=change is not None and change.value < 0 and change.p < _SURE,
+    )
+
+
+def _kept(former: float, new: float, change: Difference | None) -> KeptMetric:
+    ends = {"low": change.low, "high": change.high, "p": change.p} if change else {}
+    return KeptMetric(former=former, new=new, **ends)
 
 
 def with_calibration(
@@ -209,16 +188,13 @@ def with_calibration(
         return found
     name = f"Brier@{depth}"
     terms = [_squares(name, one, stated) for one, stated in zip(rows, probabilities, strict=True)]
-    errors = [
+    former_errors, new_errors = (
         term.values() | {f"ECE@{depth}": ece_at_k(stated, one.verdicts)}
         for term, stated, one in zip(terms, probabilities, rows, strict=True)
-    ]
-    return replace(
-        found,
-        former=found.former | errors[0],
-        new=found.new | errors[1],
-        changes=found.changes | differences(terms[1], terms[0]),
     )
+    changes = differences(terms[1], terms[0])
+    more = {name: _kept(error, new_errors[name], changes.get(name)) for name, error in former_errors.items()}
+    return found.model_copy(update={"metrics": found.metrics | more})
 
 
 def _squares(name: str, rows: JudgedRows, stated: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> Terms:
@@ -228,73 +204,74 @@ def _squares(name: str, rows: JudgedRows, stated: np.ndarray[tuple[int, ...], np
     return Terms((name,), squares.sum(axis=1)[:, None], rows.known.sum(axis=1).astype(np.float64)[:, None])
 
 
-def settle(work: Work, bundle: Path, *, compared: bool) -> tuple[Comparison | None, Calibrator | None]:
+def compare_and_calibrate(
+    update: Update, bundle: Path, *, compared: bool
+) -> tuple[Comparison | None, Calibrator | None]:
     """Ask about what a new bundle answers on documents kept apart; compare it, and calibrate it.
 
     Documents of which the budget left a pair unasked serve neither, unless people reviewed them.
-
-    Args:
-        work: The update.
-        bundle: A bundle of the catalog as it is.
-        compared: Whether its student is another than the former one.
+    `compared`: whether its student is another than the former one.
     """
-    fresh, depth, k = Predictor(bundle), work.depth, work.config.inference.k
-    uids = [document.uid for document in work.catalog.documents]
-    documents = in_hash_order(uids, [*work.checked, *work.new_apart])
-    texts = work.inquiry.documents(documents)
+    fresh, depth, k = Predictor(bundle), update.depth, update.config.inference.k
+    uids = [document.uid for document in update.catalog.documents]
+    documents = in_hash_order(uids, [*update.checked, *update.new_apart])
+    texts = update.annotator.documents(documents)
     # Of labels that people added the teacher knows nothing.
-    everything = rank_among(fresh, [*texts, *work.inquiry.documents(work.reviewed)], work.row_of, depth)
+    everything = rank_among(
+        fresh, [*texts, *update.annotator.documents(update.reviewed)], update.row_of, depth
+    )
     answers = everything[: len(texts)]
     rankings: list[list[Prediction]] = []
     if compared:
-        old = work.inquiry.documents(work.checked)
-        rankings = [rank_among(one, old, work.seen, k) for one in (work.student, fresh)]
+        old = update.annotator.documents(update.checked)
+        rankings = [rank_among(one, old, update.seen, k) for one in (update.student, fresh)]
     wanted = {p.uid: list(p.labels) for p in answers}
     for ranking in rankings:
         for one in ranking:
             wanted[one.uid] += one.labels
-    rows = [work.rows(dict.fromkeys(wanted[text.uid]), work.row_of) for text in texts]
-    work.inquiry.ask(documents, rows, "teacher judges: calibration and comparison")
-    judgments = work.inquiry.answers(documents, rows)
+    rows = [update.rows(dict.fromkeys(wanted[text.uid]), update.row_of) for text in texts]
+    update.annotator.ask(documents, rows, "teacher judges: calibration and comparison")
+    judgments = update.annotator.answers(documents, rows)
     judged = {(judgment.doc_uid, judgment.label_uid) for judgment in judgments}
     # An answer without a score is one: asking again would not help.
     complete = {uid for uid, labels in wanted.items() if all((uid, label) in judged for label in labels)}
-    teacher = teacher_verdicts(j for j in judgments if j.doc_uid in complete)
     answers = [p for p in answers if p.uid in complete]
     found = None
     if rankings:
         former, new = ([p for p in side if p.uid in complete] for side in rankings)
-        found = _compare(work, former, new, answers)
-    reviewed = work.decided.lists(everything, depth)
-    work.reviews = reviewed.line
-    return found, calibrate(bundle, everything, teacher, reviewed, depth, work.watch)
+        found = _compare(update, former, new, answers)
+    said = [judgment for judgment in judgments if judgment.doc_uid in complete]
+    calibrator, update.reviews = update.calibrate(bundle, everything, said)
+    return found, calibrator
 
 
 def _compare(
-    work: Work, former: Sequence[Prediction], new: Sequence[Prediction], answers: Sequence[Prediction]
+    update: Update, former: Sequence[Prediction], new: Sequence[Prediction], answers: Sequence[Prediction]
 ) -> Comparison | None:
-    judgments = work.known()
+    judgments = update.known()
     # The zero point is that of everything judged; nothing is taught here.
-    said = work.targets(work.learnt(judgments, work.checked))
+    said = update.taught(update.learnt(judgments, update.checked))
     yes = {
         one.doc_uid: {
             label
             for label, p in zip(one.labels, one.probabilities, strict=True)
-            if p >= 0.5 and label in work.seen
+            if p >= 0.5 and label in update.seen
         }
         for one in said.documents
     }
     uids = {p.uid for p in former}
-    found = compare_rankings(former, new, {uid: yes.get(uid, set()) for uid in uids}, work.config.inference.k)
+    found = compare_rankings(
+        former, new, {uid: yes.get(uid, set()) for uid in uids}, update.config.inference.k
+    )
     if found is None:
-        work.notes.append("Former and new student were not compared: too few documents are judged.")
+        update.notes.append("Former and new student were not compared: too few documents are judged.")
         return None
-    texts = [text for text in work.inquiry.documents(work.checked) if text.uid in uids]
+    texts = [text for text in update.annotator.documents(update.checked) if text.uid in uids]
     answer_of = {p.uid: p for p in answers}
     return with_calibration(
         found,
-        work.student.predict(texts, k=work.depth),
+        update.student.predict(texts, k=update.depth),
         [answer_of[text.uid] for text in texts],
         teacher_verdicts(judgments),
-        work.depth,
+        update.depth,
     )

@@ -8,7 +8,6 @@ gain end the round; the best student is kept.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,32 +16,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ezxmc.bundle.bundle import Refine
-from ezxmc.config import RunConfig, TrainingConfig
-from ezxmc.feedback.budget import JUDGED_TOP, Annotator
-from ezxmc.feedback.reviews import Decided
-from ezxmc.feedback.targets import Targets, build_targets, context_documents, context_of, doubt
+from ezxmc.config import RunConfig
+from ezxmc.feedback.annotator import Annotator
+from ezxmc.feedback.budget import JUDGED_TOP
+from ezxmc.feedback.reviews import ReviewedPairs
+from ezxmc.feedback.targets import Targets, context_documents, context_of, doubt
 from ezxmc.files import remove_shards
 from ezxmc.models import model_identity
-from ezxmc.pipeline.findings import CycleFindings
-from ezxmc.pipeline.rundir import ENCODING, RunDir, damaged
+from ezxmc.pipeline.deliver import Delivery
+from ezxmc.pipeline.findings import CycleResults
+from ezxmc.pipeline.rundir import ENCODING, RunDir, reading
 from ezxmc.progress import Progress
 from ezxmc.records import Judgment
 from ezxmc.retrieval import BiEncoder, LabelIndex, candidate_row, shortlist
 from ezxmc.retrieval.ray_encoder import open_encoder
 from ezxmc.teacher.base import rest
-from ezxmc.training import compared, cosines_of, refined_label_vectors, train_bi_encoder
+from ezxmc.training import compared
 
 _COMPARED = f"agreement, each student's first {JUDGED_TOP} labels judged"
 _COMPARED_ONCE = "agreement over all judgments"  # in runs of releases that judged no student's own
-
-UNKEYED = {"processes", "revision"}
-"""Settings of training that no stage depends on as such: the revision is part of the encoder's identity."""
-
-
-def keyed(training: TrainingConfig) -> dict[str, Any]:
-    """What stages depend on of these settings, with those that are gone as finished runs had them."""
-    return training.model_dump(exclude=UNKEYED) | training.former
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +54,15 @@ class JudgedTops:
     whole: bool
 
 
-class Cycles:
-    """The state of a run's cycles.
+class Cycles(Delivery):
+    """The state of a run's cycles; they take what `Delivery` does, and two things more.
 
     Args:
-        config: The run's configuration.
         place: Where stages are kept.
-        inquiry: Asks the teacher.
         untrained: The encoder the first shortlists come from.
-        decided: What people decided; on the calibration part it teaches nothing.
-        watch: Sees stages and messages.
 
     Attributes:
         findings: One entry a cycle done.
-        training: What of the settings a student depends on; how many processes train it does not count.
         unasked_pairs: Candidates the budget cut off.
         asked: Label rows the cycles so far asked about, by document.
     """
@@ -84,19 +71,15 @@ class Cycles:
         self,
         config: RunConfig,
         place: RunDir,
-        inquiry: Annotator,
+        annotator: Annotator,
         untrained: Path | str,
-        decided: Decided,
+        decided: ReviewedPairs,
         watch: Progress,
     ) -> None:
-        self.config, self.place, self.inquiry, self.watch = config, place, inquiry, watch
-        self.catalog, self.budget = inquiry.catalog, inquiry.budget
-        self.untrained = untrained
-        self.training = keyed(config.training)
-        apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
-        self._verdicts = decided.verdicts_outside(apart)
+        super().__init__(config, annotator, decided, watch)
+        self.place, self.budget, self.untrained = place, annotator.budget, untrained
         self.catalog_hash = self.catalog.hash
-        self.findings: list[CycleFindings] = []
+        self.findings: list[CycleResults] = []
         self.unasked_pairs = 0
         self._vectors = place.path / "vectors"
         self._students: list[Path] = []
@@ -159,22 +142,25 @@ class Cycles:
         folder, name = self.place.cycle(number), f"cycle {number}/{self.config.cycles}"
         student = folder / "student"
         proposed, listed = self._shortlists(number, former, folder / "shortlist.jsonl", name)
-        part = self.budget.cut(number, listed)
+        part = self.budget.allocate(number, listed)
         rows = part.rows
         if self._context[0]:
-            self.inquiry.ask(*self._context, f"{name}: teacher judges label priors")
-        asked = self.inquiry.ask(part.order, [rows[i] for i in part.order], f"{name}: teacher judges", number)
+            self.annotator.ask(*self._context, f"{name}: teacher judges label priors")
+        asked = self.annotator.ask(
+            part.order, [rows[i] for i in part.order], f"{name}: teacher judges", number
+        )
         self.unasked_pairs += part.unasked_pairs
         if asked.stopped:
             # What nobody judged may be proposed again.
-            rows = [self.inquiry.judged(document, row) for document, row in enumerate(rows)]
+            rows = [self.annotator.judged(document, row) for document, row in enumerate(rows)]
         self.asked = [[*old, *new] for old, new in zip(self.asked, rows, strict=True)]
-        rest(self.inquiry.teacher)  # training needs memory
+        rest(self.annotator.teacher)  # training needs memory
 
         judgments, priors = self._judgments(), self._priors()
         if doubtful := doubt(judgments):
             self.watch.say(doubtful)
-        trained = self.place.stage(
+        trained = self.train(
+            self.place,
             f"cycle-{number}-train",
             [
                 self.catalog_hash,
@@ -182,23 +168,23 @@ class Cycles:
                 self.identity(former),
                 self.training,
                 self.config.seed,
-                self._content(judgments, priors),
+                self.content(judgments, priors),
             ],
-            [student],
-            libraries=ENCODING,
-            make=lambda: self._train(
-                student,
-                former,
+            student,
+            lambda: (
                 self._targets(judgments, priors, former),
                 self._targets(judgments, priors, None) if former else None,
-                self.watch.stage(f"{name}: training"),
             ),
+            base=self.untrained,
+            former=former,
+            held_out=self.annotator.documents(self.catalog.to_select),
+            title=f"{name}: training",
         )
         self.watch.say(
             f"{name}: {asked.asked:,} pairs judged now, {asked.known:,} known before; "
             f"trained at {trained['samples_per_second']:.0f} documents/s"
         )
-        self.findings.append(CycleFindings(proposed, listed, asked, trained))
+        self.findings.append(CycleResults(proposed, listed, asked, trained))
         return student
 
     def _shortlists(
@@ -210,7 +196,7 @@ class Cycles:
         if former is not None:
             # A student was trained on titles, and knows which labels are near everything (measured).
             config = config.model_copy(update={"descriptions": 0.0, "centre": 0.0})
-        documents, labels = self.inquiry.documents(chosen), self.catalog.labels
+        documents, labels = self.annotator.documents(chosen), self.catalog.labels
 
         def propose() -> dict[str, Any]:
             found = shortlist(
@@ -248,100 +234,46 @@ class Cycles:
             libraries=ENCODING,
         )
         self.forget_vectors()
-        row_of = {label.uid: row for row, label in enumerate(labels)}
         rows: list[list[int]] = [[] for _ in self.catalog.documents]
-        try:
-            with file.open(encoding="utf-8") as lines:
-                for i, line in zip(chosen, lines, strict=True):
-                    rows[i] = [row_of[uid] for uid in json.loads(line)["labels"]]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise damaged(file, error) from None
+        with reading(file) as lines:
+            for i, line in zip(chosen, lines, strict=True):
+                rows[i] = [self.row_of[uid] for uid in line["labels"]]
         return proposed, rows
 
     def _judgments(self) -> list[Judgment]:
         """What is known of the cycles' pairs; the calibration part is kept apart even from label priors."""
         apart = set(self.catalog.to_calibrate)
         mine = [i for i in range(len(self.asked)) if i not in apart]
-        return self.inquiry.answers(mine, [self.asked[i] for i in mine])
+        return self.annotator.answers(mine, [self.asked[i] for i in mine])
 
     def _priors(self) -> list[Judgment]:
         # A document that a budget cut short would tell of some labels only.
-        return context_of(self.inquiry.answers(*self._context), len(self.catalog.labels))
+        return context_of(self.annotator.answers(*self._context), len(self.catalog.labels))
 
     def _targets(
         self, judgments: Sequence[Judgment], priors: Sequence[Judgment], former: Path | None
     ) -> Targets:
         """Fused with what the former student thinks; an untrained encoder's opinion adds nothing."""
-        config, proposals = self.config.training, None
-        if former is not None and config.fusion:
-            proposals = cosines_of(self.encoder(former), self.catalog.documents, self.catalog.labels)
-        return build_targets(judgments, config, priors, proposals, self._verdicts)
+        opened = self.encoder(former) if former is not None and self.config.training.fusion else None
+        return self.targets(judgments, priors, opened, self.verdicts)
 
-    def refinement(self, student: Path) -> tuple[list[Any], Refine]:
-        """`refined_label_vectors` of one of the cycles' students, from all judgments.
+    def material(self, student: Path) -> tuple[list[Any], Callable[[bool], Targets]]:
+        """What one of the cycles' students is made of, for what is made of the student.
 
         Returns:
-            What it depends on beside the student, for the stage that uses it; and itself.
+            What the targets depend on; and a function that gives them, fused with the former student's
+            opinion or the teacher's alone.
         """
-        former = self._former(student)
+        number = self._students.index(student)
+        former = self._students[number - 1] if number else None
         judgments, priors = self._judgments(), self._priors()
-
-        def refine(encoder: BiEncoder, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-            return refined_label_vectors(
-                encoder,
-                self.inquiry.documents(self.catalog.to_train),
-                self.catalog.labels,
-                self._targets(judgments, priors, former),
-                vectors,
-                seed=self.config.seed,
-            )
-
-        return self._content(judgments, priors), refine
-
-    def head_targets(self, student: Path) -> tuple[list[Any], Callable[[], tuple[Targets, Targets]]]:
-        """What a head on one of the cycles' students is taught, and what it is weighed by.
-
-        Returns:
-            What they depend on beside the student; and a function that gives targets
-            fused with the former student's opinion, and the teacher's alone.
-        """
-        judgments, priors = self._judgments(), self._priors()
-        return self._content(judgments, priors), lambda: (
-            self._targets(judgments, priors, self._former(student)),
-            self._targets(judgments, priors, None),
+        return self.content(judgments, priors), lambda fused: self._targets(
+            judgments, priors, former if fused else None
         )
 
     def plain_targets(self, more: Sequence[Judgment]) -> Targets:
         """The teacher's opinion alone, from the cycles' judgments and `more`."""
         return self._targets([*self._judgments(), *more], self._priors(), None)
-
-    def _former(self, student: Path) -> Path | None:
-        number = self._students.index(student)
-        return self._students[number - 1] if number else None
-
-    def _train(
-        self,
-        student: Path,
-        former: Path | None,
-        targets: Targets,
-        plain: Targets | None,
-        progress: Callable[[int, int], None],
-    ) -> dict[str, Any]:
-        done = train_bi_encoder(
-            self.inquiry.documents(self.catalog.to_train),
-            self.catalog.labels,
-            targets,
-            self.config.training,
-            student,
-            base=self.untrained,
-            former=former,
-            held_out=self.inquiry.documents(self.catalog.to_select),
-            held_out_targets=plain,
-            teacher=self.inquiry.teacher.description,
-            seed=self.config.seed,
-            progress=lambda done, total, loss: progress(done, total),
-        )
-        return done.to_dict() | {"plain": True}
 
     def _compare(self, number: int, students: Sequence[Path]) -> list[float]:
         """How well each student agrees with the teacher on the selection part: the same pairs for all."""
@@ -351,7 +283,7 @@ class Cycles:
             title = f"cycle {number}/{self.config.cycles}: teacher judges what students answer"
             found = self.judge_tops([self._top(student) for student in students], title, number)
             targets = self.plain_targets(found.judgments)
-            documents = self.inquiry.documents(found.documents)
+            documents = self.annotator.documents(found.documents)
             agreement, best = compared(map(self.encoder, students), documents, self.catalog.labels, targets)
             return {
                 "agreement": agreement,
@@ -369,7 +301,7 @@ class Cycles:
                 [self.identity(student) for student in students],
                 self.training,
                 self.config.seed,
-                self._content(judgments, priors),
+                self.content(judgments, priors),
             ],
             [],
             compare,
@@ -403,18 +335,12 @@ class Cycles:
         new = {i: [row for row in rows if row not in self.asked[i]] for i, rows in first.items()}
         documents = self.budget.to_compare([len(rows) for rows in new.values()], cycle)
         done, wanted = cycle or len(self.findings), [first[i] for i in documents]
-        asked = self.inquiry.ask(documents, wanted, title, done, compares=True)
-        rest(self.inquiry.teacher)
-        whole: list[int] = []
-        for i in documents:
-            if len(self.inquiry.judged(i, first[i])) == len(first[i]):
-                whole.append(i)
-            elif asked.stopped:
-                # What happens to be known of later ones is no random choice.
-                break
+        places = self.annotator.ask_whole(documents, wanted, title, done, compares=True)
+        rest(self.annotator.teacher)
+        whole = [documents[place] for place in places]
         return JudgedTops(
             whole,
-            self.inquiry.answers(whole, [[*self.asked[i], *new[i]] for i in whole]),
+            self.annotator.answers(whole, [[*self.asked[i], *new[i]] for i in whole]),
             sum(len(new[i]) for i in documents),
             len(whole) == len(documents),
         )
@@ -423,17 +349,12 @@ class Cycles:
         """The label rows a student puts first, of each of `budget.selecting`."""
         if student not in self._tops:
             self._tops[student] = np.empty((0, 0), dtype=np.int64)
-            if texts := [document.shown for document in self.inquiry.documents(self.budget.selecting)]:
+            if texts := [document.shown for document in self.annotator.documents(self.budget.selecting)]:
                 encoder = self.encoder(student)
                 queries = encoder.encode_documents(texts)
                 titles = encoder.encode_labels([label.title for label in self.catalog.labels])
                 self._tops[student] = LabelIndex.for_once(titles, queries).search(queries, JUDGED_TOP)[1]
         return self._tops[student]
-
-    def _content(self, *judgments: Sequence[Judgment]) -> list[list[Any]]:
-        """What targets are made of, for the stages that use them."""
-        said = [[*pair, yes] for pair, yes in sorted(self._verdicts.items())]
-        return [*([j.key, j.status, j.log_odds] for part in judgments for j in part), *said]
 
 
 def idle_cycles(scores: Sequence[float], min_gain: float) -> int:

@@ -1,13 +1,15 @@
-"""From what a run found to what its report shows."""
+"""From what a run found to what its report shows: figures, and what its tags look like."""
 
 from __future__ import annotations
 
+import bisect
 import resource
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +25,31 @@ from ezxmc.feedback.targets import doubt, teacher_verdicts
 from ezxmc.metrics import (
     GROUPS,
     RankingMetrics,
-    ReliabilityBin,
     encode,
     frequency_groups,
     recall_by_document,
 )
 from ezxmc.metrics.evaluation import compare, constant_answer, evaluate
-from ezxmc.pipeline.tagreport import disagreements, examples, thresholds, unused
-from ezxmc.records import Document, Judgment, Label, Prediction
-from ezxmc.report import (
+from ezxmc.records import Judgment, Prediction
+from ezxmc.report.model import (
     BudgetSummary,
     CalibrationSummary,
     CostSummary,
     CycleSummary,
     DataSummary,
+    DisagreementEntry,
     EvaluationSummary,
+    ExampleDocument,
+    ExampleTag,
     Histogram,
     RowSummary,
     RunReport,
     ShortlistSummary,
     TeacherSummary,
+    ThresholdRow,
     TrainingSummary,
+    UnusedLabels,
 )
-from ezxmc.report import ReliabilityBin as ReportBin
-from ezxmc.retrieval import BiEncoder, LabelIndex
 from ezxmc.teacher import Teacher
 
 _VERSIONS = ("ezxmc", "torch", "transformers", "sentence-transformers", "faiss-cpu")
@@ -55,10 +58,12 @@ _GOLD_NOTE = (
     "completely, so a part of the suggestions counted as wrong is right: compare the columns rather than "
     "read either as absolute."
 )
+_EXAMPLES, _DISAGREEMENTS, _UNUSED = 30, 10, 60
+_THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(slots=True)
-class CycleFindings:
+class CycleResults:
     """Results of one cycle's stages, every document's candidates, and agreement if cycles were compared."""
 
     proposed: dict[str, Any]
@@ -73,7 +78,7 @@ class CycleFindings:
 
 
 @dataclass(slots=True)
-class Findings:
+class RunResults:
     """What a run found so far.
 
     Attributes:
@@ -94,7 +99,7 @@ class Findings:
     """
 
     catalog: Catalog
-    cycles: list[CycleFindings] = field(default_factory=list)
+    cycles: list[CycleResults] = field(default_factory=list)
     problem_docs: list[str] = field(default_factory=list)
     unasked_documents: int = 0
     unasked_pairs: int = 0
@@ -109,18 +114,9 @@ class Findings:
 
 
 def assemble(
-    config: RunConfig, found: Findings, run_dir: Path, teacher: Teacher, store: FeedbackStore, rest: float
+    config: RunConfig, found: RunResults, run_dir: Path, teacher: Teacher, store: FeedbackStore, rest: float
 ) -> RunReport:
-    """Everything `report.html` shows.
-
-    Args:
-        config: The run's configuration.
-        found: What it found.
-        run_dir: Measured for its size.
-        teacher: Whose judgments these are.
-        store: Where they are.
-        rest: Seconds of this session spent on neither stages nor judging.
-    """
+    """Everything `report.html` shows; `rest`: seconds of this session spent on neither stages nor judging."""
     catalog = found.catalog
     totals = store.totals(teacher.fingerprint)
     apart = {catalog.documents[i].uid for i in (*catalog.to_select, *catalog.to_calibrate)}
@@ -152,7 +148,14 @@ def assemble(
         head=found.head,
         decision=found.decision,
         people=found.people,
-        calibration=_calibration(found.calibrator),
+        calibration=CalibrationSummary(
+            target=calibrator.target,
+            n=calibrator.n,
+            ece_cross_fitted=calibrator.ece_cross_fitted,
+            bins=calibrator.reliability,
+        )
+        if (calibrator := found.calibrator)
+        else None,
         evaluation=_evaluation(found, {d.uid for d in catalog.documents}),
         held_out=_evaluation(found, apart, found.by_cycle),
         thresholds=thresholds(catalog, found.predictions, k),
@@ -183,25 +186,19 @@ def data_summary(catalog: Catalog, teacher: Teacher) -> DataSummary:
     )
 
 
-def _teacher(teacher: Teacher, totals: StoreTotals, found: Findings) -> TeacherSummary:
-    return TeacherSummary(
-        description=teacher.description,
-        judgments=totals.judgments,
-        statuses=totals.statuses,
-        failures=totals.judgments - totals.statuses.get("ok", 0),
-        sessions=totals.sessions,
-        prompt_tokens=totals.prompt_tokens,
-        cached_tokens=totals.cached_tokens,
-        cache_share=totals.cache_share,
-        computed_per_pair=totals.computed_per_pair,
-        pairs_per_second=totals.pairs_per_second,
-        seconds=totals.seconds,
-        problem_docs=list(dict.fromkeys(found.problem_docs)),
-        warning=doubt(found.judgments) or "",
+def _teacher(teacher: Teacher, totals: StoreTotals, found: RunResults) -> TeacherSummary:
+    known = TeacherSummary.model_validate(totals, from_attributes=True)
+    return known.model_copy(
+        update={
+            "description": teacher.description,
+            "failures": totals.judgments - totals.statuses.get("ok", 0),
+            "problem_docs": list(dict.fromkeys(found.problem_docs)),
+            "warning": doubt(found.judgments) or "",
+        }
     )
 
 
-def _budget(config: RunConfig, found: Findings, totals: StoreTotals) -> BudgetSummary | None:
+def _budget(config: RunConfig, found: RunResults, totals: StoreTotals) -> BudgetSummary | None:
     limits = config.budget.model_dump(include={"max_pairs", "max_hours", "documents"})
     if not any(limits.values()):
         return None
@@ -240,7 +237,7 @@ def _shortlist_recall(listed: Sequence[Sequence[int]], catalog: Catalog) -> floa
     return float(np.mean(recall_by_document(lists, gold, max(map(len, lists)))))
 
 
-def _cycle(number: int, cycle: CycleFindings, *, fused: bool) -> CycleSummary:
+def _cycle(number: int, cycle: CycleResults, *, fused: bool) -> CycleSummary:
     training = training_summary(cycle.trained)
     if fused and "plain" not in cycle.trained:
         # Of a release that chose epochs by what it taught.
@@ -257,61 +254,16 @@ def _cycle(number: int, cycle: CycleFindings, *, fused: bool) -> CycleSummary:
 
 def training_summary(trained: Mapping[str, Any]) -> TrainingSummary:
     """Of a training stage's result: `TrainSummary` as a dict."""
+    names = ("losses", "selection", "best_epoch", "samples_per_second", "seconds")
     return TrainingSummary(
         epochs=len(trained["losses"]),
-        losses=list(trained["losses"]),
-        selection=list(trained["selection"]),
         selection_metric="agreement with the teacher (nDCG@5)",
-        best_epoch=trained["best_epoch"],
-        samples_per_second=trained["samples_per_second"],
-        seconds=trained["seconds"],
+        **{name: trained[name] for name in names},
     )
-
-
-def _calibration(calibrator: Calibrator | None) -> CalibrationSummary | None:
-    if calibrator is None:
-        return None
-    return CalibrationSummary(
-        target=calibrator.target,
-        n=calibrator.n,
-        ece_cross_fitted=calibrator.ece_cross_fitted,
-        bins=report_bins(calibrator.reliability),
-    )
-
-
-def report_bins(bins: Sequence[ReliabilityBin]) -> list[ReportBin]:
-    """Bins as a report holds them."""
-    return [
-        ReportBin(
-            low=one.low,
-            high=one.high,
-            count=one.n,
-            mean_probability=one.mean_probability,
-            hit_rate=one.hit_rate,
-        )
-        for one in bins
-    ]
-
-
-def rank_by_titles(
-    encoder: BiEncoder,
-    documents: Sequence[Document],
-    labels: Sequence[Label],
-    depth: int,
-    progress: Callable[[int, int], None],
-) -> list[Prediction]:
-    """The first labels of each document by an encoder alone: neither refined vectors nor a head."""
-    vectors = encoder.encode_labels([label.title for label in labels])
-    queries = encoder.encode_documents([document.shown for document in documents], progress=progress)
-    _, rows = LabelIndex.for_once(vectors, queries).search(queries, depth)
-    return [
-        Prediction(document.uid, tuple(labels[row].uid for row in found), (), ())
-        for document, found in zip(documents, rows, strict=True)
-    ]
 
 
 def _evaluation(
-    found: Findings, documents: Collection[str], by_cycle: Sequence[Sequence[Prediction]] = ()
+    found: RunResults, documents: Collection[str], by_cycle: Sequence[Sequence[Prediction]] = ()
 ) -> EvaluationSummary | None:
     """Both encoders on those of `documents` that have gold, and what stands beside them."""
     gold = {uid: labels for uid, labels in found.catalog.gold.items() if uid in documents}
@@ -329,7 +281,7 @@ def _evaluation(
         change_intervals={name: (gap.low, gap.high) for name, gap in compare(after, before).items()},
         note=_GOLD_NOTE,
         groups=_groups(gold, untrained, student),
-        reliability={k: report_bins(bins) for k, bins in after.reliability.items()},
+        reliability=after.reliability,
         constant=evaluate(constant_answer(gold, depth), gold, calibration_ks=()).values,
         cycles=[evaluate(part, gold, calibration_ks=()).values for part in by_cycle],
         teacher=_teachers_own(found.judgments, gold),
@@ -376,7 +328,7 @@ def _groups(
     return {name: (sides[0][slice_], sides[1][slice_]) for name, slice_ in names if slice_ in sides[0]}
 
 
-def _seconds(found: Findings, totals: StoreTotals, rest: float) -> dict[str, float]:
+def _seconds(found: RunResults, totals: StoreTotals, rest: float) -> dict[str, float]:
     """Wall seconds by stage; stages done in earlier sessions count with what they took then."""
     return {
         "shortlists": sum(cycle.proposed["wall_seconds"] for cycle in found.cycles),
@@ -384,3 +336,111 @@ def _seconds(found: Findings, totals: StoreTotals, rest: float) -> dict[str, flo
         "training": sum(cycle.trained["wall_seconds"] for cycle in found.cycles),
         "everything else (engine start, calibration, tagging), last session": rest,
     }
+
+
+def examples(catalog: Catalog, predictions: Sequence[Prediction], k: int) -> list[ExampleDocument]:
+    """Documents spread over the catalog, those with gold first, each with its first k tags."""
+    titles = {label.uid: label.title for label in catalog.labels}
+    gold = catalog.gold
+    pool = sorted(zip(predictions, catalog.documents, strict=True), key=lambda both: both[0].uid not in gold)
+    pool = pool[: len(gold)] if gold else pool
+    return [
+        ExampleDocument(
+            uid=prediction.uid,
+            title=document.title,
+            text=document.text[:500],
+            tags=[
+                ExampleTag(title=title, probability=probability)
+                for title, probability in zip(
+                    prediction.titles[:k], prediction.probabilities or repeat(None), strict=False
+                )
+            ],
+            gold=sorted(titles[uid] for uid in gold[prediction.uid]) if prediction.uid in gold else None,
+        )
+        for prediction, document in pool[:: max(1, len(pool) // _EXAMPLES)][:_EXAMPLES]
+    ]
+
+
+def thresholds(catalog: Catalog, predictions: Sequence[Prediction], k: int) -> list[ThresholdRow]:
+    """What a threshold on the first k probabilities would keep; empty where there are none.
+
+    Precision and recall are micro averages over the documents with gold, those
+    that nothing fits included, with at most k tags each.
+    """
+    if not all(prediction.probabilities for prediction in predictions):
+        return []
+    gold = catalog.gold
+    tagged = [prediction for prediction in predictions if prediction.uid in gold]
+    right = sum(len(gold[prediction.uid]) for prediction in tagged)
+    hit = sorted(
+        probability
+        for prediction in tagged
+        for label, probability in zip(prediction.labels[:k], prediction.probabilities[:k], strict=True)
+        if label in gold[prediction.uid]
+    )
+    pairs, judged = _probabilities(predictions, k), _probabilities(tagged, k)
+    best = sorted(prediction.probabilities[0] for prediction in predictions)
+    rows = []
+    for threshold in _THRESHOLDS:
+        kept, hits, tried = _above(pairs, threshold), _above(hit, threshold), _above(judged, threshold)
+        rows.append(
+            ThresholdRow(
+                threshold=threshold,
+                tags_per_document=kept / len(predictions),
+                answered=_above(best, threshold) / len(predictions),
+                stated=float(np.mean(pairs[-kept:])) if kept else None,
+                precision=hits / tried if tried else None,
+                recall=hits / right if right else None,
+            )
+        )
+    return rows
+
+
+def _probabilities(predictions: Iterable[Prediction], k: int) -> list[float]:
+    return sorted(p for prediction in predictions for p in prediction.probabilities[:k])
+
+
+def _above(ascending: Sequence[float], threshold: float) -> int:
+    return len(ascending) - bisect.bisect_left(ascending, threshold)
+
+
+def disagreements(
+    catalog: Catalog, predictions: Sequence[Prediction], verdict: Callable[[str, str], float | None]
+) -> list[DisagreementEntry]:
+    """The pairs where the student's probability and the teacher's answer lie furthest apart.
+
+    Returns:
+        At most ten where the student says more, then ten where the teacher does, the widest first;
+        one pair a document.
+    """
+    found = []
+    for document, prediction in zip(catalog.documents, predictions, strict=True):
+        pairs = zip(prediction.labels, prediction.titles, prediction.probabilities, strict=False)
+        asked = [
+            (p, said, title) for uid, title, p in pairs if (said := verdict(prediction.uid, uid)) is not None
+        ]
+        for p, said, title in asked and {max(asked, key=_gap), min(asked, key=_gap)}:
+            name = (document.title or document.text)[:200]
+            entry = DisagreementEntry(uid=document.uid, title=name, label=title, student=p, teacher=said)
+            found.append(entry)
+    found.sort(key=lambda one: one.student - one.teacher)
+    more = [one for one in reversed(found) if one.student > one.teacher][:_DISAGREEMENTS]
+    return more + [one for one in found if one.student < one.teacher][:_DISAGREEMENTS]
+
+
+def _gap(asked: tuple[float, float, str]) -> float:
+    return asked[0] - asked[1]
+
+
+def unused(catalog: Catalog, predictions: Iterable[Prediction], k: int) -> UnusedLabels:
+    """Labels among no document's first k."""
+    used = {uid for prediction in predictions for uid in prediction.labels[:k]}
+    never = [label for label in catalog.labels if label.uid not in used]
+    wanted = {uid for right in catalog.gold.values() for uid in right}
+    return UnusedLabels(
+        k=k,
+        count=len(never),
+        labels=len(catalog.labels),
+        with_gold=sum(label.uid in wanted for label in never) if catalog.gold else None,
+        titles=[label.title for label in never[:_UNUSED]],
+    )

@@ -4,7 +4,7 @@ Labels that came, went or were renamed are found by comparing a bundle with the
 catalog it was made for; the next bundle gets them too. A decision is people's
 always; a calibrator is, unless it is the one a run fitted (the manifest's
 `origin` tells) and no decision rests on it. Either goes on where the scores are
-what they were, and is kept beside the run, and told, where they are not.
+what they were, and is kept beside the run, and reported, where they are not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ import numpy as np
 
 from ezxmc.bundle.bundle import Bundle, add_calibrator, add_decision, add_student_files, load_bundle
 from ezxmc.bundle.labels import add_labels, remove_labels
-from ezxmc.bundle.manifest import CALIBRATOR, DECISION, HEAD, STUDENT, Manifest, labels_of, read_manifest
+from ezxmc.bundle.manifest import (
+    CALIBRATOR,
+    DECISION,
+    HEAD,
+    STUDENT,
+    Manifest,
+    guarantee_of,
+    labels_of,
+    read_manifest,
+)
 from ezxmc.calibration import Calibrator
 from ezxmc.calibration.decisions import Decision
 from ezxmc.data.documents import SameLabels
@@ -128,6 +137,15 @@ def peoples_calibrator(bundle: Path) -> str:
     if not _fitted_by_run(bundle, manifest):
         return "people fitted it"
     return "a decision rests on it" if manifest.file(DECISION) else ""
+
+
+def stays(bundle: Path, *, named: Path | None = None) -> Iterator[str]:
+    """What of people's work a run left in its bundle, in words; `named`: where that will be."""
+    if why := peoples_calibrator(bundle):
+        place = named or bundle
+        yield f"the bundle's calibrator stays, because {why}: `ezxmc calibrate {place}` fits another"
+    if (guarantee := guarantee_of(bundle)) is not None:
+        yield f"the bundle's decision stays: {guarantee}"
 
 
 def _fitted_by_run(bundle: Path, manifest: Manifest) -> bool:

@@ -7,38 +7,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 from ezxmc.config import RunConfig
 from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.data import Catalog
 from ezxmc.feedback.budget import Budget
 from ezxmc.feedback.database import check_store
+from ezxmc.feedback.exchange import merge_shards
 from ezxmc.feedback.probe import ProbeFigures, Speed, Tokens, count_tokens, earlier_speed, probe
-from ezxmc.feedback.shards import merge_shards
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import context_documents
 from ezxmc.hashing import text_hash
 from ezxmc.models import resolve_model
-from ezxmc.models.teachers import machine
-from ezxmc.pipeline.estimate import (
-    COMPARISON,
-    PRIORS,
-    PartPlan,
-    Plan,
-    TeacherCost,
-    disk_use,
-    teacher_costs,
-    training_memory,
-)
+from ezxmc.models.teachers import machine, teacher_models
+from ezxmc.pipeline.estimate import COMPARISON, PRIORS, PartPlan, Plan, TeacherCost
 from ezxmc.pipeline.rundir import RunDir
 from ezxmc.pipeline.snapshot import Snapshot
 from ezxmc.progress import NoProgress, Progress, pulling
 from ezxmc.records import Pair
 from ezxmc.retrieval import BiEncoder, candidate_row, shortlist
 from ezxmc.teacher import Teacher, load_teacher
+from ezxmc.training.step import configured_schedule
 
 PROBE_PAIRS = 512
 """Four steps of vLLM at 128 sequences; the first warms up and does not count."""
 _SHORTLISTS, _TOKENISED = 500, 2000  # documents sampled
+# Of one judgment, measured on 100,000: key, numbers, status, SQLite's own.
+_ROW_BYTES = 80
+# A uid is kept once, and once more in its index.
+_UID_COPIES = 2
+# float32 weights are there already; gradients and Adam's two moments come on top.
+_TRAINED_PARAMETER = 12
+# What one layer keeps of one token for its backward pass, per hidden unit.
+_ACTIVATION = 72
+_ASSUMED = 100e12  # operations per second of a GPU, where nothing was measured
 _COMPLETE = 0.99  # share of a cycle's pairs known from which later parts may be known too
 
 
@@ -124,7 +127,7 @@ class _Planner:
         for number in range(1, config.cycles + 1):
             chosen = set(budget.documents(number))
             rows = [range(width if i in chosen else 0) for i in range(len(catalog.documents))]
-            self.cycles.append(budget.cut(number, rows))
+            self.cycles.append(budget.allocate(number, rows))
         self.budget, budget.compared = budget, budget.comparing
         self.calibration = budget.kept_to_calibrate
         self.calibrating, self.idle = min(budget.calibrating, len(catalog.to_calibrate)), budget.idle
@@ -171,16 +174,10 @@ class _Planner:
             probe=measured,
             speed=speed,
             memory={"teacher": measured.memory_bytes if measured else None}
-            | {"training": training_memory(self.config.training, encoder, len(self.catalog.to_train))},
-            disk=disk_use(
-                catalog, encoder, self.config.cycles, sum(part.pairs for part in parts), self.shortlist_bytes
-            ),
+            | {"training": self._memory(encoder)},
+            disk=self._disk(encoder, sum(part.pairs for part in parts)),
             teachers=teachers,
-            notes=self.notes
-            + self._kept_apart()
-            + self._fewer_cycles()
-            + self._beyond_hours(parts, speed)
-            + basis,
+            notes=[*self.notes, *self._notes(), *self._beyond_hours(parts, speed), *basis],
             bad_rows=sum(report.bad for report in (*catalog.rows.values(), recorded) if report),
         )
 
@@ -292,37 +289,84 @@ class _Planner:
             starts=starts,
         )
 
+    def _memory(self, encoder: BiEncoder) -> int:
+        """About the peak of a training round, in bytes: this process, and what training adds.
+
+        Documents are taken to fill the encoder's `max_length`.
+        """
+        schedule = configured_schedule(self.config.training, len(self.catalog.to_train))
+        parameters: int = sum(weights.numel() for weights in encoder.model.parameters())
+        layers: int = getattr(encoder.model[0].model.config, "num_hidden_layers", 0)
+        tokens = schedule.batch_size * encoder.max_length
+        added: int = parameters * _TRAINED_PARAMETER + tokens * layers * encoder.dimension * _ACTIVATION
+        return psutil.Process().memory_info().rss + added
+
+    def _disk(self, encoder: BiEncoder, pairs: int) -> dict[str, int]:
+        """Bytes the run directory will hold, by what takes them."""
+        documents, labels, cycles = self.catalog.documents, self.catalog.labels, self.config.cycles
+        uids = sum(len(document.uid) for document in documents) + sum(len(label.uid) for label in labels)
+        student = sum(weights.numel() * weights.element_size() for weights in encoder.model.parameters())
+        return {
+            "judgments": pairs * _ROW_BYTES + uids * _UID_COPIES,
+            "students": cycles * student,
+            "bundle": student + len(labels) * encoder.dimension * 4,
+            "shortlists": round(cycles * len(documents) * self.shortlist_bytes),
+        }
+
     def _teachers(
         self, parts: list[PartPlan], tokens: Tokens | None, speed: Speed | None
     ) -> tuple[list[TeacherCost], list[str]]:
-        """What the run would take with other models on this machine, and a note on that."""
-        if not isinstance(self.config.teacher, VllmTeacherConfig) or self.config.cluster:
+        """What the run would take with other models on this machine, and a note on what the times rest on.
+
+        A pair takes 2 operations per active parameter and token.
+        """
+        config = self.config.teacher
+        if not isinstance(config, VllmTeacherConfig) or self.config.cluster:
             return [], []
+        table, here = teacher_models(), machine()
         # What this teacher has judged, another is asked again.
         computed = sum(tokens.computed(part.pairs, part.documents) for part in parts) if tokens else None
-        return teacher_costs(self.config.teacher, machine(), computed, speed)
+        own = next((model for model in table if model.model == config.model), None)
+        rate = 0.0  # operations a second
+        if speed and speed.computed and own:
+            rate = speed.computed * 2 * own.active
+            basis = f"times are scaled from the measured speed of {own.model} by active parameters"
+            if here.usable:
+                basis += "; a larger one is faster than that on a GPU that this one leaves idle"
+        elif here.usable:
+            rate = _ASSUMED
+            basis = f"none of them was measured on this GPU: times assume {rate / 1e12:.0f} TFLOP/s"
+        else:
+            basis = "none of them was measured here, so there are no times"
+        costs = [
+            TeacherCost(
+                model.model,
+                model.licence,
+                round(model.needs),
+                here.runs(model, config.gpu_memory),
+                computed * 2 * model.active / rate if computed is not None and rate else None,
+            )
+            for model in table
+        ]
+        note = "other teachers: an estimate, all pairs asked again, starts and downloads aside"
+        return costs, [f"{note}; {basis}"]
 
     def _unasked_documents(self) -> int:
         apart = self.idle.union(self.catalog.to_calibrate)
         return sum(not row for i, row in enumerate(self.cycles[0].rows) if i not in apart)
 
-    def _kept_apart(self) -> list[str]:
-        """That what calibrates and selects is limited, where it is."""
-        apart, found = len(self.catalog.to_calibrate), []
+    def _notes(self) -> Iterator[str]:
+        """That what calibrates and selects is limited, where it is, and that cycles may be fewer."""
+        apart, least = len(self.catalog.to_calibrate), self.config.patience + 1
         if self.calibrating < apart:
-            found.append(
+            yield (
                 f"{self.calibrating:,} of {apart:,} documents kept apart calibrate: at most "
                 f"budget.calibration ({self.config.budget.calibration:,}), and a third of what the cycles ask"
             )
         if idle := len(self.idle - set(self.catalog.to_calibrate)):
-            found.append(f"{idle:,} of {len(self.catalog.to_select):,} documents that could select do not")
-        return found
-
-    def _fewer_cycles(self) -> list[str]:
-        least = self.config.patience + 1
-        if least >= self.config.cycles:
-            return []
-        return [f"cycles without gain end the run: it may do {least} of {self.config.cycles}"]
+            yield f"{idle:,} of {len(self.catalog.to_select):,} documents that could select do not"
+        if least < self.config.cycles:
+            yield f"cycles without gain end the run: it may do {least} of {self.config.cycles}"
 
     def _beyond_hours(self, parts: list[PartPlan], speed: Speed | None) -> list[str]:
         """What a limit of hours will leave unasked."""

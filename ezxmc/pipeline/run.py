@@ -19,52 +19,56 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ezxmc.bundle.bundle import Refine, add_calibrator, save_bundle
 from ezxmc.bundle.labels import add_labels
 from ezxmc.bundle.manifest import (
-    CALIBRATOR,
     MANIFEST,
     Manifest,
     check_bundle_place,
     guarantee_of,
     labels_of,
     own_files,
-    read_manifest,
     writing,
 )
 from ezxmc.bundle.predict import Predictor, prediction_row, rank_among
-from ezxmc.calibration import Calibrator, Verdict, completed, fit_calibrator, fit_few_shot
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.data.predictions import is_tags
 from ezxmc.disk import exchange
-from ezxmc.errors import ConfigError, DataError, TrainingError, instance_of
-from ezxmc.feedback.budget import Annotator, Budget, in_hash_order
+from ezxmc.errors import ConfigError, DataError, instance_of
+from ezxmc.feedback.annotator import Annotator
+from ezxmc.feedback.budget import Budget, in_hash_order
 from ezxmc.feedback.database import check_store
-from ezxmc.feedback.recall import judgments_of
-from ezxmc.feedback.reviews import Decided, ReviewedLists
-from ezxmc.feedback.shards import merge_shards
+from ezxmc.feedback.exchange import merge_shards
+from ezxmc.feedback.recall import judgments_of, unused_judgments
+from ezxmc.feedback.reviews import ReviewedPairs
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.feedback.targets import teacher_verdicts
-from ezxmc.feedback.teachers import unused_judgments
 from ezxmc.files import check_file, remove_own
 from ezxmc.models import resolve_model
 from ezxmc.pipeline.cycles import Cycles
-from ezxmc.pipeline.findings import Findings, assemble, rank_by_titles
-from ezxmc.pipeline.head_stage import HeadStage
-from ezxmc.pipeline.people import FORMER, LabelEdits, carry_exports, carry_over, outdated, peoples_calibrator
+from ezxmc.pipeline.deliver import HeadStage, calibrator_of
+from ezxmc.pipeline.findings import RunResults, assemble
+from ezxmc.pipeline.people import (
+    FORMER,
+    LabelEdits,
+    carry_exports,
+    carry_over,
+    outdated,
+    peoples_calibrator,
+    stays,
+)
 from ezxmc.pipeline.rundir import CALIBRATING, FRESH, INDEXING, RunDir, check_run_dir
 from ezxmc.pipeline.snapshot import CATALOG, Snapshot
 from ezxmc.progress import NoProgress, Progress, pulling, rank_and_size
 from ezxmc.records import Document, Judgment, Label, Prediction
 from ezxmc.report import RunReport, write_report
 from ezxmc.report.page import is_page
+from ezxmc.retrieval import LabelIndex
 from ezxmc.teacher import Teacher, load_teacher
 
 _EVALUATED = 50  # labels ranked per document where there is gold, for R@k
@@ -125,58 +129,6 @@ def refuse_torchrun() -> None:
         )
 
 
-def calibrate(
-    bundle: Path,
-    predictions: Sequence[Prediction],
-    teacher: Verdict,
-    reviewed: ReviewedLists,
-    depth: int,
-    watch: Progress,
-) -> Calibrator | None:
-    """Put a calibrator into a bundle: to people where they reviewed enough, else to the teacher.
-
-    Either alone serves where the other's answers cannot be used. What people
-    had fitted, even while this was at work, stays.
-
-    Args:
-        bundle: Its folder.
-        predictions: Of documents kept apart, best label first.
-        teacher: The teacher's answers in [0, 1].
-        reviewed: What people decided of these documents.
-        depth: Ranks used.
-        watch: Told where there is too little to fit on.
-    """
-    if peoples := _peoples(bundle):
-        return peoples
-    ways: dict[str, Callable[[], Calibrator]] = {}
-    if reviewed.enough:
-        people = partial(completed, predictions, reviewed, depth)
-        ways["people and teacher"] = lambda: fit_few_shot(predictions, teacher, people(), k=depth)
-        ways["people alone"] = lambda: fit_calibrator(predictions, people(), target="human", k=depth)
-    ways["the teacher"] = lambda: fit_calibrator(predictions, teacher, target="teacher", k=depth)
-    failed: list[str] = []
-    for name, fit in ways.items():
-        try:
-            fitted = fit()
-            break
-        except TrainingError as error:
-            failed.append(f"{name}: {error}")
-    else:
-        watch.say(f"the bundle gives scores, not probabilities: {'; '.join(failed)}")
-        return None
-    for line in failed:
-        watch.say(f"probabilities could not be fitted to {line}")
-    if peoples := _peoples(bundle):
-        return peoples
-    add_calibrator(bundle, fitted, by_run=True)
-    return fitted
-
-
-def _peoples(bundle: Path) -> Calibrator | None:
-    files = read_manifest(bundle).places(bundle)
-    return Calibrator.load(files[CALIBRATOR]) if peoples_calibrator(bundle) else None
-
-
 class _Run:
     """The state of one run."""
 
@@ -199,13 +151,13 @@ class _Run:
             progress=pulling(watch, "encoder"),
         )
         budget = Budget.of(config, self.catalog)
-        self.inquiry = Annotator(self.catalog, self.teacher, store, budget, watch)
-        self.decided = Decided.load(store.path, self.catalog.documents, self.catalog.labels)
+        self.annotator = Annotator(self.catalog, self.teacher, store, budget, watch)
+        self.decided = ReviewedPairs.load(store.path, self.catalog.documents, self.catalog.labels)
         if self.decided.answers or self.decided.elsewhere:
             watch.say(self.decided.line)
-        self.cycles = Cycles(config, place, self.inquiry, untrained, self.decided, watch)
+        self.cycles = Cycles(config, place, self.annotator, untrained, self.decided, watch)
         self.bundle_inputs: list[Any] = []
-        self.found = Findings(self.catalog, self.cycles.findings)
+        self.found = RunResults(self.catalog, self.cycles.findings)
 
     def seen_before(self) -> Snapshot | None:
         """The catalog as the run, or an update of it, left it; `None` where it was never finished."""
@@ -213,11 +165,11 @@ class _Run:
         try:
             return Snapshot.load(file) if file.exists() else None
         except DataError as error:
-            self.watch.say(f"what people changed in the bundle's labels cannot all be told: {error.message}")
+            self.watch.say(f"what people changed in the bundle's labels cannot all be named: {error.message}")
             return None
 
     def go(self) -> RunReport:
-        started, judged_before = time.monotonic(), self.inquiry.seconds()
+        started, judged_before = time.monotonic(), self.annotator.seconds()
         if unused := unused_judgments(self.store, self.teacher):
             self.watch.say(unused)
         try:
@@ -230,12 +182,12 @@ class _Run:
         self.tell_of_people()
         self.tag()
         self.cycles.forget_vectors()
-        judging = self.inquiry.seconds() - judged_before
+        judging = self.annotator.seconds() - judged_before
         rest = time.monotonic() - started - self.place.spent - judging
-        apart = self.inquiry.budget.idle.union(self.catalog.to_calibrate)
+        apart = self.annotator.budget.idle.union(self.catalog.to_calibrate)
         self.found.unasked_documents = sum(not r for i, r in enumerate(self.cycles.asked) if i not in apart)
-        self.found.unasked_pairs = self.cycles.unasked_pairs + self.inquiry.unasked_pairs
-        self.found.problem_docs = self.inquiry.problem_docs
+        self.found.unasked_pairs = self.cycles.unasked_pairs + self.annotator.unasked_pairs
+        self.found.problem_docs = self.annotator.problem_docs
         self.found.judgments = self.recall()
         report = assemble(self.config, self.found, self.place.path, self.teacher, self.store, rest)
         if report.budget:
@@ -248,35 +200,21 @@ class _Run:
 
     def deliver(self, student: Path) -> None:
         """Write the bundle, with what people changed in the former one; the calibrator comes later."""
-        bundle, fresh = self.place.path / "bundle", self.place.path / FRESH
+        bundle, fresh, head = self.place.path / "bundle", self.place.path / FRESH, self.config.head
         origin = {
             "teacher": json.dumps(self.teacher.description, sort_keys=True),
             "encoder": self.cycles.identity(None),
         }
-
-        judged: list[Any] | None = None
-        refine: Refine | None = None
-        if self.config.training.label_vectors == "refined":
-            judged, refine = self.cycles.refinement(student)
+        content, targets = self.cycles.material(student)
+        refine = self.cycles.refine(lambda: targets(True))
 
         def save(student: Path = student) -> Manifest:
-            return save_bundle(
-                fresh,
-                self.cycles.encoder(student),
-                self.catalog.labels,
-                max_length=self.config.training.max_length,
-                k=self.config.inference.k,
-                origin=origin,
-                refine=refine,
-                progress=self.watch.stage("bundle: label index"),
-            )
-
-        head = HeadStage(self.config, self.cycles, student, fresh) if self.config.head.enabled else None
+            return self.cycles.save(fresh, self.cycles.encoder(student), origin, refine)
 
         def make() -> dict[str, Any]:
             made = save().model_dump()
-            if head:
-                made["head"] = head.run(save, self.watch)
+            if head.enabled:
+                made["head"] = HeadStage(self.cycles, student, fresh, targets).run(save)
             self.replace_bundle(fresh, bundle)
             return made
 
@@ -288,26 +226,26 @@ class _Run:
             self.cycles.training,
             self.config.seed,
             origin,
-            judged,
-            *(head.inputs if head else ()),
+            content if refine else None,
+            *((head.model_dump(), content) if head.enabled else ()),
         ]
         made = self.place.stage("bundle", inputs, [bundle / MANIFEST], make, libraries=INDEXING)
         self.bundle_inputs = inputs
         self.found.head = made.get("head", {}).get("told", "")
-        self.inquiry.budget.compared += made.get("head", {}).get("pairs", 0)
+        self.annotator.budget.compared += made.get("head", {}).get("pairs", 0)
         self.cycles.forget_vectors()
-        # What is only told of a label (its parent) is no reason to make all of it anew.
+        # What is only noted of a label (its parent) is no reason to make all of it again.
         there, edits = self.labels_in(bundle)
         rest = [label for label in self.catalog.labels if label.uid not in edits.others]
-        if told := [label for label in rest if label.uid in there and there[label.uid] != label]:
-            add_labels(bundle, told)
+        if noted := [label for label in rest if label.uid in there and there[label.uid] != label]:
+            add_labels(bundle, noted)
 
     def replace_bundle(self, fresh: Path, bundle: Path) -> None:
         """Put a new bundle in the place of the former; what people made for that goes on or is put aside."""
         with ExitStack() as held:
             check_bundle_place(bundle)
             if (bundle / MANIFEST).exists():
-                # Whoever changes it waits, and then changes the new one.
+                # A process that changes it waits, and then changes the new one.
                 held.enter_context(writing(bundle))
                 self.labels_in(bundle)[1].apply(fresh)
                 carry_over(bundle, fresh, self.place.path / FORMER)
@@ -328,18 +266,9 @@ class _Run:
     def tell_of_people(self) -> None:
         """Say what in the bundle is people's, and what of theirs does not fit it any more."""
         bundle = self.place.path / "bundle"
-        files = read_manifest(bundle).places(bundle)
-        self.found.calibrator = Calibrator.load(files[CALIBRATOR]) if CALIBRATOR in files else None
-        self.found.people += self.labels_in(bundle)[1].lines()
-        if why := peoples_calibrator(bundle):
-            self.found.people.append(
-                f"the bundle's calibrator stays, because {why}: `ezxmc calibrate {bundle}` fits another"
-            )
-        if (guarantee := guarantee_of(bundle)) is not None:
-            self.found.decision = guarantee
-            self.found.people.append("the bundle's decision stays")
-            self.watch.say(f"decision: {self.found.decision}")
-        self.found.people += outdated(bundle, self.place.path / FORMER)
+        self.found.calibrator, self.found.decision = calibrator_of(bundle), guarantee_of(bundle) or ""
+        lines = self.labels_in(bundle)[1].lines(), stays(bundle), outdated(bundle, self.place.path / FORMER)
+        self.found.people += chain(*lines)
         for line in self.found.people:
             self.watch.say(line)
 
@@ -359,8 +288,8 @@ class _Run:
         )
         if not made["whole"]:
             self.place.forget("calibrate")
-        if told := made.get("reviewed"):
-            self.found.people.append(told)
+        if line := made.get("reviewed"):
+            self.found.people.append(line)
 
     def _calibrate(self) -> dict[str, Any]:
         """Ask the teacher about what the student itself answers on the part kept apart, and fit.
@@ -374,36 +303,26 @@ class _Run:
         bundle = self.place.path / "bundle"
         if peoples_calibrator(bundle):
             return {"whole": True}
-        depth = self.config.inference.calibration_depth
-        part = self.catalog.to_calibrate
-        row = {label.uid: i for i, label in enumerate(self.catalog.labels)}
+        part, row = self.catalog.to_calibrate, self.cycles.row_of
         # Of labels that people added the teacher knows nothing.
-        predictions = rank_among(Predictor(bundle), self.inquiry.documents(part), row, depth)
-        rows = [[row[uid] for uid in found.labels] for found in predictions]
+        predictions = rank_among(Predictor(bundle), self.annotator.documents(part), row, self.cycles.depth)
         # Where a budget ends, the calibrator is fitted on a random part of its documents.
         order = in_hash_order([found.uid for found in predictions], range(len(part)))
-        calibrating = self.inquiry.budget.calibrating
-        asked = order[:calibrating]
-        left = self.inquiry.unasked_pairs, len(self.inquiry.problem_docs)
-        done = self.inquiry.ask(
-            [part[i] for i in asked], [rows[i] for i in asked], "calibration: teacher judges"
-        )
+        documents = [part[i] for i in order]
+        rows = [[row[uid] for uid in predictions[i].labels] for i in order]
+        left = self.annotator.unasked_pairs, len(self.annotator.problem_docs)
         # Labels that a cycle asked about mislead, for the student does not rank all of them first: whole
         # documents count, some of them asked when more were wanted, and none that is whole by chance.
-        whole = []
-        for place, i in enumerate(order):
-            if len(self.inquiry.judged(part[i], rows[i])) == len(rows[i]):
-                whole.append(i)
-            elif done.stopped or place >= calibrating:
-                break
-        teacher = teacher_verdicts(self.inquiry.answers([part[i] for i in whole], [rows[i] for i in whole]))
-        reviewed = self.decided.lists(predictions, depth)
-        calibrate(bundle, predictions, teacher, reviewed, depth, self.watch)
-        all_asked = left == (self.inquiry.unasked_pairs, len(self.inquiry.problem_docs))
-        return {"whole": all_asked, "reviewed": reviewed.line}
+        whole = self.annotator.ask_whole(
+            documents, rows, "calibration: teacher judges", most=self.annotator.budget.calibrating
+        )
+        answers = self.annotator.answers([documents[i] for i in whole], [rows[i] for i in whole])
+        _, reviewed = self.cycles.calibrate(bundle, predictions, answers)
+        all_asked = left == (self.annotator.unasked_pairs, len(self.annotator.problem_docs))
+        return {"whole": all_asked, "reviewed": reviewed}
 
     def recall(self) -> list[Judgment]:
-        """All that is known of the catalog's texts; what the store holds of others is told."""
+        """All that is known of the catalog's texts; what the store holds of others is reported."""
         recalled = judgments_of(
             self.catalog.documents,
             self.catalog.labels,
@@ -417,19 +336,16 @@ class _Run:
 
     def tag(self) -> None:
         """Tag every document with the bundle, as a user would; rank by the untrained encoder to compare."""
-        predictor = Predictor.load(self.place.path / "bundle")
-        bar, keep = self.watch.stage("tagging"), self.config.inference.k
+        keep = self.config.inference.k
         k = max(_EVALUATED, keep) if self.catalog.gold else keep
-        for done, prediction in enumerate(predictor.stream(self.catalog.documents, k=k), start=1):
-            self.found.predictions.append(prediction)
-            bar(done, len(self.catalog.documents))
+        self.found.predictions = list(self.cycles.tags(Predictor.load(self.place.path / "bundle"), k))
         self.place.write_lines(
             self.place.path / "predictions.jsonl", (prediction_row(p, keep) for p in self.found.predictions)
         )
         if self.catalog.gold:
             self.found.untrained = self._rank(None, self.catalog.documents, "untrained encoder")
             apart = (*self.catalog.to_select, *self.catalog.to_calibrate)
-            known = [d for d in self.inquiry.documents(apart) if self.catalog.gold.get(d.uid)]
+            known = [d for d in self.annotator.documents(apart) if self.catalog.gold.get(d.uid)]
             cycles = len(self.cycles.findings)
             if known and cycles > 1:
                 self.found.by_cycle = [
@@ -438,6 +354,19 @@ class _Run:
                 ]
 
     def _rank(self, student: Path | None, documents: Sequence[Document], name: str) -> list[Prediction]:
-        """The first labels of documents by their titles: of a cycle's student, or where training started."""
-        encoder, bar = self.cycles.encoder(student).faster(), self.watch.stage(f"evaluation: {name}")
-        return rank_by_titles(encoder, documents, self.catalog.labels, _EVALUATED, bar)
+        """The first labels of documents by an encoder alone: neither refined vectors nor a head.
+
+        Args:
+            student: A cycle's student; `None`: the encoder that training started from.
+            documents: N documents.
+            name: For the progress bar.
+        """
+        encoder, labels = self.cycles.encoder(student).faster(), self.catalog.labels
+        bar = self.watch.stage(f"evaluation: {name}")
+        vectors = encoder.encode_labels([label.title for label in labels])
+        queries = encoder.encode_documents([document.shown for document in documents], progress=bar)
+        _, rows = LabelIndex.for_once(vectors, queries).search(queries, _EVALUATED)
+        return [
+            Prediction(document.uid, tuple(labels[row].uid for row in found), (), ())
+            for document, found in zip(documents, rows, strict=True)
+        ]

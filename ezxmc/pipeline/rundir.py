@@ -9,7 +9,7 @@ An update is made beside the run, and takes the place of what was:
     updates/0001/former/      the bundle before, of the last update only
 
 All is made beside the run and moved when `ready.json` stands. The bundles are
-exchanged in one step, so whoever opens `bundle/` finds the former or the new
+exchanged in one step, so that a reader of `bundle/` finds the former or the new
 one. Killed while moving, the next command goes on moving first.
 """
 
@@ -90,9 +90,19 @@ def _is_run(place: Path) -> bool:
         return False
 
 
-def damaged(file: Path, error: Exception) -> DataError:
-    """What to raise where a stage's output cannot be read."""
-    return DataError(f"{file} is damaged: {error}", "delete this file: its stage is then done again")
+@contextmanager
+def reading(file: Path) -> Iterator[Iterator[Any]]:
+    """The rows that `RunDir.write_lines` wrote; what is odd about them means that the file is damaged.
+
+    Raises:
+        DataError: A row is no JSON, or the block cannot use it.
+    """
+    try:
+        with file.open(encoding="utf-8") as lines:
+            yield map(json.loads, lines)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        cure = "delete this file: its stage is then done again"
+        raise DataError(f"{file} is damaged: {error}", cure) from None
 
 
 class RunDir:
@@ -260,7 +270,7 @@ class History:
         """Of the updates that are done, in order."""
         return [folder / "report.json" for folder in self.folders if (folder / _DONE).exists()]
 
-    def settle(self, say: Callable[[str], None]) -> None:
+    def finish_pending(self, say: Callable[[str], None]) -> None:
         """Finish moving what a killed process left ready, if what it was made from is still there."""
         for folder in self.folders:
             if (folder / _DONE).exists() or (ready := _read(folder / _READY)) is None:
@@ -273,16 +283,12 @@ class History:
                     self._install(folder, ready)
 
     def open(self) -> RunDir:
-        """The update under way, else a new one; call `settle` first."""
+        """The update under way, else a new one; call `finish_pending` first."""
         number = len(self.reports) + 1
         return RunDir(self.run.path / UPDATES / f"{number:04}")
 
     def complete(self, update: RunDir, former: Manifest) -> None:
-        """Put a finished update in the place of what was.
-
-        Args:
-            update: Its folder.
-            former: Of the bundle it was made from.
+        """Put a finished update in the place of what was; `former` is of the bundle it was made from.
 
         Raises:
             DataError: Somebody changed that bundle meanwhile: their work is not undone.

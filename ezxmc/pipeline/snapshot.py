@@ -2,7 +2,7 @@
 
 A run leaves `catalog.jsonl`: the split's settings, then a row a document
 (`document`, `hash`; `placed_by` where another document of its text decides its
-part) and a row a label (`label`, `title`, `rest`: a hash of what else is told of
+part) and a row a label (`label`, `title`, `rest`: a hash of what else is known of
 it). A text that comes back under another uid carries the
 uids it was asked about before (`also`), so that its judgments are found.
 """
@@ -10,7 +10,7 @@ uids it was asked about before (`also`), so that its judgments are found.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,71 +145,52 @@ class Changes:
         gone_labels: Labels that are neither there nor moved.
     """
 
-    new: list[int]
-    edited: list[int]
-    moved: list[int]
-    gone: list[str]
-    new_labels: list[int]
-    renamed_labels: list[int]
-    described_labels: list[int]
-    moved_labels: list[int]
-    gone_labels: list[str]
+    new: list[int] = field(default_factory=list)
+    edited: list[int] = field(default_factory=list)
+    moved: list[int] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    new_labels: list[int] = field(default_factory=list)
+    renamed_labels: list[int] = field(default_factory=list)
+    described_labels: list[int] = field(default_factory=list)
+    moved_labels: list[int] = field(default_factory=list)
+    gone_labels: list[str] = field(default_factory=list)
 
     @classmethod
     def between(cls, former: Snapshot, catalog: Catalog) -> Changes:
         """From a snapshot to a catalog."""
-        shown, texts = former.documents, set(former.documents.values())
-        new: list[int] = []
-        edited: list[int] = []
-        moved: list[int] = []
-        for row, document in enumerate(catalog.documents):
-            now = content(document)
-            if shown.get(document.uid) == now:
-                continue
-            (edited if document.uid in shown else moved if now in texts else new).append(row)
-        titles = {title for title, _ in former.labels.values()}
-        new_labels: list[int] = []
-        renamed: list[int] = []
-        described: list[int] = []
-        moved_labels: list[int] = []
+        texts = set(former.documents.values())
+        titles = {uid: title for uid, (title, _) in former.labels.items()}
+        known = set(titles.values())
+        now = {document.uid: content(document) for document in catalog.documents}
+        there = {label.uid: label.title for label in catalog.labels}
+        found = cls(gone=_gone(former.documents, now), gone_labels=_gone(titles, there))
+        for row, (uid, shown) in enumerate(now.items()):
+            if uid not in former.documents:
+                (found.moved if shown in texts else found.new).append(row)
+            elif former.documents[uid] != shown:
+                found.edited.append(row)
         for row, label in enumerate(catalog.labels):
-            known = former.labels.get(label.uid)
-            if known is None:
-                (moved_labels if label.title in titles else new_labels).append(row)
-            elif known[0] != label.title:
-                renamed.append(row)
-            elif known != label_content(label):
-                described.append(row)
-        return cls(
-            new,
-            edited,
-            moved,
-            _gone(former.documents, (d.uid for d in catalog.documents), map(content, catalog.documents)),
-            new_labels,
-            renamed,
-            described,
-            moved_labels,
-            _gone(
-                {uid: title for uid, (title, _) in former.labels.items()},
-                (label.uid for label in catalog.labels),
-                (label.title for label in catalog.labels),
-            ),
-        )
+            if label.uid not in titles:
+                (found.moved_labels if label.title in known else found.new_labels).append(row)
+            elif titles[label.uid] != label.title:
+                found.renamed_labels.append(row)
+            elif former.labels[label.uid] != label_content(label):
+                found.described_labels.append(row)
+        return found
 
     def counts(self) -> dict[str, int]:
         """How many of each."""
-        names = (
-            ("new documents", self.new),
-            ("edited documents", self.edited),
-            ("known texts under another uid", self.moved),
-            ("removed documents", self.gone),
-            ("new labels", self.new_labels),
-            ("renamed labels", self.renamed_labels),
-            ("labels described anew", self.described_labels),
-            ("known titles under another uid", self.moved_labels),
-            ("removed labels", self.gone_labels),
-        )
-        return {name: len(found) for name, found in names}
+        return {
+            "new documents": len(self.new),
+            "edited documents": len(self.edited),
+            "known texts under another uid": len(self.moved),
+            "removed documents": len(self.gone),
+            "new labels": len(self.new_labels),
+            "renamed labels": len(self.renamed_labels),
+            "labels described otherwise": len(self.described_labels),
+            "known titles under another uid": len(self.moved_labels),
+            "removed labels": len(self.gone_labels),
+        }
 
     @property
     def any(self) -> bool:
@@ -233,13 +214,13 @@ def content(document: Document) -> str:
 
 
 def label_content(label: Label) -> tuple[str, str]:
-    """Title, and hash of what else is told of a label."""
+    """Title, and hash of what else is known of a label."""
     return label.title, text_hash(label.text, label.parent or "", *label.aliases)
 
 
-def _gone(former: dict[str, str], uids: Iterable[str], contents: Iterable[str]) -> list[str]:
-    there, known = set(uids), set(contents)
-    return [uid for uid, held in former.items() if uid not in there and held not in known]
+def _gone(former: dict[str, str], now: dict[str, str]) -> list[str]:
+    known = set(now.values())
+    return [uid for uid, held in former.items() if uid not in now and held not in known]
 
 
 def _also(

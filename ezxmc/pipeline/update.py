@@ -13,43 +13,35 @@
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
-from pydantic import ValidationError
-
-from ezxmc.bundle.manifest import HEAD, STUDENT, guarantee_of, read_manifest
+from ezxmc.bundle.manifest import HEAD, STUDENT, read_manifest
 from ezxmc.bundle.predict import Predictor
 from ezxmc.config import BudgetConfig, RunConfig
 from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError, DataError
-from ezxmc.feedback.budget import Annotator, Budget
-from ezxmc.feedback.reviews import Decided
-from ezxmc.feedback.shards import merge_shards
+from ezxmc.feedback.annotator import Annotator
+from ezxmc.feedback.budget import Budget
+from ezxmc.feedback.exchange import merge_shards
+from ezxmc.feedback.recall import unused_judgments
+from ezxmc.feedback.reviews import ReviewedPairs
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.feedback.teachers import unused_judgments
-from ezxmc.metrics import Drift, Shift
-from ezxmc.pipeline.compare import Comparison, probe, settle
-from ezxmc.pipeline.findings import data_summary, report_bins, training_summary
-from ezxmc.pipeline.people import peoples_calibrator
+from ezxmc.metrics import Drift
+from ezxmc.pipeline.compare import compare_and_calibrate, probe
+from ezxmc.pipeline.findings import data_summary, training_summary
+from ezxmc.pipeline.people import stays
 from ezxmc.pipeline.run import check_places, refuse_torchrun
 from ezxmc.pipeline.rundir import BUNDLE, History, RunDir
 from ezxmc.pipeline.snapshot import CATALOG, Changes, Snapshot
 from ezxmc.pipeline.update_pairs import DRIFTING
-from ezxmc.pipeline.update_steps import CatalogChange, Work
+from ezxmc.pipeline.update_steps import CatalogChange, Update
 from ezxmc.progress import NoProgress, Progress, pulling
-from ezxmc.report.update import (
-    DriftSummary,
-    ForgettingSummary,
-    KeptMetric,
-    ShiftRow,
-    UpdateReport,
-    Window,
-    write_update,
-)
+from ezxmc.report.model import Window
+from ezxmc.report.update import UpdateReport, write_update
 from ezxmc.teacher import Teacher, load_teacher
 
 _RENAMED_SHOWN = 50
@@ -91,12 +83,12 @@ def update(
             config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say
         )
         try:
-            return _Update(config, run, store, asked, watch).go(plan)
+            return _Session(config, run, store, asked, watch).go(plan)
         finally:
             asked.close()
 
 
-class _Update:
+class _Session:
     """The state of one update."""
 
     def __init__(
@@ -104,7 +96,7 @@ class _Update:
     ) -> None:
         self.config, self.run, self.store, self.teacher, self.watch = config, run, store, teacher, watch
         self.history = History(run)
-        self.history.settle(watch.say)
+        self.history.finish_pending(watch.say)
         former = Snapshot.load(run.path / CATALOG)
         split = config.seed, config.training.held_out
         if split != (former.seed, former.held_out):
@@ -150,7 +142,7 @@ class _Update:
                 report.selected[DRIFTING] = self.config.update.probe
             return report
         place = self.history.open()
-        Work.check(place)
+        Update.check(place)
         report.number = int(place.path.name)
         report.title += f", update {report.number}"
         before = place.stage(
@@ -170,32 +162,32 @@ class _Update:
         self.history.complete(place, work.student.bundle.manifest)
         return report
 
-    def _work(self, judged: int) -> Work:
+    def _work(self, judged: int) -> Update:
         most = self.config.update.max_pairs
         limit = BudgetConfig(max_pairs=None if most is None else judged + most)
         budget = Budget(limit, [document.uid for document in self.catalog.documents])
-        inquiry = Annotator(self.catalog, self.teacher, self.store, budget, self.watch)
-        decided = Decided.load(self.store.path, self.catalog.documents, self.catalog.labels)
+        annotator = Annotator(self.catalog, self.teacher, self.store, budget, self.watch)
+        decided = ReviewedPairs.load(self.store.path, self.catalog.documents, self.catalog.labels)
         student = Predictor(self.run.path / BUNDLE)
-        return Work(self.config, student, self.grown, inquiry, decided, self.watch)
+        return Update(self.config, student, self.grown, annotator, decided, self.watch)
 
-    def _do(self, work: Work, place: RunDir, report: UpdateReport) -> None:
+    def _do(self, work: Update, place: RunDir, report: UpdateReport) -> None:
         groups = {label.uid: label.parent for label in self.catalog.labels if label.parent}
         drift = probe(work) if self.grown.changes.unseen else None
         report.probe = len(work.probed) * work.depth
         if drift:
-            report.drift = self._drift(drift)
+            report.drift = self._titled(drift)
             report.windows.append(_window(report, report.drift))
         report.selected = work.ask(place, drift.drifting(groups) if drift else ())
         if any(report.selected.values()):
-            bundle, trained = work.train(place)
+            bundle, trained = work.learn(place)
             report.training, report.check = training_summary(trained), work.check_pairs
-            found, calibrator = settle(work, bundle, compared=True)
-            report.forgetting = _forgetting(found) if found else None
+            found, calibrator = compare_and_calibrate(work, bundle, compared=True)
+            report.forgetting = found
             if found and found.worse and not self.config.update.accept_loss:
                 report.student = "kept: the new one is worse on old labels"
                 bundle = work.keep(place)
-                _, calibrator = settle(work, bundle, compared=False)
+                _, calibrator = compare_and_calibrate(work, bundle, compared=False)
             else:
                 report.student = "trained"
                 work.take_over(bundle)
@@ -203,12 +195,12 @@ class _Update:
             self._gone(work, bundle)
         else:
             bundle = work.keep(place)
-        self._kept(work, bundle)
+        work.notes += stays(bundle, named=self.run.path / BUNDLE)
         work.tag(bundle, place)
         work.notes += [*place.lines(), *filter(None, [work.reviews])]
-        report.unasked, report.notes = work.inquiry.unasked_pairs, work.notes
+        report.unasked, report.notes = work.annotator.unasked_pairs, work.notes
 
-    def _gone(self, work: Work, bundle: Path) -> None:
+    def _gone(self, work: Update, bundle: Path) -> None:
         """Tell what was made for the former student or its probabilities."""
         lost = set(work.student.bundle.manifest.files) - set(read_manifest(bundle).files)
         if work.student.bundle.head is not None and not read_manifest(bundle).file(HEAD):
@@ -216,43 +208,23 @@ class _Update:
         if any(name.startswith(f"{STUDENT}/onnx/") for name in lost):
             work.notes.append("The former student's exported forms are gone: `ezxmc export` makes them.")
 
-    def _kept(self, work: Work, bundle: Path) -> None:
-        """Tell what people made for the former bundle and is in the new one."""
-        if why := peoples_calibrator(bundle):
-            work.notes.append(f"the bundle's calibrator stays, because {why}: `ezxmc calibrate` fits another")
-        if (guarantee := guarantee_of(bundle)) is not None:
-            work.notes.append(f"the bundle's decision stays: {guarantee}")
-
     def _windows(self) -> list[Window]:
         for path in reversed(self.history.reports):
             try:
-                return UpdateReport.model_validate_json(path.read_bytes()).windows
-            except (OSError, ValidationError):
+                return [Window.model_validate(one) for one in json.loads(path.read_bytes())["windows"]]
+            except (OSError, ValueError, KeyError, TypeError):
                 self.watch.say(f"{path} cannot be read: its window is left out of the history of drift")
         return []
 
-    def _drift(self, drift: Drift) -> DriftSummary:
+    def _titled(self, drift: Drift) -> Drift:
+        """With titles in place of labels' uids, as a page shows it."""
         titles = {label.uid: label.title for label in self.catalog.labels}
-        parts = [_row(shift, titles[uid], "label") for uid, shift in drift.labels.items()]
-        parts += [_row(shift, titles.get(uid, uid), "group") for uid, shift in drift.groups.items()]
-        return DriftSummary(
-            documents_before=drift.documents_before,
-            documents=drift.documents,
-            overall=_row(drift.overall, "", "all"),
-            ece_before=drift.ece_before,
-            ece=drift.ece,
-            parts=sorted(parts, key=lambda row: (not row.drifted, row.p)),
-            reliability_before=report_bins(drift.reliability_before),
-            reliability=report_bins(drift.reliability),
-            level=self.config.update.false_alarms,
+        return replace(
+            drift, parts=tuple(replace(part, name=titles.get(part.name, part.name)) for part in drift.parts)
         )
 
 
-def _row(shift: Shift, name: str, kind: Literal["all", "label", "group"]) -> ShiftRow:
-    return ShiftRow(name=name, kind=kind, **asdict(shift))
-
-
-def _window(report: UpdateReport, drift: DriftSummary) -> Window:
+def _window(report: UpdateReport, drift: Drift) -> Window:
     return Window(
         number=report.number,
         created=report.created,
@@ -261,15 +233,4 @@ def _window(report: UpdateReport, drift: DriftSummary) -> Window:
         error=drift.overall.error,
         half_width=drift.overall.half_width,
         drifted=drift.found,
-    )
-
-
-def _forgetting(found: Comparison) -> ForgettingSummary:
-    metrics = {}
-    for name, value in found.former.items():
-        change = found.changes.get(name)
-        ends = {"low": change.low, "high": change.high, "p": change.p} if change else {}
-        metrics[name] = KeptMetric(former=value, new=found.new[name], **ends)
-    return ForgettingSummary(
-        documents=found.documents, primary=found.primary, metrics=metrics, worse=found.worse
     )

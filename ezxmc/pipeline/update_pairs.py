@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
-from ezxmc.feedback.budget import Budget, cut, in_hash_order
+from ezxmc.feedback.budget import Budget, allocate, in_hash_order
 from ezxmc.feedback.targets import context_of
 from ezxmc.pipeline.snapshot import Changes
 from ezxmc.records import Judgment
@@ -67,15 +68,7 @@ def select(
     were asked on, for its prior, as is a label that an earlier limit left out
     there. A drifting label is asked on further documents whose first tags it
     is among, new ones first.
-
-    Args:
-        config: Of the run.
-        catalog: Documents and labels.
-        changes: What is new.
-        encoder: The former student.
-        known: Judgments there are.
-        drifting: Rows of labels whose calibration drifted.
-        limit: Pairs at most.
+    `drifting` are rows of labels, `limit` is of pairs.
     """
     apart = Budget.of(config, catalog).idle.union(catalog.to_calibrate)
     learnt = sorted({*catalog.to_train, *catalog.to_select} - apart)
@@ -128,7 +121,7 @@ def select(
     priors = _priors(catalog, known, asked, fresh, (new_labels, drifted))
     parts = {PRIORS: priors, NEW_LABELS: new_labels, DRIFTING: drifted, NEW_DOCUMENTS: new_documents}
     explored = min(plain.explore, size) / size
-    return Selection(parts, 0) if limit is None else _cut(catalog, parts, limit, explored)
+    return Selection(parts, 0) if limit is None else _within_limit(catalog, parts, limit, explored)
 
 
 class _LabelsOnce:
@@ -190,7 +183,7 @@ def _priors(
     return rows
 
 
-def _cut(catalog: Catalog, parts: Mapping[str, Rows], limit: int, explored: float) -> Selection:
+def _within_limit(catalog: Catalog, parts: Mapping[str, Rows], limit: int, explored: float) -> Selection:
     uids = [document.uid for document in catalog.documents]
     left, found, unasked = limit, {}, 0
     for why, share in (
@@ -206,7 +199,7 @@ def _cut(catalog: Catalog, parts: Mapping[str, Rows], limit: int, explored: floa
             rows = (
                 _whole_labels(rows, allowed)
                 if why == PRIORS
-                else cut(rows, order, allowed, explored if why == NEW_DOCUMENTS else 0.0).rows
+                else allocate(rows, order, allowed, explored if why == NEW_DOCUMENTS else 0.0).rows
             )
         found[why] = rows
         taken = sum(map(len, rows))
@@ -226,7 +219,7 @@ def _whole_labels(rows: Rows, pairs: int) -> Rows:
     return [[label for label in row if label in kept] for row in rows]
 
 
-def pair_rows(catalog: Catalog, parts: Mapping[str, Rows]) -> Iterator[dict[str, object]]:
+def pair_rows(catalog: Catalog, parts: Mapping[str, Rows]) -> Iterator[dict[str, Any]]:
     """A selection as JSON lines: `{"why", "doc", "labels"}`, by uid."""
     for why, rows in parts.items():
         for document, row in zip(catalog.documents, rows, strict=True):
@@ -234,15 +227,12 @@ def pair_rows(catalog: Catalog, parts: Mapping[str, Rows]) -> Iterator[dict[str,
                 yield {"why": why, "doc": document.uid, "labels": [catalog.labels[i].uid for i in row]}
 
 
-def read_pairs(catalog: Catalog, lines: Iterable[dict[str, object]]) -> dict[str, Rows]:
+def read_pairs(catalog: Catalog, lines: Iterable[Mapping[str, Any]]) -> dict[str, Rows]:
     """What `pair_rows` wrote."""
     documents = {document.uid: i for i, document in enumerate(catalog.documents)}
     labels = {label.uid: row for row, label in enumerate(catalog.labels)}
     parts: dict[str, Rows] = {}
     for line in lines:
-        uids = line["labels"]
-        assert isinstance(uids, list)
-        parts.setdefault(str(line["why"]), _empty(catalog))[documents[str(line["doc"])]] = [
-            labels[uid] for uid in uids
-        ]
+        rows = parts.setdefault(line["why"], _empty(catalog))
+        rows[documents[line["doc"]]] = [labels[uid] for uid in line["labels"]]
     return parts

@@ -5,7 +5,6 @@ Known judgments are all that the store has of the catalog as it is now, whatever
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,33 +15,29 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from ezxmc.bundle.bundle import save_bundle
 from ezxmc.bundle.labels import add_labels, remove_labels
 from ezxmc.bundle.manifest import MANIFEST, check_bundle_place, holding, labels_of, own_files
 from ezxmc.bundle.predict import Predictor, prediction_row
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.data.catalog import parts
-from ezxmc.feedback.budget import Annotator, in_hash_order
-from ezxmc.feedback.reviews import Decided
+from ezxmc.feedback.annotator import Annotator
+from ezxmc.feedback.budget import in_hash_order
+from ezxmc.feedback.reviews import ReviewedPairs
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.feedback.targets import Proposals, Targets, build_targets, context_of
+from ezxmc.feedback.targets import Targets, context_of
 from ezxmc.files import remove_own, whole_folder
 from ezxmc.hashing import file_hash
-from ezxmc.pipeline.cycles import keyed
+from ezxmc.pipeline.deliver import Delivery
 from ezxmc.pipeline.people import FORMER, LabelEdits, carry_over, outdated
-from ezxmc.pipeline.rundir import BUNDLE, ENCODING, INDEXING, RunDir, damaged
+from ezxmc.pipeline.rundir import BUNDLE, ENCODING, INDEXING, RunDir, reading
 from ezxmc.pipeline.snapshot import Changes, Snapshot
-from ezxmc.pipeline.update_pairs import Rows, Selection, pair_rows, read_pairs, select
+from ezxmc.pipeline.update_pairs import Selection, pair_rows, read_pairs, select
 from ezxmc.progress import Progress
 from ezxmc.records import Document, Judgment, Label, Pair
 from ezxmc.retrieval import BiEncoder
 from ezxmc.teacher import Teacher
 from ezxmc.teacher.base import rest
-from ezxmc.training import cosines_of, refined_label_vectors, train_bi_encoder
 
 _Item = TypeVar("_Item", Document, Label)
 
@@ -53,13 +48,8 @@ def known_judgments(
     """Judgments that hold for texts and titles of the catalog, under their present uids.
 
     An edited document, a renamed or removed label takes its judgments out: the
-    key tells. They stay in the store, and count again if the text comes back.
-
-    Args:
-        catalog: Documents and labels.
-        now: Its snapshot, which knows what a text was called before.
-        teacher: Whose judgments count.
-        store: Where they are.
+    key tells. They stay in the store, and count again if the text comes back. The
+    snapshot `now` knows what a text was called before.
     """
     documents = _by_name({document.uid: document for document in catalog.documents}, now.also)
     labels = _by_name({label.uid: label for label in catalog.labels}, now.labels_also)
@@ -111,16 +101,12 @@ class CatalogChange:
         return {uid for uid, others in also.items() if any(part[other] != part[uid] for other in others)}
 
 
-class Work:
-    """The state of one update.
+class Update(Delivery):
+    """The state of one update; it takes what `Delivery` does, and two things more.
 
     Args:
-        config: The run's configuration.
         student: The former bundle.
         grown: What has changed.
-        inquiry: Asks the teacher within the update's budget.
-        decided: What people decided.
-        watch: Sees stages and messages.
     """
 
     def __init__(
@@ -128,16 +114,14 @@ class Work:
         config: RunConfig,
         student: Predictor,
         grown: CatalogChange,
-        inquiry: Annotator,
-        decided: Decided,
+        annotator: Annotator,
+        decided: ReviewedPairs,
         watch: Progress,
     ) -> None:
-        self.config, self.student, self.grown = config, student, grown
-        self.inquiry, self.decided, self.watch = inquiry, decided, watch
-        self.catalog = inquiry.catalog
+        super().__init__(config, annotator, decided, watch)
+        self.student, self.grown = student, grown
         self.notes: list[str] = []
         changes, uids = grown.changes, [document.uid for document in self.catalog.documents]
-        self.row_of = {label.uid: row for row, label in enumerate(self.catalog.labels)}
         self.elsewhere = grown.elsewhere
         """Documents of a text that served, or serves, another part under another uid."""
         apart = [i for i in self.catalog.to_calibrate if uids[i] not in self.elsewhere]
@@ -152,7 +136,6 @@ class Work:
         """Further ones that people decided on: they calibrate, and the teacher is not asked."""
         self.reviews = ""
         """What people's decisions gave the bundle that was calibrated last, in words."""
-        self.depth = config.inference.calibration_depth
         drawn = config.update.probe // self.depth
         limit = config.update.max_pairs
         if limit is not None:
@@ -200,8 +183,8 @@ class Work:
 
     def known(self) -> list[Judgment]:
         """What the store holds of the catalog as it is."""
-        inquiry = self.inquiry
-        return list(known_judgments(self.catalog, self.grown.now, inquiry.teacher, inquiry.store))
+        annotator = self.annotator
+        return list(known_judgments(self.catalog, self.grown.now, annotator.teacher, annotator.store))
 
     @staticmethod
     def check(place: RunDir) -> None:
@@ -226,99 +209,66 @@ class Work:
         parts = [part.model_dump() for part in (config.shortlist, config.inference, config.update)]
         inputs = [*self._state, *parts, config.budget.calibration, sorted(drifting)]
         done = place.stage("select", inputs, [file], make, libraries=ENCODING)
-        try:
-            with file.open(encoding="utf-8") as lines:
-                selected: dict[str, Rows] = read_pairs(self.catalog, map(json.loads, lines))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise damaged(file, error) from None
-        if sum(map(len, chain(*selected.values()))) != sum(done["counts"].values()):
-            raise damaged(file, ValueError("pairs are missing"))
+        with reading(file) as lines:
+            selected = read_pairs(self.catalog, lines)
+            if sum(map(len, chain(*selected.values()))) != sum(done["counts"].values()):
+                raise ValueError("pairs are missing")
         uids = [document.uid for document in self.catalog.documents]
         for why, rows in selected.items():
             order = in_hash_order(uids, (i for i, row in enumerate(rows) if row))
-            self.inquiry.ask(order, [rows[i] for i in order], f"teacher judges: {why}")
-        rest(self.inquiry.teacher)  # training needs memory
+            self.annotator.ask(order, [rows[i] for i in order], f"teacher judges: {why}")
+        rest(self.annotator.teacher)  # training needs memory
         self.notes += [f"{done['unasked']:,} pairs were left out by the limit."] if done["unasked"] else []
         return dict(done["counts"])
 
-    def train(self, place: RunDir) -> tuple[Path, dict[str, Any]]:
+    def learn(self, place: RunDir) -> tuple[Path, dict[str, Any]]:
         """Train on from the former weights, on all judgments; the bundle of it, and how training went."""
         student, bundle = place.path / "student", place.path / _TRAINED
-        base, config = self.student.bundle.path / "student", self.config.training
+        base = self.student.bundle.path / "student"
         judgments = self.learnt(self.known())
-        apart = {self.catalog.documents[i].uid for i in self.catalog.to_calibrate}
-        verdicts = self.decided.verdicts_outside(apart)
         self.notes += self.without_priors(judgments)
-        said = [[*pair, yes] for pair, yes in sorted(verdicts.items())]
-        content = [*([j.key, j.status, j.log_odds] for j in judgments), *said]
-        documents = self.inquiry.documents(self.catalog.to_train)
-        select_on = [d for d in self.inquiry.documents(self.catalog.to_select) if d.uid not in self.elsewhere]
+        select_on = [
+            d for d in self.annotator.documents(self.catalog.to_select) if d.uid not in self.elsewhere
+        ]
 
-        def targets() -> Targets:
-            former = self.student.bundle.encoder
-            fused = cosines_of(former, self.catalog.documents, self.catalog.labels) if config.fusion else None
-            return self.targets(judgments, fused, verdicts)
+        def fused() -> Targets:
+            former = self.student.bundle.encoder if self.config.training.fusion else None
+            return self.taught(judgments, former, self.verdicts)
 
-        bar = self.watch.stage("training")
-        inputs = [*self._state, keyed(config), content]
-        trained = place.stage(
+        inputs = [*self._state, self.training, self.content(judgments)]
+        trained = self.train(
+            place,
             "train",
             inputs,
-            [student],
-            libraries=ENCODING,
-            make=lambda: train_bi_encoder(
-                documents,
-                self.catalog.labels,
-                targets(),
-                config,
-                student,
-                base=base,
-                former=base,
-                held_out=select_on,
-                held_out_targets=self.targets(judgments, verdicts=verdicts),
-                teacher=self.inquiry.teacher.description,
-                seed=self.config.seed,
-                progress=lambda done, total, loss: bar(done, total),
-            ).to_dict(),
+            student,
+            lambda: (fused(), self.taught(judgments, None, self.verdicts)),
+            base=base,
+            former=base,
+            held_out=select_on,
         )
-
-        def refine(encoder: BiEncoder, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-            return refined_label_vectors(
-                encoder, documents, self.catalog.labels, targets(), vectors, seed=self.config.seed
-            )
-
-        manifest = self.student.bundle.manifest
+        origin = {**self.student.bundle.manifest.origin, "update": place.path.name}
         place.stage(
             "bundle",
             [*inputs, self.config.inference.model_dump()],
             [bundle / MANIFEST],
+            lambda: self.save(bundle, student, origin, self.refine(fused)).model_dump(),
             libraries=INDEXING,
-            make=lambda: save_bundle(
-                bundle,
-                student,
-                self.catalog.labels,
-                max_length=config.max_length,
-                k=self.config.inference.k,
-                origin={**manifest.origin, "update": place.path.name},
-                refine=refine if config.label_vectors == "refined" else None,
-                progress=self.watch.stage("bundle: label index"),
-            ).model_dump(),
         )
         return bundle, trained
 
-    def targets(
+    def taught(
         self,
         judgments: Sequence[Judgment],
-        proposals: Proposals | None = None,
+        former: BiEncoder | None = None,
         verdicts: Mapping[tuple[str, str], bool] = MappingProxyType({}),
     ) -> Targets:
-        """`build_targets`; documents asked about all labels tell of the labels' priors alone."""
+        """`targets`; documents asked about all labels tell of the labels' priors alone."""
         labels = len(self.catalog.labels)
         context = context_of(judgments, labels)
         # Where labels are many, one such document would bring them all into its batch.
         apart = {j.doc_uid for j in context} if labels > _FEW_SHORTLISTS * self.config.shortlist.size else ()
         taught = [judgment for judgment in judgments if judgment.doc_uid not in apart]
-        return build_targets(taught, self.config.training, context, proposals, verdicts)
+        return self.targets(taught, context, former, verdicts)
 
     def without_priors(self, judgments: Sequence[Judgment]) -> list[str]:
         """What to tell where labels have no prior of their own, though others have."""
@@ -363,7 +313,7 @@ class Work:
         return bundle
 
     def take_over(self, bundle: Path) -> None:
-        """Give a new student's bundle what people changed in the former one; what does not fit is told."""
+        """Give a new student's bundle what people changed in the former one; note what does not fit."""
         former = self.student.bundle.path
         edits = self.edits(former)
         edits.apply(bundle)
@@ -376,16 +326,9 @@ class Work:
         self.notes += [line for line in edits.lines() if line not in self.notes]
 
     def tag(self, bundle: Path, place: RunDir) -> None:
-        """Tag every document."""
-        documents, bar = self.catalog.documents, self.watch.stage("tagging")
-
-        def rows() -> Iterable[dict[str, Any]]:
-            stream = Predictor(bundle).stream(documents, k=self.config.inference.k)
-            for done, prediction in enumerate(stream, start=1):
-                bar(done, len(documents))
-                yield prediction_row(prediction)
-
-        place.write_lines(place.path / "predictions.jsonl", rows())
+        """Tag every document; then the bundle is the update's."""
+        tags = self.tags(Predictor(bundle), self.config.inference.k)
+        place.write_lines(place.path / "predictions.jsonl", map(prediction_row, tags))
         target = place.path / BUNDLE
         check_bundle_place(target)
         remove_own(target, set(own_files(target) or ()).__contains__)

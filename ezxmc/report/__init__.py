@@ -1,48 +1,10 @@
-"""The run report: one self-contained HTML page and its data; two runs compared."""
+"""The run report: one self-contained HTML page and its data (`ezxmc.report.model`); two runs compared."""
 
-from ezxmc.report.model import (
-    BudgetSummary,
-    CalibrationSummary,
-    CostSummary,
-    CycleSummary,
-    DataSummary,
-    DisagreementEntry,
-    EvaluationSummary,
-    ExampleDocument,
-    ExampleTag,
-    Histogram,
-    ReliabilityBin,
-    RowProblemEntry,
-    RowSummary,
-    RunReport,
-    ShortlistSummary,
-    TeacherSummary,
-    ThresholdRow,
-    TrainingSummary,
-    UnusedLabels,
-)
+from ezxmc.report.model import RunReport
 from ezxmc.report.page import compared, render_comparison, render_report, write_comparison, write_report
 
 __all__ = [
-    "BudgetSummary",
-    "CalibrationSummary",
-    "CostSummary",
-    "CycleSummary",
-    "DataSummary",
-    "DisagreementEntry",
-    "EvaluationSummary",
-    "ExampleDocument",
-    "ExampleTag",
-    "Histogram",
-    "ReliabilityBin",
-    "RowProblemEntry",
-    "RowSummary",
     "RunReport",
-    "ShortlistSummary",
-    "TeacherSummary",
-    "ThresholdRow",
-    "TrainingSummary",
-    "UnusedLabels",
     "compared",
     "render_comparison",
     "render_report",

@@ -9,17 +9,15 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ezxmc.report.model import EvaluationSummary, Histogram, ReliabilityBin, ThresholdRow, TrainingSummary
-
-if TYPE_CHECKING:
-    from ezxmc.report.update import DriftSummary, Window
+from ezxmc.metrics import Drift, ReliabilityBin
+from ezxmc.report.model import EvaluationSummary, Histogram, ThresholdRow, TrainingSummary, Window
 
 # matplotlib knows no CSS: it draws in these colours, which are then replaced.
 INK, MUTED, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
@@ -133,14 +131,14 @@ def quality(evaluation: EvaluationSummary) -> str:
         return svg(figure, "quality", "Quality before and after training, in percent")
 
 
-def reliability(diagrams: dict[int, list[ReliabilityBin]], name: str) -> str:
+def reliability(diagrams: Mapping[int, Sequence[ReliabilityBin]], name: str) -> str:
     """What was said against what came true, a diagram for each k; a dot's area follows its bin's share.
 
     Args:
         diagrams: Bins by depth k of the pairs; 0 is not named.
         name: Of the figure.
     """
-    drawn = {k: found for k, bins in diagrams.items() if (found := filled(bins))}
+    drawn = {k: bins for k, bins in diagrams.items() if bins}
     if not drawn:
         return ""
     columns = min(2, len(drawn))
@@ -151,28 +149,27 @@ def reliability(diagrams: dict[int, list[ReliabilityBin]], name: str) -> str:
         for axes in every[len(drawn) :]:
             axes.remove()
         for axes, (k, found) in zip(every, drawn.items(), strict=False):
-            most = max(count for _, _, count in found)
-            stated, true = [100 * p for p, _, _ in found], [100 * h for _, h, _ in found]
-            axes.plot([0, 100], [0, 100], "--", color=MUTED, linewidth=1)
-            axes.plot(stated, true, color=SECOND, alpha=0.6)
-            sizes = [20 + 160 * count / most for _, _, count in found]
-            axes.scatter(stated, true, s=sizes, color=SECOND, zorder=3)
-            axes.set_xlim(0, 102)
-            axes.set_ylim(0, 102)
-            axes.set_xlabel("stated probability, %")
-            axes.set_ylabel("came true, %")
+            _diagram(axes, "came true, %")
+            _dots(axes, found, 20, 160, color=SECOND)
             if k:
                 axes.set_title("first tag" if k == 1 else f"first {k} tags", fontsize=10)
         return svg(figure, name, "Reliability diagram: stated probability against the rate of hits")
 
 
-def filled(bins: list[ReliabilityBin]) -> list[tuple[float, float, int]]:
-    """Stated probability, rate of hits and number of pairs of the bins that have any."""
-    return [
-        (b.mean_probability, b.hit_rate, b.count)
-        for b in bins
-        if b.count and b.mean_probability is not None and b.hit_rate is not None
-    ]
+def _diagram(axes: Any, true: str) -> None:
+    """The frame of a reliability diagram, and the line where stated and true agree."""
+    axes.plot([0, 100], [0, 100], "--", color=MUTED, linewidth=1)
+    axes.set_xlim(0, 102)
+    axes.set_ylim(0, 102)
+    axes.set_xlabel("stated probability, %")
+    axes.set_ylabel(true)
+
+
+def _dots(axes: Any, bins: Sequence[ReliabilityBin], least: float, more: float, **style: Any) -> None:
+    most = max((one.n for one in bins), default=1)
+    stated, true = [100 * one.mean_probability for one in bins], [100 * one.hit_rate for one in bins]
+    axes.plot(stated, true, color=style["color"], alpha=0.6)
+    axes.scatter(stated, true, s=[least + more * one.n / most for one in bins], zorder=3, **style)
 
 
 def log_odds(histogram: Histogram) -> str:
@@ -287,25 +284,16 @@ SHOWN = 15
 """Labels and groups that are drawn and listed."""
 
 
-def drift(found: DriftSummary) -> str:
+def drift(found: Drift) -> str:
     """Left both reliability diagrams, right the mean signed errors of the most suspicious parts."""
     with rc_context(STYLE):
         figure, (left, right) = axes_of(6.8, 3.6, columns=2)
-        left.plot([0, 100], [0, 100], "--", color=MUTED, linewidth=1)
+        _diagram(left, "the teacher says yes, %")
         for bins, color, marker, name in (
             (found.reliability_before, FIRST, "s", "before"),
             (found.reliability, SECOND, "o", "new documents"),
         ):
-            points = filled(bins)
-            most = max((count for _, _, count in points), default=1)
-            stated, true = [100 * p for p, _, _ in points], [100 * h for _, h, _ in points]
-            left.plot(stated, true, color=color, alpha=0.6)
-            sizes = [15 + 100 * count / most for _, _, count in points]
-            left.scatter(stated, true, s=sizes, color=color, marker=marker, label=name, zorder=3)
-        left.set_xlim(0, 102)
-        left.set_ylim(0, 102)
-        left.set_xlabel("stated probability, %")
-        left.set_ylabel("the teacher says yes, %")
+            _dots(left, bins, 15, 100, color=color, marker=marker, label=name)
         left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize=8)
         rows = [found.overall, *found.parts[:SHOWN]]
         for place, row in enumerate(rows):

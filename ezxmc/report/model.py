@@ -7,26 +7,22 @@ list) is not on the page.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+
+from ezxmc.data.validate import RowProblem
+from ezxmc.metrics import ReliabilityBin
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a report."""
+
     # A diverged loss (NaN) must survive the round trip and not kill the report.
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
 
-class RowProblemEntry(_Part):
-    """One bad row of an input file; `line` counts from 1."""
-
-    file: str
-    line: int | None = None
-    kind: str
-    detail: str = ""
-
-
-class RowSummary(_Part):
+class RowSummary(Part):
     """How reading one input went; takes `ezxmc.data.RowReport.to_dict()`.
 
     Attributes:
@@ -45,12 +41,12 @@ class RowSummary(_Part):
     bad: int = 0
     warnings: int = 0
     counts: dict[str, int] = Field(default_factory=dict)
-    problems: list[RowProblemEntry] = Field(default_factory=list)
+    problems: list[RowProblem] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
     columns: dict[str, list[str]] = Field(default_factory=dict)
 
 
-class DataSummary(_Part):
+class DataSummary(Part):
     """The inputs of the run."""
 
     documents: RowSummary
@@ -67,7 +63,7 @@ class DataSummary(_Part):
         return sum(part.bad for part in (self.documents, self.labels, self.gold, self.judgments) if part)
 
 
-class TeacherSummary(_Part):
+class TeacherSummary(Part):
     """What the teacher did over all cycles.
 
     Attributes:
@@ -101,7 +97,7 @@ class TeacherSummary(_Part):
     warning: str = ""
 
 
-class BudgetSummary(_Part):
+class BudgetSummary(Part):
     """What the teacher was allowed to cost, and what that left unasked.
 
     Attributes:
@@ -135,7 +131,7 @@ class BudgetSummary(_Part):
         )
 
 
-class Histogram(_Part):
+class Histogram(Part):
     """Counts between consecutive edges: `len(edges) == len(counts) + 1`."""
 
     edges: list[float]
@@ -148,7 +144,7 @@ class Histogram(_Part):
         return self
 
 
-class ShortlistSummary(_Part):
+class ShortlistSummary(Part):
     """One cycle's candidates: `size` wanted per document, `candidates` in all.
 
     `recall` is the share of the documents' gold labels among their candidates.
@@ -161,7 +157,7 @@ class ShortlistSummary(_Part):
     recall: float | None = None
 
 
-class TrainingSummary(_Part):
+class TrainingSummary(Part):
     """One training round.
 
     Attributes:
@@ -184,7 +180,7 @@ class TrainingSummary(_Part):
     seconds: float | None = None
 
 
-class CycleSummary(_Part):
+class CycleSummary(Part):
     """One shortlist -> annotate -> train round.
 
     Attributes:
@@ -204,17 +200,18 @@ class CycleSummary(_Part):
     compared: str = ""
 
 
-class ReliabilityBin(_Part):
-    """Predictions with a probability in [low, high]: what was said, what came true."""
-
-    low: float
-    high: float
-    count: int
-    mean_probability: float | None = None
-    hit_rate: float | None = None
+def _former_bin(value: Any) -> Any:
+    """Earlier releases said `count` where it is `n`."""
+    if isinstance(value, dict) and "count" in value:
+        return {"n" if name == "count" else name: one for name, one in value.items()}
+    return value
 
 
-class CalibrationSummary(_Part):
+Bins = list[Annotated[ReliabilityBin, BeforeValidator(_former_bin)]]
+"""A reliability diagram: what was stated, what came true."""
+
+
+class CalibrationSummary(Part):
     """How far the stated probabilities can be believed.
 
     Attributes:
@@ -228,10 +225,10 @@ class CalibrationSummary(_Part):
     target: Literal["teacher", "human", "both"]
     n: int
     ece_cross_fitted: float | None = None
-    bins: list[ReliabilityBin] = Field(default_factory=list)
+    bins: Bins = Field(default_factory=list)
 
 
-class EvaluationSummary(_Part):
+class EvaluationSummary(Part):
     """Quality against gold, the untrained encoder (`before`) and the student (`after`).
 
     Attributes:
@@ -261,20 +258,20 @@ class EvaluationSummary(_Part):
     change_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     note: str = ""
     groups: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    reliability: dict[int, list[ReliabilityBin]] = Field(default_factory=dict)
+    reliability: dict[int, Bins] = Field(default_factory=dict)
     constant: dict[str, float] = Field(default_factory=dict)
     cycles: list[dict[str, float]] = Field(default_factory=list)
     teacher: dict[str, float] = Field(default_factory=dict)
 
 
-class ExampleTag(_Part):
+class ExampleTag(Part):
     """One predicted tag."""
 
     title: str
     probability: float | None = None
 
 
-class ExampleDocument(_Part):
+class ExampleDocument(Part):
     """A document with its predicted tags and, where known, its gold tags' titles."""
 
     uid: str
@@ -284,7 +281,7 @@ class ExampleDocument(_Part):
     gold: list[str] | None = None
 
 
-class ThresholdRow(_Part):
+class ThresholdRow(Part):
     """What keeping the tags of at least this probability would mean.
 
     Attributes:
@@ -304,7 +301,7 @@ class ThresholdRow(_Part):
     recall: float | None = None
 
 
-class DisagreementEntry(_Part):
+class DisagreementEntry(Part):
     """A pair the student and the teacher see differently: their probabilities of "yes"."""
 
     uid: str
@@ -314,7 +311,7 @@ class DisagreementEntry(_Part):
     teacher: float
 
 
-class UnusedLabels(_Part):
+class UnusedLabels(Part):
     """Labels no document has among its first k.
 
     Attributes:
@@ -332,7 +329,7 @@ class UnusedLabels(_Part):
     titles: list[str] = Field(default_factory=list)
 
 
-class CostSummary(_Part):
+class CostSummary(Part):
     """Wall seconds per stage, and the peaks of memory and disk in bytes."""
 
     seconds: dict[str, float] = Field(default_factory=dict)
@@ -340,7 +337,19 @@ class CostSummary(_Part):
     disk: int | None = None
 
 
-class RunReport(_Part):
+class Window(Part):
+    """An update's probe, for the line over all updates."""
+
+    number: int
+    created: str
+    documents: int
+    ece: float
+    error: float
+    half_width: float
+    drifted: bool
+
+
+class RunReport(Part):
     """Everything `report.html` shows; `report.json` is its dump."""
 
     title: str

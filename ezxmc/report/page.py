@@ -18,7 +18,7 @@ from ezxmc.files import write_file
 from ezxmc.metrics import FEW
 from ezxmc.report import figures
 from ezxmc.report.model import EvaluationSummary, RowSummary, RunReport
-from ezxmc.report.story import duration, number, percent, size, story, told_of
+from ezxmc.report.story import duration, headline, number, percent, size, story
 
 # The page stays small and readable however large the run was.
 _DEEP = re.compile(r"(ECE|ACE|Brier|NLL)@(\d+)")
@@ -71,7 +71,7 @@ def render_report(data: RunReport) -> str:
             most=_MOST,
             few=FEW,
             story=story(data),
-            told=told_of(data),
+            headline=headline(data),
             quality=_quality_rows(data.evaluation),
             quality_held_out=_quality_rows(data.held_out),
             errors=_error_rows(data.evaluation),
@@ -175,7 +175,7 @@ def _figures(data: RunReport) -> dict[str, Markup]:
     """The SVGs; they hold numbers and metric names, which matplotlib escapes."""
     rounds = [(cycle.number, cycle.training) for cycle in data.cycles if cycle.training]
     drawn = {
-        "progress": figures.progress(told) if (told := told_of(data)[0]) else "",
+        "progress": figures.progress(found) if (found := headline(data)[0]) else "",
         "quality": figures.quality(data.evaluation) if data.evaluation else "",
         "reliability": figures.reliability({0: data.calibration.bins}, "reliability")
         if data.calibration

@@ -1,4 +1,4 @@
-"""A run told in a few sentences, each only where its facts are there; and numbers as people say them."""
+"""A run in a few sentences, each only where its facts are there; and numbers as people say them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from ezxmc.metrics import FEW
 from ezxmc.report.model import EvaluationSummary, RunReport
 
-TOLD = ("P@1", "P@5", "R@10")
+HEADLINE = ("P@1", "P@5", "R@10")
 _FAILED = 0.05  # of the judgments: more are worth a word
 _REVIEWED = 100  # documents that correct probabilities, see `ezxmc calibrate`
 
@@ -28,7 +28,7 @@ def story(data: RunReport) -> list[str]:
     return [part for part in parts if part]
 
 
-def told_of(data: RunReport) -> tuple[EvaluationSummary | None, str]:
+def headline(data: RunReport) -> tuple[EvaluationSummary | None, str]:
     """The figures the story tells, and of which documents they are: never trained on, where those suffice."""
     if data.held_out and (data.held_out.documents >= FEW or not data.evaluation):
         return data.held_out, "that people tagged and that were not trained on"
@@ -46,11 +46,11 @@ def _done(data: RunReport) -> str:
         seconds = data.teacher.seconds or 0.0
         within = f"in {duration(seconds)} " if seconds >= 1 else ""  # a recording takes no time
         answered = number(data.teacher.judgments - data.teacher.failures)
-        told = (
+        said = (
             f"{within}{judge(data)} answered {answered} questions whether a tag fits a document; a small "
             "model, the student, learned from the answers."
         )
-        sentences.append(told[0].upper() + told[1:])
+        sentences.append(said[0].upper() + said[1:])
     if data.cost and data.cost.seconds:
         sentences.append(f"The run took {duration(sum(data.cost.seconds.values()))}.")
     return " ".join(sentences)
@@ -69,7 +69,7 @@ def judge(data: RunReport) -> str:
 
 
 def _gained(data: RunReport) -> str:
-    found, which = told_of(data)
+    found, which = headline(data)
     if found is None or "P@1" not in found.after:
         return _agreed(data)
     first = f"the student's first tag is right for {percent(found.after['P@1'], 0)}"
@@ -98,46 +98,46 @@ def _agreed(data: RunReport) -> str:
     last = cycles[-1].training if cycles else None
     if last is None or not last.selection:
         return ""
-    told = (
+    said = (
         "There were no tags of people to compare with. On documents it was not trained on, the student "
         f"orders tags as the teacher does to {max(last.selection):.2f} of 1 (nDCG@5)"
     )
     if len(last.selection) == len(last.losses) + 1:
-        told += f", {last.selection[0]:.2f} before this training"
-    return told + "."
+        said += f", {last.selection[0]:.2f} before this training"
+    return said + "."
 
 
 def _believed(data: RunReport) -> str:
-    found, _ = told_of(data)
+    found, _ = headline(data)
     calibration = data.calibration
     if calibration is None:
         return "Its scores rank tags; they are no probabilities." if data.examples else ""
     if calibration.ece_cross_fitted is None:
         return ""
     by = "the LLM teacher" if calibration.target == "teacher" else "people"
-    told = (
+    said = (
         f"Stated probabilities are off by {points(calibration.ece_cross_fitted)} on average, judged by {by}"
     )
     if calibration.target == "teacher" and found and "ECE@5" in found.after:
-        told += f", and by {points(found.after['ECE@5'])} judged by people's tags, which rarely are complete"
-    told += "."
+        said += f", and by {points(found.after['ECE@5'])} judged by people's tags, which rarely are complete"
+    said += "."
     place = data.config.get("run_dir")
     if calibration.target == "teacher" and isinstance(place, str):
-        told += (
+        said += (
             f" Before a decision depends on one, have {_REVIEWED} documents reviewed by people: "
             f"`ezxmc review export {shlex.quote(place)} --for calibration --count {_REVIEWED}`"
         )
-    return told
+    return said
 
 
 def _doubtful(data: RunReport) -> str:
-    found, which = told_of(data)
+    found, which = headline(data)
     doubts = []
     if data.teacher and data.teacher.failures > _FAILED * data.teacher.judgments:
         failed, asked = number(data.teacher.failures), number(data.teacher.judgments)
         doubts.append(f"Of {asked} questions {failed} got no usable answer.")
     if found:
-        beaten = [name for name in TOLD if found.after.get(name, 1.0) <= found.constant.get(name, 0.0)]
+        beaten = [name for name in HEADLINE if found.after.get(name, 1.0) <= found.constant.get(name, 0.0)]
         if beaten:
             by = " and ".join(beaten)
             doubts.append(f"By {by} the student is no better than always answering the most frequent tags.")

@@ -6,76 +6,16 @@ from pathlib import Path
 from typing import Literal
 
 from markupsafe import Markup
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from ezxmc.report import figures as drift_figures
-from ezxmc.report.model import DataSummary, ReliabilityBin, TrainingSummary
+from ezxmc.metrics import Drift
+from ezxmc.report import figures
+from ezxmc.report.model import DataSummary, Part, TrainingSummary, Window
 from ezxmc.report.page import change_cell, environment, metric_cell, replace_page
 from ezxmc.report.story import number, percent
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-
-
-class ShiftRow(_Part):
-    """Mean signed error (teacher minus stated probability) of some pairs, before and now.
-
-    Attributes:
-        name: Title of a label, name of a group; empty for all pairs.
-        kind: What it is of.
-        pairs_before: Pairs of the documents calibrated on.
-        pairs: Pairs of the new documents.
-        error_before: Mean error of the former.
-        error: Mean error of the latter.
-        half_width: Of the 95% interval of `error`.
-        p: Of no change.
-        drifted: Whether that is rejected, all tests taken together.
-    """
-
-    name: str = ""
-    kind: Literal["all", "label", "group"] = "all"
-    pairs_before: int
-    pairs: int
-    error_before: float
-    error: float
-    half_width: float
-    p: float
-    drifted: bool
-
-
-class DriftSummary(_Part):
-    """The former student's probabilities on new documents.
-
-    Attributes:
-        documents_before: Documents calibrated on.
-        documents: New documents probed.
-        overall: All pairs.
-        ece_before: Expected calibration error on the former.
-        ece: On the latter.
-        parts: Labels and groups tested, the least p first.
-        reliability_before: Bins of the former.
-        reliability: Bins of the latter.
-        level: Rate of false alarms of one update.
-    """
-
-    documents_before: int
-    documents: int
-    overall: ShiftRow
-    ece_before: float
-    ece: float
-    parts: list[ShiftRow] = Field(default_factory=list)
-    reliability_before: list[ReliabilityBin] = Field(default_factory=list)
-    reliability: list[ReliabilityBin] = Field(default_factory=list)
-    level: float
-
-    @property
-    def found(self) -> bool:
-        """Whether anything drifted."""
-        return self.overall.drifted or any(part.drifted for part in self.parts)
-
-
-class KeptMetric(_Part):
+class KeptMetric(Part):
     """A measure of agreement with the teacher on old documents and labels.
 
     Attributes:
@@ -93,7 +33,7 @@ class KeptMetric(_Part):
     p: float | None = None
 
 
-class ForgettingSummary(_Part):
+class Comparison(Part):
     """Both students on old documents never trained on, old labels alone.
 
     Attributes:
@@ -109,19 +49,7 @@ class ForgettingSummary(_Part):
     worse: bool
 
 
-class Window(_Part):
-    """An update's probe, for the line over all updates."""
-
-    number: int
-    created: str
-    documents: int
-    ece: float
-    error: float
-    half_width: float
-    drifted: bool
-
-
-class UpdateReport(_Part):
+class UpdateReport(Part):
     """What an update did; with `planned`, what it would do.
 
     Attributes:
@@ -161,11 +89,11 @@ class UpdateReport(_Part):
     asked: int = 0
     full_run: int = 0
     unasked: int = 0
-    drift: DriftSummary | None = None
+    drift: Drift | None = None
     student: Literal["trained", "kept: the new one is worse on old labels", "kept: nothing to learn"] = (
         "kept: nothing to learn"
     )
-    forgetting: ForgettingSummary | None = None
+    forgetting: Comparison | None = None
     training: TrainingSummary | None = None
     ece: float | None = None
     windows: list[Window] = Field(default_factory=list)
@@ -200,7 +128,7 @@ class UpdateReport(_Part):
             said.append(self._forgetting(self.forgetting))
         return [*said, *self.notes]
 
-    def _drift(self, drift: DriftSummary) -> str:
+    def _drift(self, drift: Drift) -> str:
         names = [part.name for part in drift.parts if part.drifted]
         if not drift.found:
             return (
@@ -215,7 +143,7 @@ class UpdateReport(_Part):
             f"(before: {change_cell(drift.overall.error_before, False)}; p = {number(drift.overall.p)})."
         )
 
-    def _forgetting(self, found: ForgettingSummary) -> str:
+    def _forgetting(self, found: Comparison) -> str:
         one = found.metrics[found.primary]
         reach = f" (95 % interval of the change {_reach(one)} points)" if _reach(one) else ""
         verdict = "significantly worse" if found.worse else "not significantly worse"
@@ -233,8 +161,8 @@ def write_update(data: UpdateReport, path: Path) -> None:
 def render_update(data: UpdateReport) -> str:
     """The page as a string; every text of the user is escaped."""
     drawn = {
-        "drift": drift_figures.drift(data.drift) if data.drift else "",
-        "windows": drift_figures.windows(data.windows),
+        "drift": figures.drift(data.drift) if data.drift else "",
+        "windows": figures.windows(data.windows),
     }
     return (
         environment()
@@ -242,7 +170,7 @@ def render_update(data: UpdateReport) -> str:
         .render(
             report=data,
             summary=data.sentences(),
-            shown=drift_figures.SHOWN,
+            shown=figures.SHOWN,
             kept=[_kept(name, one) for name, one in data.forgetting.metrics.items()]
             if data.forgetting
             else [],

@@ -15,7 +15,7 @@ from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
 from ezxmc.errors import ConfigError
 from ezxmc.feedback.recall import judgments_of
-from ezxmc.feedback.reviews import FEWEST_REVIEWED, Decided
+from ezxmc.feedback.reviews import FEWEST_REVIEWED, ReviewedPairs
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import DocumentTargets, build_targets, context_of
 from ezxmc.pipeline.snapshot import Snapshot
@@ -60,7 +60,7 @@ class Material:
     config: RunConfig
     catalog: Catalog
     path: Path
-    decided: Decided
+    decided: ReviewedPairs
 
     @classmethod
     def load(cls, run_dir: Path, say: Callable[[str], None] = lambda text: None) -> Material:
@@ -80,7 +80,7 @@ class Material:
         config = RunConfig.load(run_dir / "config.yaml")
         places = Snapshot.places(run_dir)
         catalog = Catalog.load(config.data, config.training.held_out, config.seed, say, former=places)
-        return cls(config, catalog, run_dir, Decided.load(store, catalog.documents, catalog.labels))
+        return cls(config, catalog, run_dir, ReviewedPairs.load(store, catalog.documents, catalog.labels))
 
     def for_training(
         self,

@@ -36,7 +36,7 @@ from ezxmc.hashing import judgment_key, text_hash
 from ezxmc.metrics.evaluation import Evaluation, compare, evaluate
 from ezxmc.pipeline.run import run
 from ezxmc.pipeline.update import update
-from ezxmc.pipeline.update_steps import Work
+from ezxmc.pipeline.update_steps import Update
 from ezxmc.records import Judgment, Pair, Status
 
 DAYS = ((0.70, 0.85), (0.85, 0.925), (1.0, 1.0))
@@ -157,18 +157,18 @@ def show(name: str, cells: Iterable[str]) -> None:
 def follow(world: World, name: str, rehearsal: bool, training: dict[str, Any]) -> None:
     """Both arrivals, from a copy of day 0."""
     shutil.copytree(world.folder / "day0", world.folder / name)
-    learnt = Work.learnt
+    learnt = Update.learnt
     for day in (1, 2):
         config = world.config(name, day, training=training, accept_loss=not rehearsal)
         with FeedbackStore(world.folder / name / "feedback.sqlite") as store:
             before = {judgment.key for judgment in store.judgments()}
 
-        def only_new(work: Work, judgments: Any, also: Any = ()) -> list[Judgment]:
+        def only_new(work: Update, judgments: Any, also: Any = ()) -> list[Judgment]:
             found = learnt(work, judgments, also)
             return found if rehearsal else [j for j in found if j.key not in before]  # noqa: B023
 
         began = time.perf_counter()
-        with mock.patch.object(Work, "learnt", only_new):
+        with mock.patch.object(Update, "learnt", only_new):
             report = update(config, teacher=GoldOracle(world.gold))
         seconds = time.perf_counter() - began
         cells = [f"{report.asked:,}", f"{seconds:.0f}", *measured(world, name, day)]

@@ -166,12 +166,12 @@ class Clock:
 
 def one(folder: Path, judgments: int) -> dict[str, Any]:
     """Run the line on one size."""
-    from ezxmc.bundle.bundle import BiEncoder, LabelIndex
     from ezxmc.config import RunConfig
     from ezxmc.data import Catalog, RowReport, read_gold
     from ezxmc.data.predictions import read_predictions
     from ezxmc.metrics.evaluation import evaluate
     from ezxmc.pipeline import run as pipeline
+    from ezxmc.retrieval import BiEncoder, LabelIndex
     from ezxmc.retrieval import shortlist as lexical
 
     clock = Clock()
@@ -186,7 +186,7 @@ def one(folder: Path, judgments: int) -> dict[str, Any]:
         (pipeline.Cycles, "_shortlists", "shortlist: the rest"),
         (pipeline.Annotator, "ask", "asking the teacher (oracle)"),
         (pipeline.Cycles, "_targets", "targets"),
-        (pipeline.Cycles, "_train", "training"),
+        (pipeline.Cycles, "train", "training"),
         (pipeline._Run, "deliver", "bundle: refined vectors, files"),
         (pipeline._Run, "calibrate", "calibration: the rest"),
         (pipeline._Run, "tag", "predicting: the rest"),

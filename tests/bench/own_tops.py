@@ -48,7 +48,7 @@ from support.debtags import DEBTAGS, catalog, judgments, rows, share
 
 from ezxmc.calibration import Verdict, completed, fit_calibrator, fit_few_shot, unjudged
 from ezxmc.config import TrainingConfig
-from ezxmc.feedback.reviews import Answer, Decided
+from ezxmc.feedback.reviews import Answer, ReviewedPairs
 from ezxmc.feedback.targets import build_targets
 from ezxmc.models import resolve_model
 from ezxmc.records import Judgment, Prediction, Status
@@ -159,9 +159,9 @@ class World:
             found.append(Prediction(self.uids[i], uids, uids, tuple(self.scores[student][i, top].tolist())))
         return found
 
-    def people(self, student: int, documents: Sequence[int], k: int) -> Decided:
+    def people(self, student: int, documents: Sequence[int], k: int) -> ReviewedPairs:
         """The gold tags as decisions on what a student ranks first."""
-        return Decided(
+        return ReviewedPairs(
             {
                 (self.uids[i], self.labels[label]): Answer.YES if self.gold[i, label] else Answer.NO
                 for i in documents

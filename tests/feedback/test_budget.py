@@ -13,7 +13,7 @@ from support.fakes import Clock, FakeTeacher, catalog
 
 from ezxmc.config import BudgetConfig, RunConfig
 from ezxmc.feedback.annotate import annotate, pairs_of
-from ezxmc.feedback.budget import LEAST_CANDIDATES, Budget, cut, in_hash_order, shares
+from ezxmc.feedback.budget import LEAST_CANDIDATES, Budget, allocate, in_hash_order, spread
 from ezxmc.feedback.store import FeedbackStore
 
 SIZES = st.lists(st.integers(0, 20), max_size=60)
@@ -21,25 +21,25 @@ SIZES = st.lists(st.integers(0, 20), max_size=60)
 
 @given(SIZES, st.integers(0, 1500))
 def test_shares_spend_the_budget_and_no_more(sizes: list[int], pairs: int) -> None:
-    given = shares(sizes, pairs)
+    given = spread(sizes, pairs)
     assert sum(given) == min(pairs, sum(sizes))
     assert all(0 <= share <= size for share, size in zip(given, sizes, strict=True))
 
 
 def test_shares_are_even_and_never_thin() -> None:
-    assert shares([14] * 10, 200) == [14] * 10
-    assert shares([14] * 10, 75) == [8] * 5 + [7] * 5
-    thin = shares([14] * 10, 2 * LEAST_CANDIDATES + 1)
+    assert spread([14] * 10, 200) == [14] * 10
+    assert spread([14] * 10, 75) == [8] * 5 + [7] * 5
+    thin = spread([14] * 10, 2 * LEAST_CANDIDATES + 1)
     assert thin == [LEAST_CANDIDATES + 1, LEAST_CANDIDATES] + [0] * 8
     # What short documents leave goes to the others.
-    assert shares([2, 14, 14], 20) == [2, 10, 8]
+    assert spread([2, 14, 14], 20) == [2, 10, 8]
 
 
 @given(SIZES, st.integers(0, 300))
 def test_a_cut_keeps_the_best_and_counts_what_it_leaves(sizes: list[int], pairs: int) -> None:
     rows = [list(range(size)) for size in sizes]
     order = in_hash_order([str(i) for i in range(len(rows))], range(len(rows)))
-    found = cut(rows, order, pairs)
+    found = allocate(rows, order, pairs)
     assert all(kept == row[: len(kept)] for kept, row in zip(found.rows, rows, strict=True))
     assert found.unasked_pairs == sum(sizes) - sum(map(len, found.rows))
     assert found.unasked_documents == sum(bool(r) and not k for r, k in zip(rows, found.rows, strict=True))
@@ -48,7 +48,7 @@ def test_a_cut_keeps_the_best_and_counts_what_it_leaves(sizes: list[int], pairs:
 
 def test_a_cut_keeps_the_part_that_explores() -> None:
     rows = [list(range(14)) for _ in range(140)]
-    found = cut(rows, range(140), 140 * 7, 1 / 14)
+    found = allocate(rows, range(140), 140 * 7, 1 / 14)
     assert {len(row) for row in found.rows} == {7}
     explored = [row for row in found.rows if 13 in row]
     assert len(explored) == 70 and all(row == [0, 1, 2, 3, 4, 5, 13] for row in explored)
@@ -71,7 +71,7 @@ def test_cycles_share_evenly_and_calibration_has_its_part() -> None:
         BudgetConfig(max_pairs=1000), uids, calibration=range(10), depth=10, size=14, explore=1, cycles=2
     )
     assert budget.reserved == 100
-    one, two = budget.cut(1, rows), budget.cut(2, rows)
+    one, two = budget.allocate(1, rows), budget.allocate(2, rows)
     assert [sum(map(len, part.rows)) for part in (one, two)] == [450, 450]
     # No student learns from the calibration part: a cut job does not ask about it in a cycle.
     assert all(not part.rows[i] for part in (one, two) for i in range(10))
@@ -147,8 +147,8 @@ def test_a_small_budget_of_documents_calibrates_on_few() -> None:
 def test_what_a_cycle_does_not_use_goes_to_the_next() -> None:
     uids = [f"d{i}" for i in range(10)]
     budget = Budget(BudgetConfig(max_pairs=100), uids, size=14, cycles=2)
-    assert sum(map(len, budget.cut(1, [[0, 1]] * 10).rows)) == 20
-    assert sum(map(len, budget.cut(2, [list(range(14))] * 10).rows)) == 80
+    assert sum(map(len, budget.allocate(1, [[0, 1]] * 10).rows)) == 20
+    assert sum(map(len, budget.allocate(2, [list(range(14))] * 10).rows)) == 80
 
 
 def test_every_cycle_needs_its_part() -> None:
@@ -164,7 +164,7 @@ def test_parts_of_cycles_are_as_asked() -> None:
     config = BudgetConfig(max_pairs=401, cycle_parts=[1, 3])
     budget = Budget(config, uids, size=14, cycles=2)
     rows = [list(range(14)) for _ in uids]
-    assert [sum(map(len, budget.cut(number, rows).rows)) for number in (1, 2)] == [100, 301]
+    assert [sum(map(len, budget.allocate(number, rows).rows)) for number in (1, 2)] == [100, 301]
 
 
 @given(st.integers(1, 70), st.booleans(), st.integers(1, 4))
@@ -192,7 +192,7 @@ def test_a_limit_of_documents_asks_all_candidates_of_these() -> None:
     assert budget.limited
     chosen = budget.documents(1)
     rows = [[1, 2, 3, 4] if i in chosen else [] for i in range(10)]
-    found = budget.cut(1, rows)
+    found = budget.allocate(1, rows)
     assert found.rows == rows and sorted(found.order) == chosen and found.unasked_pairs == 0
     assert Budget(BudgetConfig(), uids, size=4).documents(1) == list(range(10))
 
@@ -200,7 +200,7 @@ def test_a_limit_of_documents_asks_all_candidates_of_these() -> None:
 def test_without_limits_nothing_changes() -> None:
     rows = [[3, 1], [], [2]]
     budget = Budget(BudgetConfig(), ["a", "b", "c"], size=2)
-    found = budget.cut(1, rows)
+    found = budget.allocate(1, rows)
     assert (found.order, found.rows, found.unasked_pairs) == ([0, 2], rows, 0)
     assert not budget.limited and budget.stop(None, "x") is None  # type: ignore[arg-type]
 

@@ -21,7 +21,7 @@ from support.toytokens import CHATML, tokenizer
 
 from ezxmc.errors import StoreError, TeacherError
 from ezxmc.feedback.annotate import ProblemDocuments, annotate, pairs_of
-from ezxmc.feedback.budget import Annotator
+from ezxmc.feedback.annotator import Annotator
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Judgment, Label, Pair, Status
 from ezxmc.teacher.check import renderer_for

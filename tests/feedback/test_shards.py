@@ -24,7 +24,7 @@ from ezxmc.config import RunConfig
 from ezxmc.config.teacher import HttpTeacherConfig, ReplayTeacherConfig, VllmTeacherConfig
 from ezxmc.disk import temporary
 from ezxmc.errors import ClusterError, ConfigError, StoreError, TeacherError
-from ezxmc.feedback.shards import merge_shards, shard_folder
+from ezxmc.feedback.exchange import merge_shards
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Judgment, Label, Pair, Status
@@ -112,7 +112,7 @@ def test_shards_are_merged_exactly_once_whenever_the_driver_dies(
     crashes: list[str],
 ) -> None:
     path = tmp_path_factory.mktemp("merge") / "feedback.sqlite"
-    place = shard_folder(path)
+    place = path.with_name(f"{path.name}-shards")
     for number, shards in enumerate(jobs):
         folder = place / f"{number:032x}"
         folder.mkdir(parents=True)
@@ -145,7 +145,7 @@ def test_shards_are_merged_exactly_once_whenever_the_driver_dies(
 def test_shards_of_a_job_at_work_are_left_to_it(tmp_path: Path) -> None:
     path = tmp_path / "feedback.sqlite"
     judged = [Judgment(text_hash("a"), "d", "l", Status.OK, 1.0, 0.9)]
-    working = ShardFolder(shard_folder(path))
+    working = ShardFolder(path.with_name(f"{path.name}-shards"))
     Shard(TEACHER.fingerprint, TEACHER.description, 1.0, judged).write(file := working.next())
     with FeedbackStore(path) as store:
         assert merge_shards(store) == 0
@@ -177,7 +177,7 @@ def test_a_shard_is_deleted_when_all_of_it_is_stored(tmp_path: Path, monkeypatch
 
 
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
-    folder = shard_folder(tmp_path / "feedback.sqlite") / uuid4().hex
+    folder = (tmp_path / "feedback.sqlite-shards") / uuid4().hex
     folder.mkdir(parents=True)
     (folder / "000000.parquet").write_bytes(b"not parquet")
     with (
@@ -308,7 +308,7 @@ def test_the_cluster_of_the_example_is_one_for_ray() -> None:
 
 def test_failures_in_shards_are_noted(tmp_path: Path) -> None:
     path = tmp_path / "feedback.sqlite"
-    folder = shard_folder(path) / uuid4().hex
+    folder = path.with_name(f"{path.name}-shards") / uuid4().hex
     folder.mkdir(parents=True)
     failed = Judgment(text_hash("f"), "d", "l", Status.ENGINE_ERROR)
     Shard(TEACHER.fingerprint, TEACHER.description, 1.0, [failed]).write(folder / "000000.parquet")

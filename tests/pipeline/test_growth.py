@@ -271,11 +271,11 @@ def test_killed_while_it_is_put_in_place_the_next_one_finishes(
             history.complete(update, manifest)
     assert read_manifest(tmp_path / "bundle").created in ("former", "new")
     assert history.reports == []
-    history.settle(said.append)
+    history.finish_pending(said.append)
     assert read_manifest(tmp_path / "bundle").created == "new"
     assert (tmp_path / "predictions.jsonl").read_text() == "new"
     assert read_manifest(update.path / "former").created == "former"
     assert history.reports == [update.path / "report.json"]
-    history.settle(said.append)
+    history.finish_pending(said.append)
     assert read_manifest(tmp_path / "bundle").created == "new"
     assert history.open().path.name == "0002" and said == []

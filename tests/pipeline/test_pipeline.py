@@ -25,11 +25,13 @@ from ezxmc.config import RunConfig, ShortlistConfig, TrainingConfig
 from ezxmc.data import Catalog, RowReport
 from ezxmc.errors import DataError, TeacherError, TrainingError
 from ezxmc.feedback.annotate import AnnotateSummary
-from ezxmc.feedback.budget import Annotator, Budget
-from ezxmc.feedback.reviews import Decided
+from ezxmc.feedback.annotator import Annotator
+from ezxmc.feedback.budget import Budget
+from ezxmc.feedback.reviews import ReviewedPairs
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.pipeline.cycles import UNKEYED, Cycles, idle_cycles, keyed
-from ezxmc.pipeline.findings import CycleFindings
+from ezxmc.pipeline.cycles import Cycles, idle_cycles
+from ezxmc.pipeline.deliver import UNKEYED, keyed
+from ezxmc.pipeline.findings import CycleResults
 from ezxmc.pipeline.run import run
 from ezxmc.pipeline.rundir import RunDir
 from ezxmc.records import Pair
@@ -412,18 +414,18 @@ def test_a_student_gains_nothing_by_its_unjudged_mistakes(
     teacher = FakeTeacher(lambda pair: 3 * float(truth[int(pair.doc.uid[1:]), int(pair.label.uid[1:])]))
     with FeedbackStore(tmp_path / "feedback.sqlite") as store:
         budget = Budget.of(config, parts)
-        inquiry = Annotator(parts, teacher, store, budget, Messages())
-        decided = Decided.load(store.path, texts, tags)
-        cycles = Cycles(config, RunDir(tmp_path), inquiry, "untrained", decided, Messages())
+        annotator = Annotator(parts, teacher, store, budget, Messages())
+        decided = ReviewedPairs.load(store.path, texts, tags)
+        cycles = Cycles(config, RunDir(tmp_path), annotator, "untrained", decided, Messages())
         for proposed in scores[:2]:
             for i in select:
                 known = cycles.asked[i]
                 known += [row for row in np.argsort(-proposed[i]).tolist() if row not in known][:size]
-        inquiry.ask(select, [cycles.asked[i] for i in select], "what the cycles asked")
+        annotator.ask(select, [cycles.asked[i] for i in select], "what the cycles asked")
         students = {Path(f"s{i}"): Scored(scores[i]) for i in (1, 2)}
         cycles.encoder = students.__getitem__  # type: ignore[method-assign, assignment]
         cycles.identity = str  # type: ignore[method-assign, assignment]
-        cycles.findings = [CycleFindings({}, [], AnnotateSummary(), {}) for _ in students]
+        cycles.findings = [CycleResults({}, [], AnnotateSummary(), {}) for _ in students]
         before = len(teacher.asked)
         first, second = cycles._compare(2, list(students))
         assert 0 < len(teacher.asked) - before == budget.compared <= budget.comparing

@@ -32,7 +32,7 @@ from ezxmc.feedback.reviews import FEWEST_REVIEWED, Answer, Review, ReviewedList
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import build_targets
 from ezxmc.hashing import text_hash
-from ezxmc.pipeline import run as pipeline
+from ezxmc.pipeline import deliver
 from ezxmc.pipeline.run import run
 from ezxmc.progress import NoProgress
 from ezxmc.records import Label, Pair
@@ -134,7 +134,7 @@ def test_doubtful_pairs_out_and_what_people_say_is_learnt(
         )
         return targets
 
-    monkeypatch.setattr("ezxmc.pipeline.cycles.build_targets", spy)
+    monkeypatch.setattr("ezxmc.pipeline.deliver.build_targets", spy)
     said: list[str] = []
     watch = NoProgress()
     watch.say = said.append  # type: ignore[method-assign]
@@ -245,7 +245,7 @@ def test_either_teacher_or_people_give_probabilities_where_the_other_cannot(fold
     def calibrated(teacher: Any, right: Any) -> tuple[str | None, str]:
         answers = {p.uid: {label: right(p.uid, label) for label in p.labels} for p in found}
         watch = Messages()
-        made = pipeline.calibrate(bundle, found, teacher, ReviewedLists(answers), depth, watch)
+        made = deliver.calibrate(bundle, found, teacher, ReviewedLists(answers), depth, watch)
         return made and made.target, " ".join(watch.said)
 
     def by_topic(doc: str, label: str) -> bool:

@@ -32,6 +32,7 @@ from ezxmc.errors import ConfigError, DataError
 from ezxmc.feedback.budget import Budget
 from ezxmc.feedback.reviews import Answer, Review, Reviews
 from ezxmc.models import resolve_model
+from ezxmc.pipeline import deliver
 from ezxmc.pipeline import run as pipeline
 from ezxmc.pipeline.rundir import History
 from ezxmc.pipeline.snapshot import Snapshot
@@ -145,7 +146,7 @@ def test_growth_asks_only_what_is_new_and_learns_from_all(
     place, catalog = config.parent / "run", catalog_of(config)
     taught: list[set[tuple[str, str]]] = []
     trained: list[tuple[set[str], set[str], Path, bytes]] = []
-    build, train = work.build_targets, work.train_bi_encoder
+    build, train = deliver.build_targets, deliver.train_bi_encoder
 
     def build_targets(judgments: Any, *args: Any) -> Any:
         taught.append({(j.doc_uid, j.label_uid) for j in judgments})
@@ -156,8 +157,8 @@ def test_growth_asks_only_what_is_new_and_learns_from_all(
         trained.append(({d.uid for d in documents}, {d.uid for d in held_out}, options["base"], weights))
         return train(documents, *args, held_out=held_out, **options)
 
-    monkeypatch.setattr(work, "build_targets", build_targets)
-    monkeypatch.setattr(work, "train_bi_encoder", train_bi_encoder)
+    monkeypatch.setattr(deliver, "build_targets", build_targets)
+    monkeypatch.setattr(deliver, "train_bi_encoder", train_bi_encoder)
     former = (place / "bundle" / "student" / "model.safetensors").read_bytes()
     report, teacher = updated(config)
 
@@ -316,7 +317,7 @@ def test_edited_renamed_and_removed_rows(grown: Callable[..., Path], base: Base)
         "known texts under another uid": 1,
         "removed documents": 1,
         "renamed labels": 1,
-        "labels described anew": 1,
+        "labels described otherwise": 1,
         "removed labels": 1,
     }
     assert report.renamed == [("guitar", "singer")] and not set(teacher.asked) & base.asked
@@ -394,7 +395,7 @@ def test_windows_follow_one_another(grown: Callable[..., Path], tiny_encoder: Pa
 def test_a_student_that_lost_old_labels_is_not_taken(
     grown: Callable[..., Path], tiny_encoder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = work.train_bi_encoder
+    train = deliver.train_bi_encoder
 
     def forgets(*args: Any, **options: Any) -> Any:
         summary = train(*args, **options)
@@ -402,7 +403,7 @@ def test_a_student_that_lost_old_labels_is_not_taken(
         shutil.copytree(tiny_encoder, args[4])  # as if it had never learnt anything
         return summary
 
-    monkeypatch.setattr(work, "train_bi_encoder", forgets)
+    monkeypatch.setattr(deliver, "train_bi_encoder", forgets)
     config = grown(training__label_vectors="titles")
     student = (config.parent / "run" / "bundle" / "student" / "model.safetensors").read_bytes()
     # To the student that stays, what people fitted goes on fitting.

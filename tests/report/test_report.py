@@ -16,7 +16,7 @@ from support.reports import EVIL, Page, full
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog, RowReport
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.pipeline.findings import Findings, assemble
+from ezxmc.pipeline.findings import RunResults, assemble
 from ezxmc.records import Document, Judgment, Label, Prediction, Status
 from ezxmc.report import RunReport, render_report, write_report
 from ezxmc.report.story import story
@@ -95,6 +95,13 @@ def test_without_gold_the_story_is_of_the_teachers_agreement_and_shows_its_plot(
     assert story(RunReport(title="t", created="2026-05-04")) == []
 
 
+def test_a_report_of_an_earlier_release_is_read() -> None:
+    raw = full().model_dump(mode="json")
+    for one in raw["calibration"]["bins"]:
+        one["count"] = one.pop("n")
+    assert RunReport.model_validate(raw) == full()
+
+
 def test_change_is_good_when_errors_fall_and_bad_when_precision_falls() -> None:
     rows = {
         metric: (verdict, change)
@@ -154,7 +161,7 @@ def test_everything_optional_is_hidden() -> None:
 
 
 def test_a_teacher_that_says_no_to_everything_is_told_on_the_page(tmp_path: Path) -> None:
-    found = Findings(
+    found = RunResults(
         Catalog(
             [Document("d1", "t", "")], [Label("l", "L")], {}, [0], [], [], RowReport(), RowReport(), None
         ),

@@ -23,9 +23,9 @@ from ezxmc.config import TrainingConfig
 from ezxmc.feedback.annotate import annotate, pairs_of
 from ezxmc.feedback.reviews import (
     Answer,
-    Decided,
     Review,
     ReviewedLists,
+    ReviewedPairs,
     Reviews,
     pair_id,
     tag_verdicts,
@@ -123,7 +123,7 @@ def test_decisions_belong_to_texts() -> None:
     renamed = Document("other", DOCS[0].title, DOCS[0].text)
     twin = Document("twin", DOCS[0].title, DOCS[0].text)
     edited = Document("d2", DOCS[2].title, DOCS[2].text + " more")
-    found = Decided.of(said, [renamed, twin, DOCS[1], edited, DOCS[3]], LABELS)
+    found = ReviewedPairs.of(said, [renamed, twin, DOCS[1], edited, DOCS[3]], LABELS)
     assert found.answers == {
         ("other", "l0"): Answer.YES,
         ("twin", "l0"): Answer.YES,
@@ -132,12 +132,12 @@ def test_decisions_belong_to_texts() -> None:
     assert found.verdicts == {("other", "l0"): True, ("twin", "l0"): True}
     assert found.elsewhere == 1 and "1 more" in found.line
     described = [Label("l0", LABELS[0].title, "now with a description"), *LABELS[1:]]
-    assert Decided.of(said, DOCS, described).answers == {("d2", "l1"): Answer.NO}
+    assert ReviewedPairs.of(said, DOCS, described).answers == {("d2", "l1"): Answer.NO}
     assert pair_id(DOCS[0], described[0]) != pair_id(DOCS[0], LABELS[0]) == pair_id(renamed, LABELS[0])
 
 
 def test_top_lists_decided_by_half_calibrate_with_what_is_known() -> None:
-    decided = Decided(
+    decided = ReviewedPairs(
         {
             **{("whole", f"l{i}"): Answer.YES if i == 1 else Answer.NO for i in range(3)},
             ("part", "l0"): Answer.YES,
@@ -174,7 +174,7 @@ def test_what_is_missing_is_told_and_what_more_would_bring() -> None:
                 fits = Answer.YES if label < 1 + 2 * (row % 2) else Answer.NO
                 answers[f"d{row}", f"l{label}"] = Answer.SKIP if row % 10 == 0 and label == 3 else fits
         top = [Prediction(f"d{row}", tuple(f"l{j}" for j in range(4)), (), ()) for row in range(documents)]
-        return Decided(answers).lists(top, 4)
+        return ReviewedPairs(answers).lists(top, 4)
 
     few, enough = reviewed(40), reviewed(60)
     assert not few.enough and enough.enough and (enough.whole, len(enough.answers)) == (54, 60)
@@ -213,7 +213,7 @@ def test_after_another_training_what_was_reviewed_still_calibrates() -> None:
         return students[0], lambda doc, label: float(right[int(doc[1:]), int(label[1:])]), students[1]
 
     former, fits, new = world(60)
-    decided = Decided(
+    decided = ReviewedPairs(
         {(p.uid, u): Answer.YES if fits(p.uid, u) else Answer.NO for p in former for u in p.labels}
     )
     lists = decided.lists(new, depth)
@@ -283,7 +283,7 @@ def test_what_only_a_new_student_has_on_top_counts_like_what_only_the_former_one
         for label in (0, 1, 9)
     }
     top = [Prediction(f"d{row}", ("l0", "l1", "l2"), (), (0.9, 0.8, 0.7)) for row in range(40)]
-    lists = Decided(answers).lists(top, 3)
+    lists = ReviewedPairs(answers).lists(top, 3)
     assert (lists.undecided, lists.beside, lists.right_beside) == (40, 40, 4)
     assert (
         "40 of these documents' 120 top labels are undecided and count as right no more often than"

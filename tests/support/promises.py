@@ -22,7 +22,7 @@ from ezxmc.calibration.decisions import Decision
 from ezxmc.calibration.guarantees import control_false_tag_rate, control_missed_rate, control_top_error
 from ezxmc.calibration.rates import ReviewedDocuments, false_tags, missed
 from ezxmc.errors import ConfigError
-from ezxmc.feedback.reviews import Answer, Decided
+from ezxmc.feedback.reviews import Answer, ReviewedPairs
 from ezxmc.metrics import JudgedPairs, Terms, detect_drift, differences, ece_at_k, intervals, nll
 from ezxmc.records import Prediction
 
@@ -194,7 +194,7 @@ def reviews(draws: int) -> Iterator[Row]:
             rng, off = np.random.default_rng(7), []
             for _ in range(draws):
                 former, present, right = _ranked(rng, 100, errors)
-                decided = Decided(
+                decided = ReviewedPairs(
                     {
                         (str(i), str(label)): Answer.YES if right[i, label] else Answer.NO
                         for i, row in enumerate(_first_ranks(former)[2])
@@ -319,7 +319,7 @@ def drift(draws: int) -> Iterator[Row]:
                 alarms.append(found.found)
                 out.append(abs(found.overall.error) > found.overall.half_width)
                 # One label a draw: those of one draw depend on each other.
-                for shift in list(found.labels.values())[:1]:
+                for shift in sorted(found.parts, key=lambda part: part.name)[:1]:
                     labels_out.append(abs(shift.error) > shift.half_width)
             where = f"{before} and {now} documents, {depth} labels each, {world}"
             yield _rate("drift where there is none", where, 0.05, alarms)

@@ -64,8 +64,8 @@ def full(**changes: Any) -> RunReport:
             "n": 400,
             "ece_cross_fitted": 0.041,
             "bins": [
-                {"low": i / 10, "high": (i + 1) / 10, "count": 80 - 7 * i}
-                | ({"mean_probability": i / 10 + 0.05, "hit_rate": min(1, i / 9)} if i != 6 else {})
+                {"low": i / 10, "high": (i + 1) / 10, "n": 80 - 7 * i, "mean_probability": i / 10 + 0.05}
+                | {"hit_rate": min(1, i / 9)}
                 for i in range(10)
             ],
         },

@@ -13,7 +13,7 @@ from support.fakes import FakeTeacher
 from support.tinyworld import topical
 
 from ezxmc.config import RunConfig
-from ezxmc.pipeline import cycles
+from ezxmc.pipeline import deliver
 from ezxmc.pipeline import run as pipeline
 from ezxmc.report import RunReport
 
@@ -67,7 +67,7 @@ class Messages:
 def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | None = None) -> Spy:
     settings = RunConfig.load(config)
     spy = Spy(settings, teacher or FakeTeacher(topical), RunReport(title="", created=""))
-    build, train = cycles.build_targets, cycles.train_bi_encoder
+    build, train = deliver.build_targets, deliver.train_bi_encoder
 
     def build_targets(
         judgments: Any, config: Any, context: Any, proposals: Any = None, verdicts: Any = MappingProxyType({})
@@ -89,7 +89,7 @@ def spied(config: Path, teacher: FakeTeacher | None = None, watch: Messages | No
         return train(documents, *args, held_out=held_out, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cycles, "build_targets", build_targets)
-        patch.setattr(cycles, "train_bi_encoder", train_bi_encoder)
+        patch.setattr(deliver, "build_targets", build_targets)
+        patch.setattr(deliver, "train_bi_encoder", train_bi_encoder)
         spy.report = pipeline.run(settings, teacher=spy.teacher, watch=watch)
     return spy

@@ -12,7 +12,7 @@ from support.spying import Messages
 
 from ezxmc.cli import console
 from ezxmc.feedback.annotate import annotate, pairs_of
-from ezxmc.feedback.glimpses import Glimpses
+from ezxmc.feedback.annotator import Glimpses
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Label
 
@@ -27,7 +27,7 @@ ODDS = {"v": 3.0, "w": 2.0, "x": 1.0, "y": 0.5, "z": -4.0}
 
 def test_now_and_then_the_surest_answers_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, watch = Clock(monkeypatch), Messages()
-    monkeypatch.setattr("ezxmc.feedback.glimpses.time", clock)
+    monkeypatch.setattr("ezxmc.feedback.annotator.time", clock)
     glimpses = Glimpses(DOCUMENTS, LABELS, watch.show)
     shift = {"a": 0.0, "b": -9.0, "c": -1.2}
     teacher = FakeTeacher(lambda pair: ODDS[pair.label.uid] + shift[pair.doc.uid], delay=8.0)
@@ -45,7 +45,7 @@ def test_now_and_then_the_surest_answers_are_shown(tmp_path: Path, monkeypatch: 
 
 def test_a_document_that_nothing_fits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     clock, watch = Clock(monkeypatch), Messages()
-    monkeypatch.setattr("ezxmc.feedback.glimpses.time", clock)
+    monkeypatch.setattr("ezxmc.feedback.annotator.time", clock)
     teacher = FakeTeacher(lambda pair: -1.0, delay=31.0)
     glimpses = Glimpses(DOCUMENTS, LABELS, watch.show)
     with FeedbackStore(tmp_path / "store.sqlite") as store:

@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 
 from ezxmc.config.teacher import HttpTeacherConfig, VllmTeacherConfig
 from ezxmc.feedback.annotate import annotate, pairs_of
+from ezxmc.feedback.recall import differences, unused_judgments
 from ezxmc.feedback.store import FeedbackStore
-from ezxmc.feedback.teachers import differences, other_teachers, unused_judgments
 from ezxmc.records import Document, Label, Pair
 from ezxmc.teacher import vllm as vllm_local
 from ezxmc.teacher.openai import OpenAITeacher
@@ -140,12 +140,9 @@ def test_old_judgments_are_kept_not_used_and_named(tmp_path: Path) -> None:
     pairs = lambda: pairs_of(documents, labels, rows)  # noqa: E731
     old, new = Described(**OLD), Described(**OLD | {"prompt": "software/2", "prompt_hash": "b"})
     with FeedbackStore(tmp_path / "store.sqlite") as store:
-        assert other_teachers(store, old.fingerprint, old.description) == []
-        annotate(pairs, old, store)
-        assert other_teachers(store, old.fingerprint, old.description) == []
         assert unused_judgments(store, old) is None
-        (told,) = other_teachers(store, new.fingerprint, new.description)
-        assert (told.fingerprint, told.judgments) == (old.fingerprint, 12)
+        annotate(pairs, old, store)
+        assert unused_judgments(store, old) is None
         assert unused_judgments(store, new) == (
             "the store holds 12 judgments of another teacher (prompt software/1, now software/2): "
             "they are kept and not used"
@@ -153,8 +150,6 @@ def test_old_judgments_are_kept_not_used_and_named(tmp_path: Path) -> None:
         annotate(pairs, new, store)
         assert len(new.asked) == 12
         third = Described(**OLD | {"model": "m@2"})
-        both = other_teachers(store, third.fingerprint, third.description)
-        assert [one.fingerprint for one in both] == [new.fingerprint, old.fingerprint]
         assert unused_judgments(store, third) == (
             "the store holds 24 judgments of 2 other teachers, the latest "
             "(model m@1, now m@2; prompt software/2, now software/1): they are kept and not used"
@@ -165,7 +160,7 @@ def test_old_judgments_are_kept_not_used_and_named(tmp_path: Path) -> None:
 def test_a_teacher_that_gave_no_judgment_is_not_named(tmp_path: Path) -> None:
     with FeedbackStore(tmp_path / "store.sqlite") as store:
         store.open_session("f" * 64, OLD)
-        assert other_teachers(store, "0" * 64, OLD) == []
+        assert unused_judgments(store, Described(**OLD)) is None
 
 
 @pytest.mark.parametrize(

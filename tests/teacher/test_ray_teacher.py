@@ -35,7 +35,7 @@ from ezxmc.config.teacher import HttpTeacherConfig, VllmTeacherConfig
 from ezxmc.data import RowReport
 from ezxmc.errors import TeacherError
 from ezxmc.feedback.annotate import AnnotateSummary, annotate, pairs_of
-from ezxmc.feedback.shards import merge_shards, shard_folder
+from ezxmc.feedback.exchange import merge_shards
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.models import resolve_model
 from ezxmc.pipeline.run import run
@@ -206,7 +206,7 @@ def workers_of(driver: int) -> list[psutil.Process]:
 
 def kept(path: Path) -> set[str]:
     """Keys of the judgments in a store, or in a shard that waits to be merged."""
-    left = [Shard.read(shard) for shard in shard_folder(path).glob("*/*.parquet")]
+    left = [Shard.read(shard) for shard in path.with_name(f"{path.name}-shards").glob("*/*.parquet")]
     return set(stored(path)) | {judgment.key for shard in left for judgment in shard.judgments}
 
 
@@ -231,7 +231,7 @@ def test_a_killed_driver_goes_on_where_its_workers_were(
         children = workers_of(driver.pid)
         # Stopped first: what workers finish now is left for the next driver.
         driver.send_signal(signal.SIGSTOP)
-        until(lambda: len(list(shard_folder(path).glob("*/*.parquet"))) >= 2, driver.pid)
+        until(lambda: len(list(path.with_name(f"{path.name}-shards").glob("*/*.parquet"))) >= 2, driver.pid)
     finally:
         driver.kill()
         driver.wait()
@@ -250,7 +250,7 @@ def test_a_killed_driver_goes_on_where_its_workers_were(
     assert {row["straggler"] for row in told["workers"]} <= {False, True}
     assert sum(row["items"] for row in told["workers"]) == told["asked"]
     assert stored(path) == direct
-    assert not shard_folder(path).exists()
+    assert not path.with_name(f"{path.name}-shards").exists()
 
 
 @pytest.fixture(scope="module")
@@ -364,7 +364,7 @@ def test_a_whole_run_on_the_cluster_is_that_of_one_machine(
         lines = (place / "cycles" / "1" / "shortlist.jsonl").read_text().splitlines()
         listed[engine] = [json.loads(line) for line in lines]
         assert not (place / "vectors").exists()
-        assert not shard_folder(place / "feedback.sqlite").exists()
+        assert not (place / "feedback.sqlite-shards").exists()
     for there, here in zip(listed["ray"], listed["local"], strict=True):
         assert there.pop("scores") == pytest.approx(here.pop("scores"), abs=2e-4)
         assert there == here
@@ -445,7 +445,7 @@ def test_a_real_llm_behind_vllm_serve_judges_alike(
     in_hand = 2 * 40  # 300 pairs for 2 workers: shards of eight documents
     assert vllm_server.shared().answered() - before <= 300 + in_hand + 6 * tries
     last = stored(path).values()
-    assert len(last) == 300 and not shard_folder(path).exists()
+    assert len(last) == 300 and not path.with_name(f"{path.name}-shards").exists()
     # This model often answers something else, which the command does not take for an answer.
     clear = {(one.doc_uid, one.label_uid): one for one in last if one.status is Status.OK}
     direct = {(one.doc_uid, one.label_uid): one for one in found["direct"].values()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 import runpy
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,6 +39,7 @@ from ezxmc import (
 )
 from ezxmc.data.in_memory import as_documents, as_labels
 from ezxmc.errors import ArgumentError, DataError, InputTypeError, TrainingError
+from ezxmc.feedback import store as feedback_store
 from ezxmc.feedback.targets import Targets
 from ezxmc.records import Pair, Status
 from ezxmc.training import held_out_agreement
@@ -291,10 +294,18 @@ def test_a_store_gives_rows_to_train_on(tmp_path: Path) -> None:
     with FeedbackStore(tmp_path / "f.sqlite") as store:
         assert store.to_dataset().num_rows == 0
         annotate(lambda: pairs, teacher, store)
-        found = store.to_dataset()
         wanted = build_targets(store.judgments(), CONFIG)
+        silent = [Judgment("f" * 64, "d1", "l-soup", Status.LOW_MASS)]
+        store.append(store.open_session(teacher.fingerprint, {}), silent, seconds=0.0)
+        found, every = store.to_dataset(), store.to_dataset(scored=False)
+        stored = list(store.judgments())
     assert found.num_rows == sum(pair.label.title != "soup" for pair in pairs)
     assert _plain(targets_from_rows(found, DOCUMENTS, LABELS, CONFIG)) == _plain(wanted)
+    names = ["doc", "label", "status", "log_odds", "mass", "prompt_tokens", "cached_tokens", "key"]
+    assert found.column_names == every.column_names == names
+    rows = [dict(zip(names, (*astuple(one)[1:], one.key), strict=True)) for one in stored]
+    assert every.to_list() == rows and every[-1]["log_odds"] is every[-1]["mass"] is None
+    assert doctest.testmod(feedback_store).attempted > 0 == doctest.testmod(feedback_store).failed
 
 
 def test_a_name_of_the_catalog_means_its_pinned_weights(

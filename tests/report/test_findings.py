@@ -16,7 +16,7 @@ from ezxmc.bundle.bundle import add_decision
 from ezxmc.calibration.decisions import Decision, Guarantee
 from ezxmc.cli.app import _register, app
 from ezxmc.data import Catalog, RowReport
-from ezxmc.pipeline.tagreport import disagreements, examples, thresholds, unused
+from ezxmc.pipeline.findings import disagreements, examples, thresholds, unused
 from ezxmc.records import Document, Label, Prediction
 from ezxmc.report import RunReport, compared, render_comparison, render_report
 
