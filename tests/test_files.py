@@ -19,11 +19,10 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ezxmc.bundle.manifest import check_bundle_place
-from ezxmc.bundle.tagging import RowFile, part_of
 from ezxmc.calibration.decisions import Decision
 from ezxmc.cli.console import standard_output, utf8_output
 from ezxmc.data import RowReport, iter_rows
-from ezxmc.data.predictions import TAGS, is_tags, read_predictions, write_shortlist
+from ezxmc.data.predictions import TAGS, RowFile, is_tags, part_of, read_predictions, write_shortlist
 from ezxmc.data.writers import row_format, rows_made, whole_rows
 from ezxmc.data.xmc_files import write_pairs
 from ezxmc.errors import ConfigError, DataError, EzxmcError, StoreError

@@ -39,6 +39,7 @@ from ezxmc.bundle.manifest import (
     STUDENT,
     Manifest,
     check_bundle_place,
+    check_changeable,
     check_files,
     check_names,
     commit,
@@ -65,6 +66,7 @@ from ezxmc.retrieval import LabelIndex
 
 if TYPE_CHECKING:
     from ezxmc.retrieval import BiEncoder, SparseHead
+    from ezxmc.retrieval.export import Conversion
 
 
 def add_head(path: Path, head: SparseHead) -> None:
@@ -391,3 +393,32 @@ def add_student_files(path: Path, files: Mapping[str, Path]) -> None:
             make_folder((path / name).parent)
             file.replace(path / name)
         commit(path, manifest, placed)
+
+
+def export_student(path: Path, *, backend: Backend = "onnx", precision: Precision = "auto") -> Conversion:
+    """Convert a bundle's student, check the conversion against it, and put it into the bundle.
+
+    Args:
+        path: The bundle; its student stays as it is.
+        backend: The runtime, `onnx` or `openvino`.
+        precision: As for `ezxmc.retrieval.export.convert`.
+
+    Returns:
+        The file, and how near its vectors are to the student's own.
+
+    Raises:
+        BundleError: As for `add_student_files`.
+        ConfigError, ModelError: As for `convert`.
+    """
+    from tempfile import TemporaryDirectory
+
+    from ezxmc.retrieval.export import convert
+
+    check_changeable(path)
+    opened = load_bundle(path)
+    # Beside the bundle's files, where it can be moved from in one step.
+    with TemporaryDirectory(dir=path, prefix=".export-") as folder:
+        texts = [f"{label.title} {label.text}" for label in opened.labels]
+        found = convert(opened.encoder, Path(folder), texts, backend=backend, precision=precision)
+        add_student_files(path, {found.name: Path(folder) / found.name})
+    return found

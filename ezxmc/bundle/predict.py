@@ -1,10 +1,15 @@
-"""Tagging without the LLM: text → student → label index → calibrator → decision → tags."""
+"""Tagging without the LLM: text → student → label index → calibrator → decision → tags.
+
+And why: the part of a text that speaks for a label is the one without which the label's score falls most.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import islice
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,15 +18,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ezxmc.bundle.bundle import Bundle, load_bundle
-from ezxmc.bundle.occlusion import Evidence, Occluded, occlusions, strongest
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
 from ezxmc.data.in_memory import as_documents, iter_as_documents
+from ezxmc.data.predictions import WINDOW
 from ezxmc.errors import ConfigError, DataError, instance_of, number_between, whole_number
 from ezxmc.records import Document, Prediction
 
-WINDOW = 512
-"""Documents encoded together: the encoder puts those of like length into one batch."""
+MOST_PARTS = 15
+"""Parts of a text at most: each is one more text to encode."""
+_LEAST = 0.005  # of the score: an encoder in bfloat16 answers the same text that much apart
+_LEVELS = (
+    # Sentences and paragraphs; else clauses; else words.
+    re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n\s*\n\s*"),
+    re.compile(r"(?<=[,;:–—])\s+|(?<=[，；：、])"),
+    re.compile(r"\s+"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Occluded:
+    """A part of a text, and the text without it."""
+
+    part: str
+    rest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What in a document speaks for a label.
+
+    Attributes:
+        text: The sentence; of a single sentence the clause or the words.
+        drop: How much lower the label's score is without it.
+    """
+
+    text: str
+    drop: float
 
 
 class Predictor:
@@ -290,3 +323,54 @@ def prediction_row(prediction: Prediction, k: int | None = None) -> dict[str, An
             for label, title, score, probability in islice(columns, k)
         ],
     }
+
+
+def occlusions(text: str, heading: str = "") -> list[Occluded]:
+    """A text taken apart into sentences, or clauses, or words, and without each of them.
+
+    Args:
+        text: Any text.
+        heading: What it begins with that is a part by itself, such as a title.
+
+    Returns:
+        At most `MOST_PARTS`, neighbours taken together where there were more; none where the text is
+        one word.
+    """
+    begin = len(heading) if text.startswith(heading) and text[len(heading) :].strip() else 0
+    spans: list[tuple[int, int]] = []
+    for level in _LEVELS:
+        cuts = [
+            (begin, begin),
+            *(found.span() for found in level.finditer(text, begin)),
+            (len(text), len(text)),
+        ]
+        spans = [(0, begin), *((end, start) for (_, end), (start, _) in pairwise(cuts))]
+        spans = [(start, end) for start, end in spans if text[start:end].strip()]
+        if len(spans) > 1:
+            break
+    size = -(-len(spans) // MOST_PARTS)
+    together = [spans[first : first + size] for first in range(0, len(spans), size or 1)]
+    found = [
+        Occluded(text[some[0][0] : some[-1][1]].strip(), text[: some[0][0]] + text[some[-1][1] :])
+        for some in together
+    ]
+    return [one for one in found if one.rest.strip()]
+
+
+def strongest(
+    scores: NDArray[np.floating], without: NDArray[np.floating], parts: Sequence[Occluded]
+) -> list[Evidence | None]:
+    """The strongest part for each label; `None` where no part alone matters.
+
+    Args:
+        scores: (K,) of the labels with the whole text.
+        without: (N, K) with each part left out.
+        parts: The N parts.
+    """
+    if not len(parts):
+        return [None] * len(scores)
+    drops = scores - without
+    return [
+        Evidence(parts[best].part, float(drop)) if (drop := drops[best, label]) >= _LEAST else None
+        for label, best in enumerate(drops.argmax(axis=0).tolist())
+    ]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ezxmc.errors import ArgumentError, DataError
+from ezxmc.data.catalog import WithoutGold, settle_untagged
+from ezxmc.errors import DataError
 from ezxmc.records import Prediction
 
 
@@ -51,7 +51,7 @@ class ReviewedDocuments:
         predictions: Sequence[Prediction],
         gold: Mapping[str, Collection[str]],
         *,
-        without_gold: Literal["none", "unreviewed"] | None = None,
+        without_gold: WithoutGold | None = None,
     ) -> ReviewedDocuments:
         """Out of predictions of one depth with probabilities.
 
@@ -67,27 +67,17 @@ class ReviewedDocuments:
                 one has no probabilities.
             ArgumentError: `without_gold` is something else.
         """
-        if without_gold not in (None, "none", "unreviewed"):
-            raise ArgumentError(f"without_gold is {without_gold!r}", 'give "none" or "unreviewed"')
-        known = [prediction for prediction in predictions if prediction.uid in gold]
-        if not known:
+        if not any(prediction.uid in gold for prediction in predictions):
             raise DataError("no document was reviewed", "check that documents and gold use the same uids")
-        if missing := [prediction.uid for prediction in predictions if prediction.uid not in gold]:
-            if without_gold is None:
-                raise DataError(
-                    f"{len(missing):,} of {len(predictions):,} documents have no row in gold (such as "
-                    f"{missing[0]!r}): were they reviewed?",
-                    'if nothing fits them, they count: without_gold="none"; if nobody reviewed them: '
-                    'without_gold="unreviewed"; an empty set says of one document that nothing fits',
-                )
-            if without_gold == "none":
-                known, gold = list(predictions), {uid: () for uid in missing} | dict(gold)
+        tags = {uid: set(labels) for uid, labels in gold.items()}
+        settle_untagged(tags, (prediction.uid for prediction in predictions), "gold", without_gold)
+        known = [prediction for prediction in predictions if prediction.uid in tags]
         if any(len(prediction.probabilities) != len(prediction.labels) for prediction in known):
             raise DataError("a decision needs probabilities", "run `ezxmc calibrate` on the bundle")
         return cls(
             np.array([prediction.probabilities for prediction in known], dtype=np.float64),
-            np.array([[label in gold[p.uid] for label in p.labels] for p in known], dtype=np.bool_),
-            np.array([len(gold[prediction.uid]) for prediction in known], dtype=np.int64),
+            np.array([[label in tags[p.uid] for label in p.labels] for p in known], dtype=np.bool_),
+            np.array([len(tags[prediction.uid]) for prediction in known], dtype=np.int64),
         )
 
     @property

@@ -44,7 +44,6 @@ def _register() -> None:
     from ezxmc.cli import (
         bench,
         bundle,
-        calibrate,
         data,
         judgments,
         predict,
@@ -52,11 +51,11 @@ def _register() -> None:
         review,
         run,
         setup,
-        teacher,
+        steps,
     )
 
     # In the order of `ezxmc --help`.
-    for module in (setup, run, calibrate, bundle, predict, teacher, prompts, judgments, data, review, bench):
+    for module in (setup, run, steps, bundle, predict, prompts, judgments, data, review, bench):
         module.register(app)
 
 

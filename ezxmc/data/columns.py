@@ -16,8 +16,6 @@ from ezxmc.errors import ConfigError, DataError, instance_of
 
 Kind = Literal["documents", "labels"]
 
-KINDS: tuple[Kind, ...] = ("documents", "labels")
-
 ID_COLUMNS = ("uid", "id", "_id", "doc_id", "doc_uid", "document_id", "key")
 """Names of a document's id, in order of preference, among documents and in gold alike."""
 

@@ -16,8 +16,7 @@ from typing import Generic, TypeVar
 from anyio.to_thread import run_sync
 
 from ezxmc.bundle.labels import Change
-from ezxmc.bundle.occlusion import MOST_PARTS, Evidence
-from ezxmc.bundle.predict import Predictor
+from ezxmc.bundle.predict import MOST_PARTS, Evidence, Predictor
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
 from ezxmc.records import Document, Prediction

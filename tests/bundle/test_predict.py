@@ -23,13 +23,14 @@ from support.commands import Command
 from support.tinyworld import document, label_rows, write_rows
 
 from ezxmc.bundle.bundle import add_calibrator, add_decision, save_bundle
-from ezxmc.bundle.occlusion import MOST_PARTS, occlusions
-from ezxmc.bundle.predict import WINDOW, Predictor, rounded
-from ezxmc.bundle.tagging import RowFile, Tagger, json_line, row_count, tag_rows
+from ezxmc.bundle.predict import MOST_PARTS, Predictor, occlusions, rounded
+from ezxmc.bundle.tagging import Tagger, row_count, tag_rows
 from ezxmc.calibration import Calibrator, Isotonic
 from ezxmc.calibration.decisions import Decision
 from ezxmc.data import RowReport
+from ezxmc.data.predictions import WINDOW, RowFile
 from ezxmc.errors import ConfigError, DataError
+from ezxmc.files import json_line
 from ezxmc.records import Document, Label
 from ezxmc.retrieval import BiEncoder
 from ezxmc.retrieval.bert import PlainBert

@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 
 from ezxmc.bundle.bundle import save_bundle
 from ezxmc.cli import app as program
-from ezxmc.cli import console, teacher
+from ezxmc.cli import console
+from ezxmc.cli import run as of_runs
 from ezxmc.config import DataConfig, RunConfig
 from ezxmc.errors import ConfigError
 from ezxmc.feedback.store import FeedbackStore
@@ -211,7 +212,7 @@ def test_plan_tells_what_a_run_will_cost(ezxmc: Ezxmc, catalog: Path, tmp_path: 
     shown = ezxmc("plan", catalog, "--max-pairs", 100)
     assert shown.code == 0 and "cycle 1" in shown.out and "left unasked by the budget" in shown.out
     default = inspect.signature(ezxmc_plan).parameters["probe_pairs"].default
-    assert inspect.signature(teacher.plan).parameters["probe_pairs"].default == default
+    assert inspect.signature(of_runs.plan).parameters["probe_pairs"].default == default
     # The run finds what the probe asked.
     assert ezxmc("run", catalog, "--json").json["cycles"][0]["pairs_known"] >= 40
 
