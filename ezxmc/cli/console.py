@@ -101,8 +101,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        # soft_wrap: a long path must stay one piece to copy.
-        stderr.print(text, soft_wrap=True, markup=False, highlight=False)
+        say(text)
 
     def show(self, text: str) -> None:
         """A line no wider than the screen; wide characters count as what they take of it."""
@@ -140,7 +139,7 @@ def show_progress() -> Iterator[Progress | NoProgress]:
 
 
 def _plain_stage(title: str) -> Callable[[int, int], None]:
-    stderr.print(title, soft_wrap=True, markup=False, highlight=False)
+    say(title)
     started = last = time.monotonic()
     known: int | None = None
     first: tuple[float, int] | None = None
@@ -158,12 +157,7 @@ def _plain_stage(title: str) -> Callable[[int, int], None]:
         rate = (done - first[1]) / (now - first[0]) if first and now > first[0] else 0.0
         left = f", {rate:,.1f}/s" if rate > 0 else ""
         left += f", about {clock((total - done) / rate)} left" if rate > 0 and done < total else ""
-        stderr.print(
-            f"  {title}: {done:,}{f'/{total:,}' if total else ''} after {clock(now - started)}{left}",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
-        )
+        say(f"  {title}: {done:,}{f'/{total:,}' if total else ''} after {clock(now - started)}{left}")
 
     return update
 
@@ -287,12 +281,13 @@ def bad_rows(*counts: int, **rows: RowReport | None) -> None:
     """
     for name, report in rows.items():
         if report is not None and (report.counts or report.notes):
-            report.tell(_line, name)
+            report.tell(say, name)
     if any(counts) or any(report.bad for report in rows.values() if report is not None):
         raise typer.Exit(BAD_ROWS)
 
 
-def _line(text: str) -> None:
+def say(text: str) -> None:
+    """A line for people, on standard error; a long path stays one piece to copy."""
     stderr.print(text, soft_wrap=True, markup=False, highlight=False)
 
 

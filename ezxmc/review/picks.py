@@ -240,3 +240,10 @@ def _by_reason(pairs: JudgedPairs, seed: int) -> Iterator[tuple[Reason, list[int
 def random_order(documents: Sequence[Document], seed: int) -> list[Document]:
     """Documents in an order that is random, repeatable, and stays when documents are added."""
     return sorted(documents, key=lambda document: text_hash("review", str(seed), document.uid))
+
+
+def tally(picks: Sequence[Pick]) -> dict[str, int]:
+    """How many pairs, documents and labels there are, and how many pairs of each reason."""
+    counts = {"pairs": len(picks), "documents": len({pick.document.uid for pick in picks})}
+    counts["labels"] = len({pick.label.uid for pick in picks})
+    return {**counts, **Counter(pick.reason.value for pick in picks)}
