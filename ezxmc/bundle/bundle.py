@@ -203,7 +203,8 @@ def save_bundle(
         DataError: Two of the labels are one tag, see `ezxmc.data.read_labels`.
 
     Example:
-        >>> save_bundle("bundle", "student", ["music", "food"], max_length=256, k=5)  # doctest: +SKIP
+        >>> save_bundle("bundle", "student", ["music", "food"], max_length=256, k=1).labels
+        2
     """
     from ezxmc.retrieval import BiEncoder
 

@@ -68,8 +68,10 @@ class Predictor:
         BundleError: The folder is no intact bundle.
 
     Example:
-        >>> predictor = Predictor.load("run/bundle")  # doctest: +SKIP
-        >>> predictor.predict(["A fast JSON parser"], k=5)  # doctest: +SKIP
+        >>> predictor = Predictor.load("run/bundle")
+        >>> (found,) = predictor.predict(["A song for guitar"], k=3)
+        >>> len(found.tags)
+        3
     """
 
     def __init__(self, bundle: Bundle | str | Path) -> None:
@@ -233,7 +235,9 @@ class Predictor:
             As `predict`.
 
         Example:
-            >>> found, why = predictor.explain("A fast parser. It reads JSON.", k=1)  # doctest: +SKIP
+            >>> found, why = Predictor.load("run/bundle").explain("A fast parser. It reads JSON.", k=1)
+            >>> len(why)
+            1
         """
         self.check(k=k)
         (whole,) = as_documents([document])
@@ -309,20 +313,12 @@ def prediction_row(prediction: Prediction, k: int | None = None) -> dict[str, An
         prediction: Any prediction.
         k: Keep the best k only.
     """
-    probabilities = prediction.probabilities or (None,) * len(prediction.labels)
-    columns = zip(prediction.labels, prediction.titles, prediction.scores, probabilities, strict=True)
-    return {
-        "uid": prediction.uid,
-        "tags": [
-            {
-                "label": label,
-                "title": title,
-                "score": round(score, 4),
-                "probability": None if probability is None else rounded(probability),
-            }
-            for label, title, score, probability in islice(columns, k)
-        ],
-    }
+    row = prediction.to_dict()
+    row["tags"] = row["tags"][:k]
+    for tag in row["tags"]:
+        tag["score"] = round(tag["score"], 4)
+        tag["probability"] = None if tag["probability"] is None else rounded(tag["probability"])
+    return row
 
 
 def occlusions(text: str, heading: str = "") -> list[Occluded]:

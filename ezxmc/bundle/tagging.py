@@ -360,8 +360,8 @@ def tag_file(
         ClusterError: As of `RayTagger`.
 
     Example:
-        >>> tag_file(Rule("run/bundle"), "new.jsonl", Path("tags.jsonl")).kept  # doctest: +SKIP
-        1000
+        >>> tag_file(Rule("run/bundle", threshold=0.5), "documents.jsonl", Path("new.jsonl")).kept
+        60
     """
     watch, rows = watch or NoProgress(), RowReport(strict=strict)
     rows.say = watch.say

@@ -63,6 +63,11 @@ class Calibrator:
             was tried; the least was chosen.
         versions: Of the packages it was fitted with.
         version: Of the file format.
+
+    Example:
+        >>> rows = JudgedRows.of([[0.9, 0.2], [0.8, 0.4]] * 10, [[1, 0], [1, 0]] * 10)
+        >>> Calibrator.fit(rows, target="human", kinds=["platt"]).transform([[0.9, 0.2]]).round(1)
+        array([[1., 0.]])
     """
 
     target: Target

@@ -177,6 +177,34 @@ def read_predictions(source: str | Path, report: RowReport) -> Iterator[Predicti
         yield prediction
 
 
+def predictions_dataset(predictions: Iterable[Prediction]) -> Any:
+    """Predictions as a `datasets.Dataset`, a row for each document.
+
+    Args:
+        predictions: What `Predictor.predict`, `Predictor.stream` or `read_predictions` gives.
+
+    Returns:
+        Columns `uid`, `labels`, `titles`, `scores` and `probabilities`: lists that align, best label first;
+        of a column that a prediction does not have, such as the probabilities of a bundle without a
+        calibrator, null.
+
+    Example:
+        >>> found = [Prediction("d1", ("l1",), ("music",), (0.8,), (0.95,)), Prediction("d2", (), (), ())]
+        >>> predictions_dataset(found)["labels"][:]
+        [['l1'], []]
+    """
+    from datasets import Dataset
+
+    text, number = pyarrow.list_(pyarrow.string()), pyarrow.list_(pyarrow.float64())
+    kinds = {"labels": text, "titles": text, "scores": number, "probabilities": number}
+    schema = pyarrow.schema({"uid": pyarrow.string(), **kinds})
+    rows = [
+        {"uid": one.uid, **{name: getattr(one, name) or (None if one.labels else ()) for name in kinds}}
+        for one in predictions
+    ]
+    return Dataset(pyarrow.Table.from_pylist(rows, schema=schema))
+
+
 def _prediction(row: dict[str, Any]) -> Prediction:
     if row.get("error") not in (None, ""):
         raise RowError("prediction_error", str(row["error"]))

@@ -94,6 +94,11 @@ class FeedbackStore(SqliteTable):
 
     Raises:
         StoreError: Not a store, written by a newer version, or not writable.
+
+    Example:
+        >>> with FeedbackStore("feedback.sqlite") as store:
+        ...     len(list(store.judgments()))
+        1500
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -125,8 +125,9 @@ def calibrate(
         StoreError: A store is missing or cannot be read.
 
     Example:
-        >>> calibrate("run/bundle", "reviewed.jsonl", gold="reviewed.tsv").calibrator.kind  # doctest: +SKIP
-        'ranked'
+        >>> found = calibrate("run/bundle", "documents.jsonl", gold="gold.tsv", kind="platt")
+        >>> found.calibrator.target
+        'human'
     """
     watch, bundle = watch or NoProgress(), Path(bundle)
     people = gold is not None or reviewed is not None
@@ -155,7 +156,9 @@ def calibrate(
         calibrator = Calibrator.correct([former] if former else [], judged_rows(predictions, human, depth))
     else:
         teacher, lacking = scored.judged(store)
-        _check_judged(lacking, predictions, depth, store, documents, alone=aim == "teacher", watch=watch)
+        name = documents if isinstance(documents, str | Path) else "DOCUMENTS"
+        ask = f"ezxmc annotate {name} LABELS missing.jsonl --store {store}"
+        scored.check(lacking, alone=aim == "teacher", command=ask)
         if aim == "teacher":
             calibrator = fit_calibrator(predictions, teacher, target="teacher", k=depth, kinds=kinds)
         else:
@@ -210,7 +213,7 @@ def missing_pairs(
     """Write which of a bundle's own top labels the teacher must judge yet, as a shortlist for `annotate`.
 
     Args:
-        bundle: As for `calibrate`, as are the other arguments of its names.
+        bundle: As for `calibrate`, as are all arguments of its names.
         documents: As there.
         store: The teacher's judgments so far.
         out: A file for shortlists, see `write_shortlist`.
@@ -297,35 +300,25 @@ class _Scored:
         asked = {(judgment.doc_uid, judgment.label_uid) for judgment in found}
         return teacher_verdicts(found), unjudged(self._found, asked, self.depth)
 
-
-def _check_judged(
-    lacking: Mapping[str, Sequence[str]],
-    predictions: Sequence[Prediction],
-    depth: int,
-    store: str | Path,
-    documents: Source,
-    *,
-    alone: bool,
-    watch: Progress,
-) -> None:
-    """Tell of top labels that nobody judged; refuse where they are many and no people correct the teacher."""
-    pairs = sum(min(depth, len(p.labels)) for p in predictions if p.uid in lacking)
-    missing = sum(map(len, lacking.values()))
-    if missing in (0, pairs):
-        return
-    line = (
-        f"{missing:,} of {pairs:,} pairs of the bundle's own top {depth} were never judged. Those that were, "
-        "another model proposed, and of these more are right: probabilities fitted to them are too high"
-    )
-    # People set right what the teacher's rates are off by.
-    if 1 - missing / pairs < LEAST_JUDGED and alone:
-        name = documents if isinstance(documents, str | Path) else "DOCUMENTS"
-        raise TrainingError(
-            line,
-            "write the missing pairs with the same command and `--missing missing.jsonl`, ask about them "
-            f"with `ezxmc annotate {name} LABELS missing.jsonl --store {store}`, then calibrate again",
+    def check(self, lacking: Mapping[str, Sequence[str]], *, alone: bool, command: str) -> None:
+        """Tell of top labels nobody judged; refuse where they are many and no people correct the teacher."""
+        pairs = sum(min(self.depth, len(p.labels)) for p in self._found if p.uid in lacking)
+        missing = sum(map(len, lacking.values()))
+        if missing in (0, pairs):
+            return
+        line = (
+            f"{missing:,} of {pairs:,} pairs of the bundle's own top {self.depth} were never judged. Those "
+            "that were, another model proposed, and of these more are right: probabilities fitted to them "
+            "are too high"
         )
-    watch.say(line)
+        # People set right what the teacher's rates are off by.
+        if 1 - missing / pairs < LEAST_JUDGED and alone:
+            raise TrainingError(
+                line,
+                "write the missing pairs with the same command and `--missing missing.jsonl`, ask about them "
+                f"with `{command}`, then calibrate again",
+            )
+        self.watch.say(line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -408,7 +401,9 @@ def decide(
         BundleError, DataError: As for `calibrate`.
 
     Example:
-        >>> found = decide("run/bundle", "new.jsonl", "new.tsv", missed_rate=0.2)  # doctest: +SKIP
+        >>> found = decide("run/bundle", "documents.jsonl", "gold.tsv", missed_rate=0.2)
+        >>> found.measured.missed < 0.2
+        True
     """
     ways = [missed_rate, false_tag_rate, first_tag_error, f1 or None, document_f1 or None, threshold]
     if sum(way is not None for way in ways) + (top_k is not None and first_tag_error is None) != 1:

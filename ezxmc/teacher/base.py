@@ -18,6 +18,12 @@ class Teacher(Protocol):
             revision, prompt, answer tokens, scoring rule, engine version. Part
             of every content key, so answers of two teachers never mix.
         description: The readable form of what `fingerprint` hashes.
+
+    Example:
+        >>> from ezxmc.config.teacher import ReplayTeacherConfig
+        >>> from ezxmc.teacher import load_teacher
+        >>> isinstance(load_teacher(ReplayTeacherConfig(judgments="judgments.jsonl")), Teacher)
+        True
     """
 
     @property

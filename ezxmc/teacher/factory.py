@@ -34,6 +34,12 @@ def load_teacher(
         ModelError: The model cannot be resolved.
         DataError: Recorded judgments cannot be read.
         ConfigError: The environment variable with a server's key is not set.
+
+    Example:
+        >>> teacher = load_teacher(ReplayTeacherConfig(judgments="judgments.jsonl"))
+        >>> pair = Pair(Document("d1", "", ""), Label("l-guitar", "guitar"))
+        >>> [judgment.log_odds for judgment in teacher.score([pair])]
+        [-2.7]
     """
     kinds = (VllmTeacherConfig, HttpTeacherConfig, ReplayTeacherConfig)
     instance_of(config, kinds, "config", "give the `teacher` part of a RunConfig")

@@ -36,7 +36,7 @@ from ezxmc.pipeline import run as pipeline
 from ezxmc.pipeline.run import run
 from ezxmc.progress import NoProgress
 from ezxmc.records import Label, Pair
-from ezxmc.review.material import Material
+from ezxmc.review.material import Material, pick_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -107,6 +107,8 @@ def test_doubtful_pairs_out_and_what_people_say_is_learnt(
     found = call("review", "export", place, "--count", 40, "--per-document", 2)
     rows = [json.loads(line) for line in (place / "review.jsonl").read_text().splitlines()]
     assert found["pairs"] == len(rows) > 0 and sum(row["reason"] == "label_quality" for row in rows) > 0
+    picked, _ = pick_pairs(place, "training", 40, per_document=2)
+    assert [row["id"] for row in rows] == [pick.id for pick in picked]
     train = {catalog.documents[i].uid for i in catalog.to_train}
     assert {row["doc"] for row in rows} <= train
     # Like documents are mostly judged rightly, so it is mostly mistakes they object to.
