@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ezxmc.bundle.bundle import load_bundle, renumber_head
 from ezxmc.bundle.manifest import (
     CHANGES,
     DECISION,
@@ -24,10 +24,6 @@ from ezxmc.errors import BundleError, DataError
 from ezxmc.records import Label
 from ezxmc.retrieval import LabelIndex
 
-if TYPE_CHECKING:
-    pass
-from ezxmc.bundle.bundle import load_bundle, renumber_head
-
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -36,6 +32,10 @@ class Change:
     added: int = 0
     changed: int = 0
     removed: int = 0
+
+    def to_dict(self) -> dict[str, int]:
+        """As plain JSON values."""
+        return asdict(self)
 
 
 def add_labels(

@@ -24,7 +24,6 @@ from ezxmc.cli.console import (
     with_engine,
 )
 from ezxmc.config import RunConfig
-from ezxmc.errors import DataError
 
 if TYPE_CHECKING:
     from ezxmc.pipeline.estimate import Plan
@@ -247,6 +246,7 @@ def report(
     Example: ezxmc report --compare runs/first runs/second -o compare.html
     """
     from ezxmc.files import check_file
+    from ezxmc.pipeline.steps import finished_run
     from ezxmc.report import compared, write_comparison, write_report
     from ezxmc.report.page import is_page
 
@@ -257,7 +257,7 @@ def report(
     page = out or (Path("compare.html") if compare else run_dirs[0] / "report.html")
     if not json:
         check_file(page, "a report", made=is_page)
-    runs = [finished(run_dir) for run_dir in run_dirs]
+    runs = [finished_run(run_dir) for run_dir in run_dirs]
     if json:
         emit(compared(*runs) if compare else runs[0].model_dump(mode="json"))
         return
@@ -266,27 +266,3 @@ def report(
     else:
         write_report(runs[0], page)
     typer.echo(page)
-
-
-def finished(run_dir: Path) -> RunReport:
-    """What a run's report holds, with the decision its bundle has by now.
-
-    Raises:
-        DataError: The run is not finished, or its report is damaged.
-        BundleError: The bundle's manifest is damaged.
-    """
-    from pydantic import ValidationError
-
-    from ezxmc.bundle.manifest import MANIFEST, guarantee_of
-    from ezxmc.report import RunReport
-
-    try:
-        data = RunReport.model_validate_json((run_dir / "report.json").read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(f"{run_dir} holds no finished run", "finish it with `ezxmc run CONFIG`") from None
-    except ValidationError as error:
-        raise DataError(f"{run_dir / 'report.json'} is damaged: {error}", "run `ezxmc run` again") from None
-    bundle = run_dir / "bundle"
-    if (bundle / MANIFEST).exists():
-        data.decision = guarantee_of(bundle) or ""
-    return data

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from shutil import copyfile, copymode
-from types import TracebackType
 from typing import Any, Self
 
 import pyarrow
@@ -304,9 +303,7 @@ class RowFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *why: object) -> None:
         if kind is None and self._due:
             raise self._mismatch("it has more lines than there are documents")
         try:
@@ -314,7 +311,7 @@ class RowFile:
                 self._begun()
         finally:
             if self._sink:
-                self._sink.__exit__(kind, error, trace)
+                self._sink.__exit__(kind, *why)
         if self._stream or not self._sink:
             return
         if kind is None:

@@ -1,4 +1,4 @@
-"""Two steps of a run by themselves, on files: `ezxmc annotate` and `ezxmc train`."""
+"""Parts of a run by themselves, on files: `ezxmc annotate` and `ezxmc train`; and the report of a whole one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
+from ezxmc.bundle.manifest import MANIFEST, guarantee_of
 from ezxmc.cluster import RayConfig
 from ezxmc.config import BudgetConfig, DataConfig, TrainingConfig
 from ezxmc.config.teacher import ReplayTeacherConfig, TeacherConfig
@@ -26,11 +29,13 @@ from ezxmc.feedback.teachers import unused_judgments
 from ezxmc.files import sole_writer
 from ezxmc.launcher import rank_and_size
 from ezxmc.progress import NoProgress, Progress, pulling
-from ezxmc.retrieval.encoder import check_student_place
 from ezxmc.teacher import Teacher, load_teacher
 from ezxmc.teacher.base import ShardedTeacher
 from ezxmc.teacher.check import tell_faults
-from ezxmc.training import TrainSummary, train_bi_encoder
+
+if TYPE_CHECKING:
+    from ezxmc.report import RunReport
+    from ezxmc.training import TrainSummary
 
 Rows = dict[str, RowReport | None]
 
@@ -208,6 +213,9 @@ def train_on_store(
         StoreError: The store is missing or cannot be read.
         TrainingError: There is nothing to learn from, or training diverged.
     """
+    # Only here is torch needed: who asks a server does without.
+    from ezxmc.retrieval.encoder import check_student_place
+
     watch, config, out = watch or NoProgress(), config or TrainingConfig(), Path(out)
     check_student_place(out, [data.documents, data.labels, store, config.encoder])
     # Of the processes that torchrun starts, one writes.
@@ -218,6 +226,8 @@ def train_on_store(
 def _train(
     data: DataConfig, store: Path, out: Path, config: TrainingConfig, seed: int, watch: Progress
 ) -> Trained:
+    from ezxmc.training import train_bi_encoder
+
     catalog = Catalog.load(data, config.held_out, seed, watch.say)
     apart = {catalog.documents[i].uid for i in catalog.to_calibrate}
     recalled = newest_judgments(store, catalog.documents, catalog.labels, watch.say)
@@ -238,3 +248,24 @@ def _train(
         progress=lambda done, total, loss: bar(done, total),
     )
     return Trained(out, summary, recalled.unused, catalog.rows)
+
+
+def finished_run(run_dir: Path) -> RunReport:
+    """What a finished run's report holds, with the decision its bundle has by now.
+
+    Raises:
+        DataError: The run is not finished, or its report is damaged.
+        BundleError: The bundle's manifest is damaged.
+    """
+    from ezxmc.report import RunReport  # it loads what draws
+
+    try:
+        data = RunReport.model_validate_json((run_dir / "report.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{run_dir} holds no finished run", "finish it with `ezxmc run CONFIG`") from None
+    except ValidationError as error:
+        raise DataError(f"{run_dir / 'report.json'} is damaged: {error}", "run `ezxmc run` again") from None
+    bundle = run_dir / "bundle"
+    if (bundle / MANIFEST).exists():
+        data.decision = guarantee_of(bundle) or ""
+    return data
