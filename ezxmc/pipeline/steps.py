@@ -1,4 +1,4 @@
-"""Parts of a run by themselves, on files: `ezxmc annotate` and `ezxmc train`; and the report of a whole one."""
+"""Parts of a run by themselves, on files: `ezxmc annotate`, `ezxmc train`; and the report of a whole one."""
 
 from __future__ import annotations
 
