@@ -1,17 +1,18 @@
 """The deliverable: a plain folder with everything inference needs, checked when it is opened.
 
-bundle/student/         a SentenceTransformer folder bundle/labels.jsonl     uid, title, text,
-aliases, parent; line i is row i of the index bundle/index.faiss      label vectors; index.json:
-which kind and why; index.npz: what came and went since bundle/calibrator.json  scores to
-probabilities (absent until calibrated) bundle/decision.json    which tags to keep (absent until
-decided) bundle/head.safetensors a sparse classifier head (absent unless trained), see
-`ezxmc.bundle.bundle` bundle/manifest.json    versions, settings, the SHA-256 of every other file
+    student/               a SentenceTransformer folder
+    labels.jsonl           uid, title, text, aliases, parent; line i is row i of the index
+    index.faiss            label vectors; index.json: which kind and why; index.npz: what came and went since
+    calibrator.json        scores to probabilities (absent until calibrated)
+    decision.json          which tags to keep (absent until decided)
+    head.safetensors       a sparse classifier head (absent unless trained)
+    manifest.json          versions, settings, the SHA-256 of every other file
 
-A change writes new files (`labels.r1.jsonl`), then the manifest in one step,
-then takes the old files away: whoever is killed, a whole bundle is there.
+A change writes new files (`labels.r1.jsonl`), then the manifest in one step, then takes the old files away:
+whoever is killed, a whole bundle is there.
 
-The rows of the sparse head are those of the index. A label added later, or changed (that gives it
-a new row), has none: the bi-encoder alone ranks it. One removed is passed over.
+The rows of the sparse head are those of the index. A label added later, or changed (that gives it a new
+row), has none: the bi-encoder alone ranks it. One removed is passed over.
 """
 
 from __future__ import annotations
@@ -182,8 +183,8 @@ def save_bundle(
 ) -> Manifest:
     """Encode the labels, index them and write a whole bundle in one step.
 
-    It is built beside `path` and moved into place when complete: a killed
-    writer leaves the former bundle, if any, or none.
+    It is built beside `path` and moved into place when complete: a killed writer leaves the former bundle,
+    if any, or none.
 
     Args:
         path: The bundle's folder; an older bundle there is replaced, if nothing else is in the folder.
@@ -253,8 +254,8 @@ def load_bundle(
         precision: Of its arithmetic, see `BiEncoder`.
 
     Raises:
-        BundleError: Not a bundle, a file missing, changed, unreadable or able
-            to run code, or written by a newer version.
+        BundleError: Not a bundle, a file missing, changed, unreadable or able to run code, or written by a
+            newer version.
     """
     path = Path(path)
     return _whole(path, lambda manifest: _open(path, manifest, verify, backend, precision))
@@ -341,8 +342,8 @@ def add_calibrator(path: str | Path, calibrator: Calibrator, *, by_run: bool = F
     Args:
         path: The bundle.
         calibrator: Fitted to its scores.
-        by_run: Whether a run fits it as a matter of course, and may do so again; what a person
-            had fitted, it leaves alone.
+        by_run: Whether a run fits it as a matter of course, and may do so again; what a person had fitted,
+            it leaves alone.
 
     Raises:
         BundleError: `path` holds no readable bundle, or cannot be written.

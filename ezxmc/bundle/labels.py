@@ -43,9 +43,9 @@ def add_labels(
 ) -> Change:
     """Let a bundle answer with more labels, from their titles alone.
 
-    The bundle's own student encodes them; nothing is trained, and what is
-    indexed stays as it is. A label whose uid is there already replaces it; with
-    the same title it keeps its vector, and the title's own vector is used otherwise.
+    The bundle's own student encodes them; nothing is trained, and what is indexed stays as it is. A label
+    whose uid is there already replaces it; with the same title it keeps its vector, and the title's own
+    vector is used otherwise.
 
     Args:
         path: The bundle.
@@ -54,8 +54,8 @@ def add_labels(
 
     Raises:
         BundleError: `path` holds no readable bundle, or cannot be written.
-        DataError: Two of `labels` are one tag, or one of them is in the bundle
-            under another uid: both would be answered, in two ranks.
+        DataError: Two of `labels` are one tag, or one of them is in the bundle under another uid: both
+            would be answered, in two ranks.
     """
     with writing(path) as manifest:
         bundle = load_bundle(path)

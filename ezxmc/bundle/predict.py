@@ -61,8 +61,8 @@ class Predictor:
     """Tags documents with a bundle.
 
     Args:
-        bundle: An opened bundle, or its folder: then the encoder computes in
-            float32, as it did when its calibrator was fitted.
+        bundle: An opened bundle, or its folder: then the encoder computes in float32, as it did when its
+            calibrator was fitted.
 
     Raises:
         BundleError: The folder is no intact bundle.
@@ -110,24 +110,22 @@ class Predictor:
         """Rank labels for each document.
 
         Args:
-            documents: N documents: texts, dicts with the columns of a file, `Document`s, a column or
-                a table of pandas, polars, Arrow or `datasets`. What has no uid gets its position, "0"
-                the first.
+            documents: N documents: texts, dicts with the columns of a file, `Document`s, a column or a
+                table of pandas, polars, Arrow or `datasets`. What has no uid gets its position, "0" the
+                first.
             k: At most this many labels each, 1 or more; the bundle's own default if None.
-            threshold: Leave out labels less probable than this, in [0, 1]: a document
-                whose every label is left out gets none (abstention).
-            decision: Keep what this rule keeps, instead of `k` and
-                `threshold`: they would void what it guarantees. The bundle's
-                own, where it has one, is `self.bundle.decision`.
+            threshold: Leave out labels less probable than this, in [0, 1]: a document whose every label is
+                left out gets none (abstention).
+            decision: Keep what this rule keeps, instead of `k` and `threshold`: they would void what it
+                guarantees. The bundle's own, where it has one, is `self.bundle.decision`.
 
         Returns:
             N predictions in the order of `documents`, best label first.
 
         Raises:
-            ConfigError: Probabilities are needed but the bundle has no
-                calibrator, the decision looks at more labels than there are,
-                a decision was given together with `k` or `threshold`, or one
-                of these is out of range.
+            ConfigError: Probabilities are needed but the bundle has no calibrator, the decision looks at
+                more labels than there are, a decision was given together with `k` or `threshold`, or one of
+                these is out of range.
             InputTypeError: `documents` is one text, or holds what is no document (None and NaN, say).
             DataError: A document has neither title nor text, or half characters or NUL.
         """
@@ -220,8 +218,8 @@ class Predictor:
     def explain(self, document: Any, *, k: int | None = None) -> tuple[Prediction, list[Evidence | None]]:
         """Tag one document, and say what in it speaks for each tag.
 
-        That is the sentence without which the tag's score falls most; in a single sentence, the clause
-        or the words. It tells what the student looked at, not whether the tag is right.
+        That is the sentence without which the tag's score falls most; in a single sentence, the clause or
+        the words. It tells what the student looked at, not whether the tag is right.
 
         Args:
             document: As one of those `predict` takes.
@@ -329,8 +327,8 @@ def occlusions(text: str, heading: str = "") -> list[Occluded]:
         heading: What it begins with that is a part by itself, such as a title.
 
     Returns:
-        At most `MOST_PARTS`, neighbours taken together where there were more; none where the text is
-        one word.
+        At most `MOST_PARTS`, neighbours taken together where there were more; none where the text is one
+        word.
     """
     begin = len(heading) if text.startswith(heading) and text[len(heading) :].strip() else 0
     spans: list[tuple[int, int]] = []

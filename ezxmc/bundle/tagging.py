@@ -105,8 +105,8 @@ class Rule:
         """Open the bundle.
 
         Raises:
-            BundleError, ConfigError, ModelError: As of `Predictor.load` and `Predictor.predict`,
-                or a decision is asked for that the bundle does not have.
+            BundleError, ConfigError, ModelError: As of `Predictor.load` and `Predictor.predict`, or a
+                decision is asked for that the bundle does not have.
         """
         predictor = Predictor.load(self.bundle, backend=self.backend, precision=self.precision)
         decision = predictor.bundle.decision if self.decide else None
@@ -136,8 +136,8 @@ def tag_rows(
         tagging: Who tags.
         source: Anything `iter_documents` reads.
         report: Receives the bad rows; its listener is replaced.
-        write: Called with a window of rows at a time: a prediction each
-            (`prediction_row`), or "error", "file" and "line" of a bad row.
+        write: Called with a window of rows at a time: a prediction each (`prediction_row`), or "error",
+            "file" and "line" of a bad row.
         skip: So many rows are read but not tagged; a multiple of `WINDOW`.
         columns: As for `iter_documents`.
         progress: Called with (rows done, rows in all or 0).
@@ -223,9 +223,8 @@ def _refusal(problem: RowProblem) -> Row:
 class RayTagger:
     """Tags with the workers of a Ray cluster; see `Tagging`.
 
-    Answers are those of one process, up to rounding: a worker may compute on
-    fewer threads. Shards are files named by what is in them: those that were
-    finished when a job was killed are not tagged again.
+    Answers are those of one process, up to rounding: a worker may compute on fewer threads. Shards are
+    files named by what is in them: those that were finished when a job was killed are not tagged again.
 
     Args:
         rule: How; the bundle lies on a file system that all nodes share.

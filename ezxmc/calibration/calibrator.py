@@ -47,20 +47,19 @@ class Calibrator:
     """From the scores of ranked labels to probabilities; the order is kept.
 
     Attributes:
-        target: What the probability is of: the `teacher`'s "yes", a tag a
-            `human` would give, or `both`: the latter, by the teacher's shape
-            corrected by people.
+        target: What the probability is of: the `teacher`'s "yes", a tag a `human` would give, or `both`:
+            the latter, by the teacher's shape corrected by people.
         k: Ranks the pairs were taken from; deeper ranks are extrapolation.
         n: Pairs fitted on.
         curve: The map itself.
         documents: Documents these pairs are of, where known.
-        ece_cross_fitted: Expected calibration error (10 equal-width bins, L1)
-            on documents left out of the fit, over all pairs.
+        ece_cross_fitted: Expected calibration error (10 equal-width bins, L1) on documents left out of the
+            fit, over all pairs.
         reliability: The bins behind that error.
-        ece_uncorrected: For the target `both`, the error against people of
-            the teacher's probabilities as they were: what these mean to people.
-        nll_cross_fitted: The same documents' NLL in nats by each curve that
-            was tried; the least was chosen.
+        ece_uncorrected: For the target `both`, the error against people of the teacher's probabilities as
+            they were: what these mean to people.
+        nll_cross_fitted: The same documents' NLL in nats by each curve that was tried; the least was
+            chosen.
         versions: Of the packages it was fitted with.
         version: Of the file format.
 
@@ -120,8 +119,8 @@ class Calibrator:
         """Few-shot: the teacher's shape, its zero point, sharpness and weight of the rank set by people.
 
         Args:
-            teachers: Calibrators of target `teacher` (or `both`, to correct
-                anew); the one that serves people best is kept.
+            teachers: Calibrators of target `teacher` (or `both`, to correct anew); the one that serves
+                people best is kept.
             rows: Documents that people reviewed, 50 to 200 are enough.
 
         Raises:
@@ -166,8 +165,8 @@ class Calibrator:
             scores: (..., k), the last axis one document's labels, best first.
 
         Returns:
-            The same shape, in [0, 1], never rising along a row. A label's
-            probability does not depend on the labels after it.
+            The same shape, in [0, 1], never rising along a row. A label's probability does not depend on
+            the labels after it.
 
         Raises:
             InputTypeError: `scores` are no array of numbers, or one is NaN.
@@ -233,8 +232,8 @@ def unjudged(
 ) -> dict[str, list[str]]:
     """What is missing of documents that somebody judged, or of all where nobody judged any.
 
-    Pairs that another model proposed are right more often than those only this
-    student ranks first, so rates among them are too high for it.
+    Pairs that another model proposed are right more often than those only this student ranks first, so
+    rates among them are too high for it.
 
     Args:
         predictions: Of N documents, best label first.
@@ -302,9 +301,9 @@ def completed(predictions: Sequence[Prediction], decided: PartlyDecided, k: int)
     """People's verdicts on a former student's top labels, completed for those that only the present one has.
 
     What both students rank first is right more often than what one does alone: probabilities fitted to the
-    decided pairs would be too high. The labels that the former student alone had on top stand for those that
-    the present one alone has: of two students of one recipe, each is as likely to be the former. Where the
-    new one is the better, this is too low, by less than the decided pairs alone are too high
+    decided pairs would be too high. The labels that the former student alone had on top stand for those
+    that the present one alone has: of two students of one recipe, each is as likely to be the former. Where
+    the new one is the better, this is too low, by less than the decided pairs alone are too high
     (tests/bench/promises.py).
 
     Args:
@@ -351,8 +350,8 @@ def fit_calibrator(
 
     Args:
         predictions: Of documents the student was not trained on, best label first.
-        verdict: What is known of a pair. A person who reviews a document
-            decides on each label of its top k.
+        verdict: What is known of a pair. A person who reviews a document decides on each label of its top
+            k.
         target: Whose verdict it is.
         k: Ranks used.
         kinds: Chosen from by cross-fitted NLL.

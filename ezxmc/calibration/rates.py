@@ -20,12 +20,12 @@ class ReviewedDocuments:
     Attributes:
         probabilities: (N, k) float64, every row best first.
         hits: (N, k) bool, whether people gave the document this label.
-        gold: (N,) int64, all labels people gave, wherever they rank: those
-            beyond the k candidates count, and no decision can keep them.
+        gold: (N,) int64, all labels people gave, wherever they rank: those beyond the k candidates count,
+            and no decision can keep them.
 
     Raises:
-        DataError: There is no document or no candidate, the arrays do not
-            align, or probabilities are not in [0, 1] and best first.
+        DataError: There is no document or no candidate, the arrays do not align, or probabilities are not
+            in [0, 1] and best first.
     """
 
     probabilities: NDArray[np.float64]
@@ -96,8 +96,8 @@ def missed(reviewed: ReviewedDocuments, kept: NDArray[np.bool_]) -> NDArray[np.f
 def false_tags(reviewed: ReviewedDocuments, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Share of false tags among those kept: one value per answered document, in order.
 
-    A document with nothing kept has no value: counted as 0, abstaining on many
-    documents would hide any number of false tags on the others.
+    A document with nothing kept has no value: counted as 0, abstaining on many documents would hide any
+    number of false tags on the others.
     """
     count = kept.sum(axis=1)
     right = (reviewed.hits & kept).sum(axis=1)
@@ -112,10 +112,9 @@ class Rates:
         documents: Reviewed documents.
         answered: Share of them with at least one tag.
         tags: Kept per document, answered or not.
-        missed: Mean share of a document's gold labels that are not kept, over
-            documents with gold; labels beyond the candidates count as missed.
-        false_tags: Mean share of false tags among a document's tags, over
-            answered documents.
+        missed: Mean share of a document's gold labels that are not kept, over documents with gold; labels
+            beyond the candidates count as missed.
+        false_tags: Mean share of false tags among a document's tags, over answered documents.
         false_tags_pooled: False tags of all tags kept.
         top_error: Share of answered documents whose first tag is false.
         f1: Micro-averaged, all gold labels counted.

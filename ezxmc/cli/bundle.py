@@ -68,8 +68,7 @@ def calibrate(
         float | None, typer.Option(help="As given to `ezxmc train`; else all are used.")
     ] = None,
     missing: Annotated[
-        Path | None,
-        typer.Option(help="Fit nothing: write the pairs --store lacks, for `ezxmc annotate`."),
+        Path | None, typer.Option(help="Fit nothing: write the pairs --store lacks, for `ezxmc annotate`.")
     ] = None,
     seed: Seed = 0,
     without_gold: Untagged = None,
@@ -244,9 +243,7 @@ def add(
 
     check_changeable(bundle)
     tags, rows = read_labels(
-        labels,
-        known=labels_of(bundle),
-        columns=columns_for("labels", columns_of(column, labels_only=True)),
+        labels, known=labels_of(bundle), columns=columns_for("labels", columns_of(column, labels_only=True))
     )
     rows.refuse_empty(labels, "label", tags)
     with show_progress() as watch:
@@ -257,9 +254,7 @@ def add(
 
 
 def remove(
-    bundle: Folder,
-    uids: Annotated[list[str], typer.Argument(help="Uids of the labels.")],
-    json: Json = False,
+    bundle: Folder, uids: Annotated[list[str], typer.Argument(help="Uids of the labels.")], json: Json = False
 ) -> None:
     """Remove labels; no document gets them any more.
 

@@ -47,11 +47,7 @@ def list_(json: Json = False) -> None:
         emit([card.model_dump(exclude={"prose"}) for card in cards])
         return
     rows = [
-        [
-            card.name,
-            *map(_cell, (_documents(card), card.sizes.labels, card.labels_per_document)),
-            card.prompt,
-        ]
+        [card.name, *map(_cell, (_documents(card), card.sizes.labels, card.labels_per_document)), card.prompt]
         for card in cards
     ]
     table("", ["name", "documents", "labels", "labels per document", "prompt"], rows)

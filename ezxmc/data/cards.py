@@ -1,7 +1,7 @@
 """Data cards: what a data set is and how it should look, as YAML front matter before prose.
 
-A card is a Markdown file of `data_cards/` that begins with a line `---`; the
-front matter ends at the next such line. Every published figure names its source.
+A card is a Markdown file of `data_cards/` that begins with a line `---`; the front matter ends at the next
+such line. Every published figure names its source.
 """
 
 from __future__ import annotations

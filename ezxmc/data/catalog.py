@@ -165,10 +165,9 @@ def settle_untagged(
 def split_documents(uids: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
     """Split document uids into `(rest, held_out)`, both in the given order.
 
-    Each uid is held out if the hash of `(seed, uid)`, read as a number in
-    [0, 1), lies below `share`. So the parts' sizes vary as a coin's do, and a
-    document stays where it is whatever comes or goes beside it; a larger
-    share only adds to `held_out`.
+    Each uid is held out if the hash of `(seed, uid)`, read as a number in [0, 1), lies below `share`. So
+    the parts' sizes vary as a coin's do, and a document stays where it is whatever comes or goes beside it;
+    a larger share only adds to `held_out`.
 
     Args:
         uids: Document uids.
@@ -203,8 +202,8 @@ def placing_uids(
 ) -> list[str]:
     """The uid whose hash decides which part each document serves: one for all of the same text.
 
-    What a run has seen stays where it was, whatever has come or gone since; other
-    documents join a text that is known. Of new ones alike the smallest uid decides.
+    What a run has seen stays where it was, whatever has come or gone since; other documents join a text
+    that is known. Of new ones alike the smallest uid decides.
 
     Args:
         documents: All of a catalog.
@@ -284,8 +283,8 @@ class Catalog:
             former: What an earlier run has seen: its documents stay in their parts.
 
         Raises:
-            DataError: A file cannot be read, holds nothing usable, has a bad
-                row under `strict`, or hardly any gold is of these documents and labels.
+            DataError: A file cannot be read, holds nothing usable, has a bad row under `strict`, or hardly
+                any gold is of these documents and labels.
         """
         (documents, document_rows), (labels, label_rows) = read_inputs(
             config.documents, config.labels, config.columns, strict=config.strict, say=say

@@ -222,8 +222,8 @@ class Statistics:
         labels_unused: Labels of the list without a document in any split.
         equal_titles: Labels that repeat another's title, but for case and spacing.
         splits: By name.
-        test_in_train: Test documents whose text is a training document's, but
-            for case and spacing; `None` where there are not both.
+        test_in_train: Test documents whose text is a training document's, but for case and spacing; `None`
+            where there are not both.
     """
 
     labels: int

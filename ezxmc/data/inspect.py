@@ -124,8 +124,8 @@ class InspectedFiles:
     Attributes:
         documents: Of each file of documents.
         labels: Of the label list, if given.
-        gold: Of gold: its `source` and counts of `documents`, `pairs` and `labels` that fit, or the
-            `error` and its `cure`; empty if none was given.
+        gold: Of gold: its `source` and counts of `documents`, `pairs` and `labels` that fit, or the `error`
+            and its `cure`; empty if none was given.
         rows: How reading went, by source.
     """
 

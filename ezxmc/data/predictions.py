@@ -1,9 +1,8 @@
 """The files that `ezxmc predict` and `ezxmc shortlist` write: how they grow, are known again, and are read.
 
-The rows of an input, bad ones included, fall into windows of `WINDOW` by their
-number alone. A killed job goes on at a window's first row, so every document
-meets the same neighbours in a batch as in a job that was never killed: the
-scores, and with them the file, come out the same to the last digit.
+The rows of an input, bad ones included, fall into windows of `WINDOW` by their number alone. A killed job
+goes on at a window's first row, so every document meets the same neighbours in a batch as in a job that was
+never killed: the scores, and with them the file, come out the same to the last digit.
 """
 
 from __future__ import annotations
@@ -73,9 +72,8 @@ def read_shortlist(
         source: Rows with `doc`, a uid, and `labels`, a list of uids.
         documents: N documents.
         labels: All labels.
-        report: Receives lines that do not fit (`bad_shortlist`), and lines with
-            a document or a label that is not there (`unknown_document`,
-            `unknown_label`); the known labels of such a line are kept.
+        report: Receives lines that do not fit (`bad_shortlist`), and lines with a document or a label that
+            is not there (`unknown_document`, `unknown_label`); the known labels of such a line are kept.
 
     Returns:
         N lists; empty for documents without a line.
@@ -148,19 +146,17 @@ is_tags = rows_made(TAGS.names, _is_row)
 def read_predictions(source: str | Path, report: RowReport) -> Iterator[Prediction]:
     """Stream the predictions that `ezxmc predict` writes, one JSON object per line.
 
-    `{"uid": ..., "tags": [{"label": ..., "title": ..., "score": ...,
-    "probability": ...}, ...]}`, best tag first, the probability null or absent
-    where there is no calibrator; or `{"error": ..., "file": ..., "line": ...}`.
+    `{"uid": ..., "tags": [{"label": ..., "title": ..., "score": ..., "probability": ...}, ...]}`, best tag
+    first, the probability null or absent where there is no calibrator; or `{"error": ..., "file": ...,
+    "line": ...}`.
 
     Args:
         source: A file that `ezxmc predict` wrote, in any form, or "-".
-        report: Receives lines that carry an error (`prediction_error`), that
-            are no prediction (`bad_prediction`), and second predictions of a
-            document (`duplicate_uid`).
+        report: Receives lines that carry an error (`prediction_error`), that are no prediction
+            (`bad_prediction`), and second predictions of a document (`duplicate_uid`).
 
     Raises:
-        DataError: The file cannot be read, or a line is bad and `report` is
-            strict.
+        DataError: The file cannot be read, or a line is bad and `report` is strict.
     """
     seen: set[str] = set()
     for file, line, row in iter_rows(source, report):
@@ -251,8 +247,8 @@ def check_tags(path: Path, *, resume: bool = False, inputs: Inputs = ()) -> None
         inputs: What is read, the bundle among it.
 
     Raises:
-        ConfigError: Its suffix is of no format (or not `.jsonl`, with `resume`), it is one
-            of the inputs, or what is there are no tags.
+        ConfigError: Its suffix is of no format (or not `.jsonl`, with `resume`), it is one of the inputs,
+            or what is there are no tags.
     """
     if row_format(path) != ".jsonl" and resume:
         raise ConfigError(f"{path} cannot be continued: only .jsonl can", "name a .jsonl file")
@@ -263,16 +259,15 @@ def check_tags(path: Path, *, resume: bool = False, inputs: Inputs = ()) -> None
 class RowFile:
     """A file that windows of rows are written to.
 
-    JSON lines grow in a `.part` beside it, which takes its place when all are
-    there; if something fails, the `.part` stays, and can be continued. Other
-    forms are there when they are whole.
+    JSON lines grow in a `.part` beside it, which takes its place when all are there; if something fails,
+    the `.part` stays, and can be continued. Other forms are there when they are whole.
 
     Args:
         path: The file.
-        resume: Keep the whole windows that the `.part`, or else the file, holds; what
-            follows them is written again. The last of them and what follows it is
-            computed again and compared, so that a file made from other documents, with
-            another bundle or with other options is refused, and left as it is.
+        resume: Keep the whole windows that the `.part`, or else the file, holds; what follows them is
+            written again. The last of them and what follows it is computed again and compared, so that a
+            file made from other documents, with another bundle or with other options is refused, and left
+            as it is.
         inputs: As for `check_tags`.
 
     Attributes:

@@ -50,8 +50,8 @@ class RowSink:
     Args:
         path: The file; JSON lines are appended to what is there.
         form: Of `row_format`.
-        schema: The columns of CSV and Parquet; JSON lines hold rows as they are. What is nested is JSON
-            in a cell of CSV.
+        schema: The columns of CSV and Parquet; JSON lines hold rows as they are. What is nested is JSON in
+            a cell of CSV.
         bom: Begin CSV with a byte order mark, which spreadsheets want.
     """
 
@@ -129,8 +129,8 @@ def rows_made(columns: Collection[str], is_row: Callable[[Row], bool] | None = N
 
     Args:
         columns: Of CSV and Parquet.
-        is_row: Of a JSON line; by default it has just these columns. The last line may be
-            cut, as a killed writer leaves it.
+        is_row: Of a JSON line; by default it has just these columns. The last line may be cut, as a killed
+            writer leaves it.
     """
     starts = tuple(f'{{"{name}": '.encode() for name in columns)
     wanted = set(columns)

@@ -9,15 +9,14 @@
 | `train_labels.txt`                       | `name name ...`                   | AttentionXML, LightXML   |
 | `filter_labels_test.txt`                 | `document label`                  | pyxclib, DEXML           |
 
-Labels and documents are numbered from 0. A value of 0 or less is no label. The
-document of a line is the line's number, so blank lines count: they are documents
-without labels.
+Labels and documents are numbered from 0. A value of 0 or less is no label. The document of a line is the
+line's number, so blank lines count: they are documents without labels.
 
-Texts come as JSON lines or a line each. JSON lines (`trn.json.gz`, `tst.json.gz`, `lbl.json.gz`;
-also without `.gz`) have `uid`, `title`, `content`, and for documents `target_ind`, numbers of lines
-of the label file from 0, and `target_rel`, their relevances; 0 or less is no label. In the other
-files a line is a document or a label. A document's uid is then `train-N` or `test-N`, a label's is
-`N`, the number of its line from 0; `/SEP/` parts title and text, as AttentionXML has it.
+Texts come as JSON lines or a line each. JSON lines (`trn.json.gz`, `tst.json.gz`, `lbl.json.gz`; also
+without `.gz`) have `uid`, `title`, `content`, and for documents `target_ind`, numbers of lines of the label
+file from 0, and `target_rel`, their relevances; 0 or less is no label. In the other files a line is a
+document or a label. A document's uid is then `train-N` or `test-N`, a label's is `N`, the number of its
+line from 0; `/SEP/` parts title and text, as AttentionXML has it.
 """
 
 from __future__ import annotations
@@ -187,10 +186,9 @@ def iter_sparse(source: str | Path, report: RowReport) -> Iterator[tuple[str, in
 
     Args:
         source: `trn_X_Y.txt` or its like; also `.gz`.
-        report: Receives rows with an entry that is not `column:value`
-            (`bad_entry`), entries beyond the header's columns (`unknown_label`;
-            the rest of the row is kept), and rows the header does not count or
-            counts in vain (`row_count`).
+        report: Receives rows with an entry that is not `column:value` (`bad_entry`), entries beyond the
+            header's columns (`unknown_label`; the rest of the row is kept), and rows the header does not
+            count or counts in vain (`row_count`).
 
     Yields:
         `(file, line, entries)`, `None` for a bad row; the row's number is line − 2.
@@ -258,8 +256,8 @@ def iter_names(source: Path, report: RowReport) -> Iterator[tuple[int, int, list
 class PairFile:
     """Pairs of document and label, such as those left out of evaluation; 25 bytes a pair.
 
-    In the label-feature benchmarks a document may be its own label; the
-    repository lists such pairs in `filter_labels_test.txt`.
+    In the label-feature benchmarks a document may be its own label; the repository lists such pairs in
+    `filter_labels_test.txt`.
 
     Args:
         source: Lines `document label`, both numbered from 0; also `.gz`.

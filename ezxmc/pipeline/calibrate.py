@@ -99,8 +99,8 @@ def calibrate(
     """Fit probabilities to a bundle's scores, and put them into the bundle.
 
     With a store they foretell its newest teacher, with people's tags people. With both, or with people's
-    tags and the target "both" on a bundle that foretells its teacher, the teacher gives the shape and 50
-    to 200 reviewed documents correct it.
+    tags and the target "both" on a bundle that foretells its teacher, the teacher gives the shape and 50 to
+    200 reviewed documents correct it.
 
     Args:
         bundle: The bundle's folder; its calibrator is replaced, and a decision in it goes.

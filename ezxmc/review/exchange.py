@@ -1,17 +1,16 @@
 """Pairs out to people as CSV, JSON lines or Label Studio tasks, and decisions back.
 
-Columns: `decision` (empty), `label_title`, `label_text`, `title`, `text`,
-`reason`, `teacher`, `student` (see `Pick`), `doc` and `label` (uids), `id`
-(of the pair's content). JSON lines that come back may also tell `at` (ISO
-8601) and `reviewer`. Of all these, `doc`, `label` and `decision` are needed.
+Columns: `decision` (empty), `label_title`, `label_text`, `title`, `text`, `reason`, `teacher`, `student`
+(see `Pick`), `doc` and `label` (uids), `id` (of the pair's content). JSON lines that come back may also
+tell `at` (ISO 8601) and `reviewer`. Of all these, `doc`, `label` and `decision` are needed.
 
 Label Studio's formats are those of https://labelstud.io/guide/task_format: a task holds `data`, and in an
 export `annotations`, each with `result`, a list of regions with `from_name`, `type` and `value`, and
 `was_cancelled` for a task that was skipped. Its JSON-MIN, CSV and TSV hold a flat row per annotation, in
 which `id` is the task's number there: our `id` is lost, so texts tell whether they are the exported ones.
 
-In CSV a cell that a spreadsheet would run as a formula gets a ' in front,
-which is taken off again, and a long text is cut: it is there to be read.
+In CSV a cell that a spreadsheet would run as a formula gets a ' in front, which is taken off again, and a
+long text is cut: it is there to be read.
 """
 
 from __future__ import annotations
@@ -232,17 +231,17 @@ def import_reviews(
 ) -> ImportedReviews:
     """Take people's decisions into a store; the same file again changes nothing.
 
-    A row without a time of its own was decided when the file was last
-    written. What is older than the last word on its pair is left out.
+    A row without a time of its own was decided when the file was last written. What is older than the last
+    word on its pair is left out.
 
     Args:
         reviews: Of the store.
-        source: What `write_picks` wrote, with decisions; or Label Studio's export of it (JSON,
-            JSON-MIN, CSV or TSV).
-        report: Receives rows with neither yes, no nor skip (`bad_decision`), no or no readable uid
-            or time (`bad_review`), a uid that is not in the catalog (`unknown_document`,
-            `unknown_label`), texts that are not the exported ones (`changed_text`), and all rows of a
-            pair that gets both yes and no (`contradiction`).
+        source: What `write_picks` wrote, with decisions; or Label Studio's export of it (JSON, JSON-MIN,
+            CSV or TSV).
+        report: Receives rows with neither yes, no nor skip (`bad_decision`), no or no readable uid or time
+            (`bad_review`), a uid that is not in the catalog (`unknown_document`, `unknown_label`), texts
+            that are not the exported ones (`changed_text`), and all rows of a pair that gets both yes and
+            no (`contradiction`).
         documents: The catalog's.
         labels: The catalog's.
         reviewer: Who decided, where a row does not tell.

@@ -204,9 +204,8 @@ def _scored(
 ) -> JudgedPairs:
     """What student and like documents say of P pairs.
 
-    The student's scores are put on the teacher's scale by a logistic curve
-    over all pairs: a bundle's own probabilities foretell the raw share of
-    "yes", whose zero point depends on the prompt's wording.
+    The student's scores are put on the teacher's scale by a logistic curve over all pairs: a bundle's own
+    probabilities foretell the raw share of "yes", whose zero point depends on the prompt's wording.
 
     Args:
         predictor: The student.
