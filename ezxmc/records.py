@@ -15,6 +15,16 @@ from typing import Any
 from ezxmc.errors import ArgumentError, InputTypeError
 
 
+class Result:
+    """Base of dataclasses that tell what came of something."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, as plain JSON values."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One thing to tag. `uid` is never shown to a model.
@@ -163,7 +173,7 @@ class Judgment:
 
 
 @dataclass(frozen=True, slots=True)
-class Tag:
+class Tag(Result):
     """One label of a prediction.
 
     Attributes:

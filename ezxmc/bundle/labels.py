@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from ezxmc.bundle.bundle import load_bundle, renumber_head
@@ -21,21 +21,17 @@ from ezxmc.bundle.manifest import (
 from ezxmc.calibration.decisions import Decision
 from ezxmc.data.documents import refuse_same_labels
 from ezxmc.errors import BundleError, DataError
-from ezxmc.records import Label
+from ezxmc.records import Label, Result
 from ezxmc.retrieval import LabelIndex
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Change(Result):
     """What became of the labels of a bundle: how many of each."""
 
     added: int = 0
     changed: int = 0
     removed: int = 0
-
-    def to_dict(self) -> dict[str, int]:
-        """As plain JSON values."""
-        return asdict(self)
 
 
 def add_labels(

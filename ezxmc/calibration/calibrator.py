@@ -9,12 +9,12 @@ import json
 import math
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as version_of
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Annotated, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,7 +25,7 @@ from ezxmc.calibration.judged import Floats, JudgedRows, cross_fitted
 from ezxmc.errors import ArgumentError, BundleError, InputTypeError, TrainingError, instance_of
 from ezxmc.files import loads, write_file
 from ezxmc.metrics.calibration import ReliabilityBin, ece_at_k, nll, reliability_bins
-from ezxmc.records import Prediction
+from ezxmc.records import Prediction, Result
 
 Target = Literal["teacher", "human", "both"]
 Kind = Literal["isotonic", "platt", "temperature", "ranked"]
@@ -43,7 +43,7 @@ FITS: Final[Mapping[Kind, Callable[[JudgedRows], _AnyCurve]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Calibrator:
+class Calibrator(Result):
     """From the scores of ranked labels to probabilities; the order is kept.
 
     Attributes:
@@ -184,10 +184,6 @@ class Calibrator:
     def save(self, path: str | Path) -> None:
         """Write the calibrator as JSON; a former one is replaced, anything else is a ConfigError."""
         write_file(path, _JSON.dump_json(self, indent=1), "a calibrator", made=loads(Calibrator.load))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
 
     @classmethod
     def load(cls, path: str | Path) -> Calibrator:

@@ -15,9 +15,9 @@ kept.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ezxmc.errors import BundleError, ConfigError, number_between, whole_number
 from ezxmc.files import loads, write_file
+from ezxmc.records import Result
 
 _CELLS = 1 << 21  # numbers held at once
 
@@ -118,7 +119,7 @@ class Guarantee:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Result):
     """A rule that keeps some of a document's candidates.
 
     Attributes:
@@ -237,10 +238,6 @@ class Decision:
             f"{rate}, {how} ({p.documents:,} of them), provided that new documents "
             "come from the same stream as those (exchangeable) and that labels, student and calibrator stay"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
 
     def save(self, path: str | Path) -> None:
         """Write the decision as JSON; a former one is replaced, anything else is a ConfigError."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ezxmc.data.catalog import WithoutGold, settle_untagged
 from ezxmc.errors import DataError
-from ezxmc.records import Prediction
+from ezxmc.records import Prediction, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def false_tags(reviewed: ReviewedDocuments, kept: NDArray[np.bool_]) -> NDArray[
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class Rates(Result):
     """What a choice did on reviewed documents; `None` where there is nothing to average.
 
     Attributes:

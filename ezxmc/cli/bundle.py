@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -305,6 +304,6 @@ def export(
     with show_progress() as watch:
         watch.stage("converting")
         found = export_student(bundle, backend=backend, precision=precision)
-    facts = asdict(found)
+    facts = found.to_dict()
     facts = {"file": f"student/{facts.pop('name')}", "megabytes": round(facts.pop("bytes") / 1e6, 1), **facts}
     answer(json, facts)

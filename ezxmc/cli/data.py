@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as jsonlib
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -190,7 +189,7 @@ def check(
     differing = [one for one in compared if not one.fits]
     if json:
         facts = {"card": known.name, "compared": len(compared)}
-        emit({**facts, "differences": [asdict(one) for one in differing], "rows": accounts(rows)})
+        emit({**facts, "differences": [one.to_dict() for one in differing], "rows": accounts(rows)})
     elif differing:
         title = f"{folder}: {len(differing)} of {len(compared)} figures differ from the card {known.name}"
         table(
@@ -227,7 +226,7 @@ def convert(
     if repo is None:
         what = f"{folder} holds no texts of a benchmark"
         raise DataError(what, "`ezxmc data convert --help` names the files")
-    written = {split: asdict(one) for split, one in write(repo, out).items()}
+    written = {split: one.to_dict() for split, one in write(repo, out).items()}
     if json:
         facts = {"out": str(out), "labels": len(repo.labels()), "splits": written}
         emit({**facts, "rows": accounts(repo.rows)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -111,7 +110,7 @@ def import_(
         done = import_judgments(feedback, source, report, progress=watch.stage("import"))
         report.tell(watch.say, source)
     if json:
-        emit({**asdict(done), "rows": report.to_dict(), "store": str(store)})
+        emit({**done.to_dict(), "rows": report.to_dict(), "store": str(store)})
     else:
         typer.echo(f"{done.new:,} new judgments in {store}, {done.duplicates:,} duplicates skipped")
     bad_rows(judgments=report)

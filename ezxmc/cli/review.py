@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -101,7 +100,7 @@ def import_(
         done = material.take(source, report, reviewer=reviewer)
         report.tell(watch.say, str(source))
     if json:
-        emit({**asdict(done), "rows": report.to_dict(), "store": str(run_dir / STORE)})
+        emit({**done.to_dict(), "rows": report.to_dict(), "store": str(run_dir / STORE)})
     else:
         typer.echo(
             f"{done.new:,} new decisions in {run_dir / STORE}, {done.known:,} known before, "

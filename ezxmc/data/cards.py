@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ezxmc.data.datasets import SplitStatistics, Statistics
 from ezxmc.errors import ConfigError
 from ezxmc.files import package_files
+from ezxmc.records import Result
 
 _CURE = "`ezxmc data show debtags` shows a card that is right"
 
@@ -162,7 +163,7 @@ class DataCard(_Part):
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Result):
     """A figure as the card has it, and as the data has it; `None`: the data has no such part."""
 
     figure: str

@@ -26,6 +26,8 @@ from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label
 
 _WORD = re.compile(r"\w+")
+Rows = dict[str, RowReport | None]
+"""How reading each input went, by name."""
 Places = Mapping[str, tuple[str, str]]
 """Of documents a run has seen, by uid: the hash of the text, and the uid whose hash placed it."""
 Source = str | Path | Iterable[Any]
@@ -118,7 +120,15 @@ def reviewed_gold(
     """
     rows = None
     if isinstance(gold, Mapping):
-        tags = as_gold(gold)
+        given = as_gold(gold)
+        if strange := {label for labels in given.values() for label in labels} - titles.keys():
+            say(f"gold: {len(strange):,} labels that nobody has are left out: {some(sorted(strange))}")
+        # A document of which nothing is left was reviewed, but nobody knows whether anything fits.
+        tags = {
+            uid: labels & titles.keys()
+            for uid, labels in given.items()
+            if not labels or labels & titles.keys()
+        }
     else:
         uids = [document.uid for document in documents]
         tags, rows = read_gold(gold, documents=uids, labels=titles, more_documents=True)
@@ -325,7 +335,7 @@ class Catalog:
         )
 
     @property
-    def rows(self) -> dict[str, RowReport | None]:
+    def rows(self) -> Rows:
         """How reading each input went, by name."""
         return {"documents": self.document_rows, "labels": self.label_rows, "gold": self.gold_rows}
 

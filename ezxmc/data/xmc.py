@@ -43,7 +43,7 @@ from ezxmc.data.xmc_files import (
 from ezxmc.errors import DataError
 from ezxmc.files import check_file, json_line, replacing, sign, unchanged
 from ezxmc.hashing import file_hash
-from ezxmc.records import Document, Label
+from ezxmc.records import Document, Label, Result
 
 # In order of preference; {0} is train or test, {1} trn or tst.
 _SPLITS = {"train": "trn", "test": "tst"}
@@ -241,7 +241,7 @@ class XmcRepo:
 
 
 @dataclass(frozen=True, slots=True)
-class Converted:
+class Converted(Result):
     """What `convert` wrote of one split: documents, those without labels, gold pairs, filtered pairs."""
 
     documents: int

@@ -22,7 +22,7 @@ from ezxmc.data import RowReport, iter_rows
 from ezxmc.data.writers import row_format, whole_rows
 from ezxmc.errors import StoreError
 from ezxmc.feedback.store import FeedbackStore, existing_store
-from ezxmc.records import Judgment, Status
+from ezxmc.records import Judgment, Result, Status
 from ezxmc.teacher.shards import COLUMNS
 
 _BATCH = 10_000
@@ -33,7 +33,7 @@ _WHOLE = 1.001  # label masses are sums of rounded probabilities
 
 
 @dataclass(frozen=True, slots=True)
-class ImportSummary:
+class ImportSummary(Result):
     """What `import_judgments` did.
 
     Attributes:

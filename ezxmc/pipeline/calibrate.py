@@ -7,7 +7,7 @@ people's tags, which come as gold (all right labels of a document) or as what `e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,8 +36,8 @@ from ezxmc.calibration.guarantees import (
     maximise_f1,
 )
 from ezxmc.calibration.rates import Rates, ReviewedDocuments, rates
-from ezxmc.data import RowReport, calibration_part
-from ezxmc.data.catalog import Gold, Source, WithoutGold, documents_in, reviewed_gold
+from ezxmc.data import calibration_part
+from ezxmc.data.catalog import Gold, Rows, Source, WithoutGold, documents_in, reviewed_gold
 from ezxmc.data.predictions import check_shortlist, write_shortlist
 from ezxmc.errors import ArgumentError, ConfigError, TrainingError, number_between, whole_number
 from ezxmc.feedback.recall import newest_judgments
@@ -46,8 +46,6 @@ from ezxmc.feedback.store import existing_store
 from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.progress import NoProgress, Progress
 from ezxmc.records import Document, Prediction
-
-Rows = dict[str, RowReport | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,14 +339,14 @@ class TagRule:
         """The rates of plain thresholds, lowest first: what another choice would have been worth."""
         p, depth = self.reviewed.probabilities, self.reviewed.probabilities.shape[1]
         plain = {float(t): Decision.at_threshold(float(t), depth=depth) for t in GRID[::-1]}
-        return [{"threshold": t, **asdict(rates(self.reviewed, one.keep(p)))} for t, one in plain.items()]
+        return [{"threshold": t, **rates(self.reviewed, one.keep(p)).to_dict()} for t, one in plain.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, without `rows`."""
         return {
             "decision": {name: value for name, value in self.decision.to_dict().items() if value is not None},
             "guarantee": self.decision.guarantee,
-            "measured": asdict(self.measured),
+            "measured": self.measured.to_dict(),
             "curve": self.curve(),
         }
 

@@ -15,7 +15,7 @@ from ezxmc.cluster import RayConfig
 from ezxmc.config import BudgetConfig, DataConfig, TrainingConfig
 from ezxmc.config.teacher import ReplayTeacherConfig, TeacherConfig
 from ezxmc.data import Catalog, RowReport, read_shortlist
-from ezxmc.data.catalog import Source, read_inputs
+from ezxmc.data.catalog import Rows, Source, read_inputs
 from ezxmc.errors import DataError
 from ezxmc.feedback.annotate import AnnotateSummary, annotate, pairs_of
 from ezxmc.feedback.budget import Budget
@@ -36,8 +36,6 @@ from ezxmc.teacher.check import tell_faults
 if TYPE_CHECKING:
     from ezxmc.report import RunReport
     from ezxmc.training import TrainSummary
-
-Rows = dict[str, RowReport | None]
 
 
 @dataclass(frozen=True, slots=True)

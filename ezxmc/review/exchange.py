@@ -34,7 +34,7 @@ from ezxmc.data.writers import row_format, rows_made, whole_rows
 from ezxmc.errors import DataError
 from ezxmc.feedback.reviews import Answer, Review, Reviews, pair_id
 from ezxmc.files import check_file, write_file
-from ezxmc.records import Document, Label
+from ezxmc.records import Document, Label, Result
 from ezxmc.review.picks import Pick, Reason
 
 _WHAT = "a file of pairs to review"
@@ -195,7 +195,7 @@ def _text(row: Mapping[str, Any], name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class ImportedReviews:
+class ImportedReviews(Result):
     """What `import_reviews` did.
 
     Attributes:

@@ -93,6 +93,15 @@ def test_python_gives_what_the_command_gives(made: Path) -> None:
         )
         assert json.loads(json.dumps({**found.to_dict(), "rows": told["rows"]})) == told
         assert load_bundle(made / "bundle").decision == found.decision
+    # Labels that the bundle does not have are left out, as of a file.
+    strange = {**GOLD, "d0": GOLD["d0"] | {"l-none"}, "d1": {"l-none"}}
+    rows = [{"uid": uid, "labels": sorted(tags)} for uid, tags in strange.items()]
+    write_rows(made / "strange.jsonl", rows)
+    by_file, by_hand = (
+        decide(made / "bundle", DOCUMENTS, gold, top_k=2, without_gold="unreviewed")
+        for gold in (made / "strange.jsonl", strange)
+    )
+    assert by_file.to_dict() == by_hand.to_dict() and by_hand.measured.documents == 59
     with pytest.raises(ArgumentError, match="abstain_below is 2"):
         decide(made / "bundle", DOCUMENTS, GOLD, f1=True, abstain_below=2)
 
