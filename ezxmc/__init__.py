@@ -15,16 +15,21 @@ if TYPE_CHECKING:
     from ezxmc.calibration import Calibrator as Calibrator
     from ezxmc.config import RunConfig as RunConfig
     from ezxmc.config import TrainingConfig as TrainingConfig
+    from ezxmc.data.predictions import predictions_dataset as predictions_dataset
     from ezxmc.feedback.annotate import annotate as annotate
     from ezxmc.feedback.store import FeedbackStore as FeedbackStore
     from ezxmc.feedback.targets import build_targets as build_targets
     from ezxmc.feedback.targets import targets_from_rows as targets_from_rows
     from ezxmc.metrics.evaluation import evaluate as evaluate
+    from ezxmc.pipeline.calibrate import calibrate as calibrate
+    from ezxmc.pipeline.calibrate import decide as decide
     from ezxmc.pipeline.run import run as run
     from ezxmc.records import Document as Document
     from ezxmc.records import Judgment as Judgment
     from ezxmc.records import Label as Label
     from ezxmc.records import Pair as Pair
+    from ezxmc.records import Prediction as Prediction
+    from ezxmc.records import Tag as Tag
     from ezxmc.retrieval import BiEncoder as BiEncoder
     from ezxmc.retrieval import LabelIndex as LabelIndex
     from ezxmc.retrieval import shortlist as shortlist
@@ -44,14 +49,19 @@ _HOMES = {
     "Label": "records",
     "LabelIndex": "retrieval",
     "Pair": "records",
+    "Prediction": "records",
     "Predictor": "bundle.predict",
     "RunConfig": "config",
+    "Tag": "records",
     "Teacher": "teacher",
     "TrainingConfig": "config",
     "annotate": "feedback.annotate",
     "build_targets": "feedback.targets",
+    "calibrate": "pipeline.calibrate",
+    "decide": "pipeline.calibrate",
     "evaluate": "metrics.evaluation",
     "load_teacher": "teacher",
+    "predictions_dataset": "data.predictions",
     "run": "pipeline.run",
     "save_bundle": "bundle.bundle",
     "shortlist": "retrieval",

@@ -8,10 +8,21 @@ looked at here; what else input must be is checked where it enters
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Any
 
 from ezxmc.errors import ArgumentError, InputTypeError
+
+
+class Result:
+    """Base of dataclasses that tell what came of something."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, as plain JSON values."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +31,10 @@ class Document:
 
     Raises:
         InputTypeError: A part is no text.
+
+    Example:
+        >>> Document("d1", "", "  How to build a guitar").shown
+        'How to build a guitar'
     """
 
     uid: str
@@ -42,6 +57,10 @@ class Label:
 
     Raises:
         InputTypeError: A part is no text, or the aliases are no tuple of texts.
+
+    Example:
+        >>> Label("music", "Music", aliases=("songs",)).title
+        'Music'
     """
 
     uid: str
@@ -154,6 +173,27 @@ class Judgment:
 
 
 @dataclass(frozen=True, slots=True)
+class Tag(Result):
+    """One label of a prediction.
+
+    Attributes:
+        label: The label's uid.
+        title: Its title; the uid where a prediction holds no titles.
+        score: As `Prediction.scores`; `None` where a prediction holds none.
+        probability: In [0, 1]; `None` where the bundle has no calibrator.
+
+    Example:
+        >>> Tag("l1", "music", 0.8, 0.95).probability
+        0.95
+    """
+
+    label: str
+    title: str
+    score: float | None = None
+    probability: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """Ranked labels of one document, best first; the four tuples align.
 
@@ -165,6 +205,11 @@ class Prediction:
             vectors; cosines where the label vectors are plain titles'.
         probabilities: Calibrated probabilities in [0, 1]; empty when the
             bundle has no calibrator.
+
+    Example:
+        >>> found = Prediction("d1", ("l1", "l2"), ("music", "food"), (0.8, 0.1), (0.95, 0.02))
+        >>> [tag.title for tag in found.tags if tag.probability > 0.5]
+        ['music']
     """
 
     uid: str
@@ -172,3 +217,14 @@ class Prediction:
     titles: tuple[str, ...]
     scores: tuple[float, ...]
     probabilities: tuple[float, ...] = ()
+
+    @property
+    def tags(self) -> tuple[Tag, ...]:
+        """The same label by label."""
+        none = (None,) * len(self.labels)
+        titles, scores = self.titles or self.labels, self.scores or none
+        return tuple(map(Tag, self.labels, titles, scores, self.probabilities or none))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values: `{"uid": ..., "tags": [{"label", "title", "score", "probability"}, ...]}`."""
+        return {"uid": self.uid, "tags": [asdict(tag) for tag in self.tags]}

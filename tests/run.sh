@@ -2,6 +2,7 @@
 # Every check and test, the real-LLM ones included.
 #   --fast       the linters, and the tests that need no weights: after each edit
 #   --long       the large forms of tests too, and many examples of every property
+#   --coverage   which lines the tests without an LLM run; needs the package coverage, in one process
 #   ARGUMENTS    pytest with these, without the linters; -m "not llm..." in two processes
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,6 +32,15 @@ case "${1:-}" in
     ruff format --check .
     mypy
     lint-imports
+    ;;
+--coverage)
+    python -c "import coverage" 2>/dev/null || {
+        echo "coverage is not installed: .venv/bin/pip install coverage" >&2
+        exit 2
+    }
+    OMP_NUM_THREADS=1 coverage run --source ezxmc -m pytest -m "not llm" "${@:2}" || failed=$?
+    coverage report --skip-covered --sort=cover
+    exit "${failed:-0}"
     ;;
 *)
     case "$*" in

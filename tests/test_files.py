@@ -19,13 +19,11 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ezxmc.bundle.manifest import check_bundle_place
-from ezxmc.bundle.tagging import RowFile, part_of
 from ezxmc.calibration.decisions import Decision
 from ezxmc.cli.console import standard_output, utf8_output
 from ezxmc.data import RowReport, iter_rows
-from ezxmc.data.predictions import TAGS, is_tags, read_predictions, write_shortlist
+from ezxmc.data.predictions import TAGS, RowFile, is_tags, part_of, read_predictions, write_shortlist
 from ezxmc.data.writers import row_format, rows_made, whole_rows
-from ezxmc.data.xmc_files import write_pairs
 from ezxmc.errors import ConfigError, DataError, EzxmcError, StoreError
 from ezxmc.feedback.exchange import export_judgments
 from ezxmc.feedback.store import FeedbackStore
@@ -78,7 +76,6 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "judgments": export,
     "page": lambda path: replace_page(path, "<html>"),
     "decision": lambda path: Decision.top_k(1).save(path),
-    "pairs": lambda path: write_pairs(path, [(0, 1)]),
     "folder": write_folder,
     "bundle": check_bundle_place,
     "store": write_store,

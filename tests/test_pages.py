@@ -231,7 +231,10 @@ def test_the_readmes_python(finished: Path, capsys: pytest.CaptureFixture[str]) 
         for block in unmarked(README, "python"):
             exec(block.text, names)
     said = capsys.readouterr().out
-    assert len(names["found"].titles) == len(names["found"].probabilities) == 3
+    assert len(names["found"].tags) == 3 and all(
+        f"{tag.title} {tag.probability}" in said for tag in names["found"].tags
+    )
+    assert names["tagged"]["uid"][:] == ["0", "1"]
     assert (finished / "student/modules.json").exists()
     assert "P@1" in names["result"].values and "P@1" in said and "tensor" in said
 

@@ -6,11 +6,13 @@ cluster structure are added. Queries are documents, which lie farther from label
 
 from __future__ import annotations
 
+import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,12 @@ import psutil
 import torch
 from numpy.typing import NDArray
 
-from ezxmc.errors import ConfigError
+from ezxmc.config import TrainingConfig
+from ezxmc.data import RowReport, iter_documents, read_labels
+from ezxmc.errors import ConfigError, DataError
+from ezxmc.models import resolve_model
 from ezxmc.progress import NoProgress, Progress
+from ezxmc.retrieval import BiEncoder
 from ezxmc.retrieval.ann import BREADTH, DEPTH, LINKS, Vectors, choose, document_like, recall
 from ezxmc.retrieval.index import LabelIndex
 
@@ -114,6 +120,50 @@ def bench_index(
         "queries": len(queries) // 2,
         "cores": psutil.cpu_count(),
     }
+
+
+def bench_files(
+    labels: str,
+    documents: str,
+    sizes: Sequence[int],
+    *,
+    encoder: str,
+    methods: Sequence[str] = METHODS,
+    count: int = 1000,
+    seed: int = 0,
+    watch: Progress | None = None,
+) -> tuple[dict[str, Any], dict[str, RowReport]]:
+    """`bench_index` on the labels and some documents of files, and how reading these went.
+
+    Args:
+        labels: Real labels.
+        documents: Real documents: the queries.
+        sizes: As for `bench_index`, as are the others.
+        encoder: The model: a name, a folder or a hub id.
+        methods: As there.
+        count: Documents asked about.
+        seed: As there, and of the choice of documents.
+        watch: As there.
+
+    Raises:
+        DataError: A file cannot be read, or there are not a label and two documents.
+        ConfigError: As for `bench_index`.
+    """
+    watch, config = watch or NoProgress(), TrainingConfig()
+    tags, tag_rows = read_labels(labels)
+    doc_rows = RowReport()
+    docs = list(islice(iter_documents(documents, doc_rows), 20 * count))
+    if not tags or len(docs) < 2:
+        raise DataError(
+            f"{labels} and {documents} hold {len(tags)} usable labels and {len(docs)} documents",
+            "give real ones of both; `ezxmc data inspect` shows what a file holds",
+        )
+    docs = random.Random(seed).sample(docs, min(count, len(docs)))
+    model = BiEncoder(resolve_model(encoder, kind="encoder"), max_length=config.max_length)
+    vectors = model.encode_labels([tag.title for tag in tags], progress=watch.stage("labels"))
+    queries = model.encode_documents([doc.shown for doc in docs], progress=watch.stage("documents"))
+    found = bench_index(vectors, queries, sizes, methods=methods, seed=seed, watch=watch)
+    return found, {"documents": doc_rows, "labels": tag_rows}
 
 
 def labels_of_size(vectors: Vectors, size: int, *, seed: int = 0) -> Vectors:

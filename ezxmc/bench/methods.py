@@ -25,7 +25,7 @@ from ezxmc.bench.baselines import (
     TFIDF_WORD,
     UNTRAINED,
 )
-from ezxmc.bench.benchmark import PAIRED, Benchmark, difference, human_equivalent
+from ezxmc.bench.benchmark import PAIRED, Benchmark, difference, human_equivalent, load_benchmark
 from ezxmc.bench.contrastive import LMTX, LMTX4, LMTX_SMALL, MACLR, RTS
 from ezxmc.bench.task import Method, Task
 from ezxmc.errors import ConfigError, DataError, EzxmcError
@@ -104,6 +104,61 @@ class Result:
 def check_results(out: Path, inputs: Inputs = ()) -> None:
     """Whether `run_methods` may keep its runs in a file; raises ConfigError as `check_file`."""
     check_file(out, _WHAT, made=loads(_read), inputs=inputs)
+
+
+def bench_methods(
+    documents: str,
+    labels: str,
+    gold: str,
+    *,
+    names: Sequence[str] = (),
+    judgments_at: Sequence[str] = (),
+    labelled: Sequence[str] = (),
+    seeds: int = 3,
+    pairs_per_second: float | None = None,
+    out: Path | None = None,
+    watch: Progress,
+    **parts: Any,
+) -> tuple[dict[str, Any], int]:
+    """Compare methods on files: `load_benchmark`, `run_methods` and `summary`.
+
+    Args:
+        documents: All documents.
+        labels: Their labels.
+        gold: Gold tags of as many documents as there are.
+        names: Methods; all by default.
+        judgments_at: Numbers of judgments that methods fed by them are run on, too.
+        labelled: Numbers of documents that the supervised method is trained on, too.
+        seeds: As for `run_methods`.
+        pairs_per_second: The teacher's speed; by default what its store tells.
+        out: As for `run_methods`.
+        watch: Sees the parts.
+        **parts: What else `load_benchmark` takes.
+
+    Returns:
+        What `summary` gives, with the methods `skipped`; and the number of bad rows.
+
+    Raises:
+        ConfigError, DataError: As for these three.
+    """
+    if out:
+        sources = (
+            documents,
+            labels,
+            gold,
+            *(parts[name] for name in ("judgments", "report_judgments", "report")),
+        )
+        check_results(out, sources)
+    names = list(names or METHODS)
+    fed = [name for name in names if name in METHODS and METHODS[name].amount == "judgments"]
+    names += [f"{name}@{count}" for count in judgments_at for name in fed]
+    names += [f"supervised@{count}" for count in labelled if "supervised" in names]
+    benchmark = load_benchmark(documents, labels, gold, watch=watch, **parts)
+    for name, count in benchmark.counts.items():
+        watch.say(f"  {name}: {count:,}")
+    results, skipped = run_methods(benchmark, names, seeds=seeds, out=out, watch=watch)
+    speed = 1 / pairs_per_second if pairs_per_second else benchmark.seconds_per_judgment
+    return {**summary(results, benchmark, speed), "skipped": skipped}, benchmark.bad_rows
 
 
 def run_methods(

@@ -12,10 +12,14 @@ from typing import Any
 
 import torch
 
+from ezxmc.config import ShortlistConfig
 from ezxmc.config.teacher import VllmTeacherConfig
+from ezxmc.data import RowReport, read_documents, read_labels
+from ezxmc.feedback.annotate import pairs_of
 from ezxmc.models import resolve_model
 from ezxmc.progress import Progress
 from ezxmc.records import Pair
+from ezxmc.retrieval import BiEncoder, shortlist
 from ezxmc.teacher.vllm import VllmEngine, VllmTeacher
 
 _CEILING_ROWS, _CEILING_SECONDS = 2048, 3.0
@@ -263,3 +267,49 @@ def _matrix_ceiling(width: int, inner: int, device: str) -> float:
         once()
         rounds += 1
     return rounds * 2.0 * _CEILING_ROWS * 3 * inner * width / (time.monotonic() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class FilesBench:
+    """What `bench_files` measured: the figures, of how many documents, and how reading went."""
+
+    result: TeacherBench
+    documents: int
+    rows: dict[str, RowReport]
+
+
+def bench_files(
+    documents: str,
+    labels: str,
+    config: VllmTeacherConfig,
+    *,
+    count: int = 105,
+    size: int = 20,
+    baseline_pairs: int = 96,
+    seed: int = 0,
+    watch: Progress,
+) -> FilesBench:
+    """`bench_teacher` on the shortlists of some documents of a file.
+
+    Args:
+        documents: Documents to judge.
+        labels: Their labels.
+        config: The teacher.
+        count: Documents measured.
+        size: Candidates of each.
+        baseline_pairs: Pairs for the slow ways.
+        seed: Of the choice of documents.
+        watch: Sees the parts.
+
+    Raises:
+        DataError: A file cannot be read.
+        ModelError, TeacherError: As for `bench_teacher`.
+    """
+    docs, doc_rows = read_documents(documents)
+    tags, tag_rows = read_labels(labels)
+    docs = random.Random(seed).sample(docs, min(count, len(docs)))
+    encoder = BiEncoder(resolve_model("all-MiniLM-L6-v2", kind="encoder"), max_length=256)
+    found = shortlist(docs, tags, encoder, ShortlistConfig(size=size, explore=0), seed=seed)
+    pairs = list(pairs_of(docs, tags, [candidates.labels for candidates in found]))
+    result = bench_teacher(pairs, config, baseline_pairs=baseline_pairs, watch=watch)
+    return FilesBench(result, len(docs), {"documents": doc_rows, "labels": tag_rows})

@@ -1,17 +1,18 @@
 """The deliverable: a plain folder with everything inference needs, checked when it is opened.
 
-bundle/student/         a SentenceTransformer folder bundle/labels.jsonl     uid, title, text,
-aliases, parent; line i is row i of the index bundle/index.faiss      label vectors; index.json:
-which kind and why; index.npz: what came and went since bundle/calibrator.json  scores to
-probabilities (absent until calibrated) bundle/decision.json    which tags to keep (absent until
-decided) bundle/head.safetensors a sparse classifier head (absent unless trained), see
-`ezxmc.bundle.bundle` bundle/manifest.json    versions, settings, the SHA-256 of every other file
+    student/               a SentenceTransformer folder
+    labels.jsonl           uid, title, text, aliases, parent; line i is row i of the index
+    index.faiss            label vectors; index.json: which kind and why; index.npz: what came and went since
+    calibrator.json        scores to probabilities (absent until calibrated)
+    decision.json          which tags to keep (absent until decided)
+    head.safetensors       a sparse classifier head (absent unless trained)
+    manifest.json          versions, settings, the SHA-256 of every other file
 
-A change writes new files (`labels.r1.jsonl`), then the manifest in one step,
-then takes the old files away: whoever is killed, a whole bundle is there.
+A change writes new files (`labels.r1.jsonl`), then the manifest in one step, then takes the old files away:
+whoever is killed, a whole bundle is there.
 
-The rows of the sparse head are those of the index. A label added later, or changed (that gives it
-a new row), has none: the bi-encoder alone ranks it. One removed is passed over.
+The rows of the sparse head are those of the index. A label added later, or changed (that gives it a new
+row), has none: the bi-encoder alone ranks it. One removed is passed over.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from ezxmc.bundle.manifest import (
     STUDENT,
     Manifest,
     check_bundle_place,
+    check_changeable,
     check_files,
     check_names,
     commit,
@@ -65,6 +67,7 @@ from ezxmc.retrieval import LabelIndex
 
 if TYPE_CHECKING:
     from ezxmc.retrieval import BiEncoder, SparseHead
+    from ezxmc.retrieval.export import Conversion
 
 
 def add_head(path: Path, head: SparseHead) -> None:
@@ -180,8 +183,8 @@ def save_bundle(
 ) -> Manifest:
     """Encode the labels, index them and write a whole bundle in one step.
 
-    It is built beside `path` and moved into place when complete: a killed
-    writer leaves the former bundle, if any, or none.
+    It is built beside `path` and moved into place when complete: a killed writer leaves the former bundle,
+    if any, or none.
 
     Args:
         path: The bundle's folder; an older bundle there is replaced, if nothing else is in the folder.
@@ -201,7 +204,8 @@ def save_bundle(
         DataError: Two of the labels are one tag, see `ezxmc.data.read_labels`.
 
     Example:
-        >>> save_bundle("bundle", "student", ["music", "food"], max_length=256, k=5)  # doctest: +SKIP
+        >>> save_bundle("bundle", "student", ["music", "food"], max_length=256, k=1).labels
+        2
     """
     from ezxmc.retrieval import BiEncoder
 
@@ -250,8 +254,8 @@ def load_bundle(
         precision: Of its arithmetic, see `BiEncoder`.
 
     Raises:
-        BundleError: Not a bundle, a file missing, changed, unreadable or able
-            to run code, or written by a newer version.
+        BundleError: Not a bundle, a file missing, changed, unreadable or able to run code, or written by a
+            newer version.
     """
     path = Path(path)
     return _whole(path, lambda manifest: _open(path, manifest, verify, backend, precision))
@@ -338,8 +342,8 @@ def add_calibrator(path: str | Path, calibrator: Calibrator, *, by_run: bool = F
     Args:
         path: The bundle.
         calibrator: Fitted to its scores.
-        by_run: Whether a run fits it as a matter of course, and may do so again; what a person
-            had fitted, it leaves alone.
+        by_run: Whether a run fits it as a matter of course, and may do so again; what a person had fitted,
+            it leaves alone.
 
     Raises:
         BundleError: `path` holds no readable bundle, or cannot be written.
@@ -391,3 +395,32 @@ def add_student_files(path: Path, files: Mapping[str, Path]) -> None:
             make_folder((path / name).parent)
             file.replace(path / name)
         commit(path, manifest, placed)
+
+
+def export_student(path: Path, *, backend: Backend = "onnx", precision: Precision = "auto") -> Conversion:
+    """Convert a bundle's student, check the conversion against it, and put it into the bundle.
+
+    Args:
+        path: The bundle; its student stays as it is.
+        backend: The runtime, `onnx` or `openvino`.
+        precision: As for `ezxmc.retrieval.export.convert`.
+
+    Returns:
+        The file, and how near its vectors are to the student's own.
+
+    Raises:
+        BundleError: As for `add_student_files`.
+        ConfigError, ModelError: As for `convert`.
+    """
+    from tempfile import TemporaryDirectory
+
+    from ezxmc.retrieval.export import convert
+
+    check_changeable(path)
+    opened = load_bundle(path)
+    # Beside the bundle's files, where it can be moved from in one step.
+    with TemporaryDirectory(dir=path, prefix=".export-") as folder:
+        texts = [f"{label.title} {label.text}" for label in opened.labels]
+        found = convert(opened.encoder, Path(folder), texts, backend=backend, precision=precision)
+        add_student_files(path, {found.name: Path(folder) / found.name})
+    return found

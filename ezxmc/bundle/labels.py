@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from ezxmc.bundle.bundle import load_bundle, renumber_head
 from ezxmc.bundle.manifest import (
     CHANGES,
     DECISION,
@@ -21,16 +21,12 @@ from ezxmc.bundle.manifest import (
 from ezxmc.calibration.decisions import Decision
 from ezxmc.data.documents import refuse_same_labels
 from ezxmc.errors import BundleError, DataError
-from ezxmc.records import Label
+from ezxmc.records import Label, Result
 from ezxmc.retrieval import LabelIndex
-
-if TYPE_CHECKING:
-    pass
-from ezxmc.bundle.bundle import load_bundle, renumber_head
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class Change(Result):
     """What became of the labels of a bundle: how many of each."""
 
     added: int = 0
@@ -43,9 +39,9 @@ def add_labels(
 ) -> Change:
     """Let a bundle answer with more labels, from their titles alone.
 
-    The bundle's own student encodes them; nothing is trained, and what is
-    indexed stays as it is. A label whose uid is there already replaces it; with
-    the same title it keeps its vector, and the title's own vector is used otherwise.
+    The bundle's own student encodes them; nothing is trained, and what is indexed stays as it is. A label
+    whose uid is there already replaces it; with the same title it keeps its vector, and the title's own
+    vector is used otherwise.
 
     Args:
         path: The bundle.
@@ -54,8 +50,8 @@ def add_labels(
 
     Raises:
         BundleError: `path` holds no readable bundle, or cannot be written.
-        DataError: Two of `labels` are one tag, or one of them is in the bundle
-            under another uid: both would be answered, in two ranks.
+        DataError: Two of `labels` are one tag, or one of them is in the bundle under another uid: both
+            would be answered, in two ranks.
     """
     with writing(path) as manifest:
         bundle = load_bundle(path)

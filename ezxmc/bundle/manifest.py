@@ -1,8 +1,8 @@
 """The plain files of a bundle: manifest and labels, how they change, and the checks before they are read.
 
-A bundle may come from anywhere. Nothing in it is run: no pickle, no module of
-its own, no class but sentence-transformers' own, no path that leaves the folder.
-Hashes find what was damaged; they do not say who made it.
+A bundle may come from anywhere. Nothing in it is run: no pickle, no module of its own, no class but
+sentence-transformers' own, no path that leaves the folder. Hashes find what was damaged; they do not say
+who made it.
 """
 
 from __future__ import annotations
@@ -289,15 +289,15 @@ def check_files(path: Path, manifest: Manifest, *, contents: bool, converted: bo
         path: The bundle.
         manifest: Its manifest.
         contents: Compare the hashes too, which reads every byte.
-        converted: Whether a converted student will be run: then none may lie there unlisted, as
-            a killed writer leaves them.
+        converted: Whether a converted student will be run: then none may lie there unlisted, as a killed
+            writer leaves them.
 
     Returns:
         Names of files the manifest does not know. Nothing reads them.
 
     Raises:
-        BundleError: A file is missing, changed, outside the bundle, or of a kind
-            that could run code; or the student's folder holds more than is listed.
+        BundleError: A file is missing, changed, outside the bundle, or of a kind that could run code; or
+            the student's folder holds more than is listed.
     """
     check_names(path, manifest.files)
     for name, expected in manifest.files.items():

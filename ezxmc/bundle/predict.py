@@ -1,10 +1,15 @@
-"""Tagging without the LLM: text → student → label index → calibrator → decision → tags."""
+"""Tagging without the LLM: text → student → label index → calibrator → decision → tags.
+
+And why: the part of a text that speaks for a label is the one without which the label's score falls most.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import islice
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,30 +18,60 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ezxmc.bundle.bundle import Bundle, load_bundle
-from ezxmc.bundle.occlusion import Evidence, Occluded, occlusions, strongest
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
 from ezxmc.data.in_memory import as_documents, iter_as_documents
+from ezxmc.data.predictions import WINDOW
 from ezxmc.errors import ConfigError, DataError, instance_of, number_between, whole_number
 from ezxmc.records import Document, Prediction
 
-WINDOW = 512
-"""Documents encoded together: the encoder puts those of like length into one batch."""
+MOST_PARTS = 15
+"""Parts of a text at most: each is one more text to encode."""
+_LEAST = 0.005  # of the score: an encoder in bfloat16 answers the same text that much apart
+_LEVELS = (
+    # Sentences and paragraphs; else clauses; else words.
+    re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n\s*\n\s*"),
+    re.compile(r"(?<=[,;:–—])\s+|(?<=[，；：、])"),
+    re.compile(r"\s+"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Occluded:
+    """A part of a text, and the text without it."""
+
+    part: str
+    rest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What in a document speaks for a label.
+
+    Attributes:
+        text: The sentence; of a single sentence the clause or the words.
+        drop: How much lower the label's score is without it.
+    """
+
+    text: str
+    drop: float
 
 
 class Predictor:
     """Tags documents with a bundle.
 
     Args:
-        bundle: An opened bundle, or its folder: then the encoder computes in
-            float32, as it did when its calibrator was fitted.
+        bundle: An opened bundle, or its folder: then the encoder computes in float32, as it did when its
+            calibrator was fitted.
 
     Raises:
         BundleError: The folder is no intact bundle.
 
     Example:
-        >>> predictor = Predictor.load("run/bundle")  # doctest: +SKIP
-        >>> predictor.predict(["A fast JSON parser"], k=5)  # doctest: +SKIP
+        >>> predictor = Predictor.load("run/bundle")
+        >>> (found,) = predictor.predict(["A song for guitar"], k=3)
+        >>> len(found.tags)
+        3
     """
 
     def __init__(self, bundle: Bundle | str | Path) -> None:
@@ -75,24 +110,22 @@ class Predictor:
         """Rank labels for each document.
 
         Args:
-            documents: N documents: texts, dicts with the columns of a file, `Document`s, a column or
-                a table of pandas, polars, Arrow or `datasets`. What has no uid gets its position, "0"
-                the first.
+            documents: N documents: texts, dicts with the columns of a file, `Document`s, a column or a
+                table of pandas, polars, Arrow or `datasets`. What has no uid gets its position, "0" the
+                first.
             k: At most this many labels each, 1 or more; the bundle's own default if None.
-            threshold: Leave out labels less probable than this, in [0, 1]: a document
-                whose every label is left out gets none (abstention).
-            decision: Keep what this rule keeps, instead of `k` and
-                `threshold`: they would void what it guarantees. The bundle's
-                own, where it has one, is `self.bundle.decision`.
+            threshold: Leave out labels less probable than this, in [0, 1]: a document whose every label is
+                left out gets none (abstention).
+            decision: Keep what this rule keeps, instead of `k` and `threshold`: they would void what it
+                guarantees. The bundle's own, where it has one, is `self.bundle.decision`.
 
         Returns:
             N predictions in the order of `documents`, best label first.
 
         Raises:
-            ConfigError: Probabilities are needed but the bundle has no
-                calibrator, the decision looks at more labels than there are,
-                a decision was given together with `k` or `threshold`, or one
-                of these is out of range.
+            ConfigError: Probabilities are needed but the bundle has no calibrator, the decision looks at
+                more labels than there are, a decision was given together with `k` or `threshold`, or one of
+                these is out of range.
             InputTypeError: `documents` is one text, or holds what is no document (None and NaN, say).
             DataError: A document has neither title nor text, or half characters or NUL.
         """
@@ -185,8 +218,8 @@ class Predictor:
     def explain(self, document: Any, *, k: int | None = None) -> tuple[Prediction, list[Evidence | None]]:
         """Tag one document, and say what in it speaks for each tag.
 
-        That is the sentence without which the tag's score falls most; in a single sentence, the clause
-        or the words. It tells what the student looked at, not whether the tag is right.
+        That is the sentence without which the tag's score falls most; in a single sentence, the clause or
+        the words. It tells what the student looked at, not whether the tag is right.
 
         Args:
             document: As one of those `predict` takes.
@@ -200,7 +233,9 @@ class Predictor:
             As `predict`.
 
         Example:
-            >>> found, why = predictor.explain("A fast parser. It reads JSON.", k=1)  # doctest: +SKIP
+            >>> found, why = Predictor.load("run/bundle").explain("A fast parser. It reads JSON.", k=1)
+            >>> len(why)
+            1
         """
         self.check(k=k)
         (whole,) = as_documents([document])
@@ -276,17 +311,60 @@ def prediction_row(prediction: Prediction, k: int | None = None) -> dict[str, An
         prediction: Any prediction.
         k: Keep the best k only.
     """
-    probabilities = prediction.probabilities or (None,) * len(prediction.labels)
-    columns = zip(prediction.labels, prediction.titles, prediction.scores, probabilities, strict=True)
-    return {
-        "uid": prediction.uid,
-        "tags": [
-            {
-                "label": label,
-                "title": title,
-                "score": round(score, 4),
-                "probability": None if probability is None else rounded(probability),
-            }
-            for label, title, score, probability in islice(columns, k)
-        ],
-    }
+    row = prediction.to_dict()
+    row["tags"] = row["tags"][:k]
+    for tag in row["tags"]:
+        tag["score"] = round(tag["score"], 4)
+        tag["probability"] = None if tag["probability"] is None else rounded(tag["probability"])
+    return row
+
+
+def occlusions(text: str, heading: str = "") -> list[Occluded]:
+    """A text taken apart into sentences, or clauses, or words, and without each of them.
+
+    Args:
+        text: Any text.
+        heading: What it begins with that is a part by itself, such as a title.
+
+    Returns:
+        At most `MOST_PARTS`, neighbours taken together where there were more; none where the text is one
+        word.
+    """
+    begin = len(heading) if text.startswith(heading) and text[len(heading) :].strip() else 0
+    spans: list[tuple[int, int]] = []
+    for level in _LEVELS:
+        cuts = [
+            (begin, begin),
+            *(found.span() for found in level.finditer(text, begin)),
+            (len(text), len(text)),
+        ]
+        spans = [(0, begin), *((end, start) for (_, end), (start, _) in pairwise(cuts))]
+        spans = [(start, end) for start, end in spans if text[start:end].strip()]
+        if len(spans) > 1:
+            break
+    size = -(-len(spans) // MOST_PARTS)
+    together = [spans[first : first + size] for first in range(0, len(spans), size or 1)]
+    found = [
+        Occluded(text[some[0][0] : some[-1][1]].strip(), text[: some[0][0]] + text[some[-1][1] :])
+        for some in together
+    ]
+    return [one for one in found if one.rest.strip()]
+
+
+def strongest(
+    scores: NDArray[np.floating], without: NDArray[np.floating], parts: Sequence[Occluded]
+) -> list[Evidence | None]:
+    """The strongest part for each label; `None` where no part alone matters.
+
+    Args:
+        scores: (K,) of the labels with the whole text.
+        without: (N, K) with each part left out.
+        parts: The N parts.
+    """
+    if not len(parts):
+        return [None] * len(scores)
+    drops = scores - without
+    return [
+        Evidence(parts[best].part, float(drop)) if (drop := drops[best, label]) >= _LEAST else None
+        for label, best in enumerate(drops.argmax(axis=0).tolist())
+    ]

@@ -1,44 +1,39 @@
 """Tagging whole files: one line out for every row in, in order, in bounded memory, resumable.
 
-The rows of an input, bad ones included, fall into windows of `WINDOW` by their
-number alone. A killed job goes on at a window's first row, so every document
-meets the same neighbours in a batch as in a job that was never killed: the
-scores, and with them the file, come out the same to the last digit.
+In one process, or over a Ray cluster: each worker has the bundle, the driver puts answers in order.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from shutil import copyfile, copymode
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import pyarrow
 import pyarrow.parquet
 
 from ezxmc.bundle.manifest import read_manifest
-from ezxmc.bundle.predict import WINDOW, Predictor, prediction_row
+from ezxmc.bundle.predict import Predictor, prediction_row
 from ezxmc.calibration.decisions import Decision
+from ezxmc.cluster import RayConfig
+from ezxmc.cluster.pool import Pool, Say, Task, Tell
 from ezxmc.config import Backend, Precision
-from ezxmc.data import RowProblem, RowReport, iter_documents
-from ezxmc.data.predictions import TAGS, is_tags
+from ezxmc.data import RowProblem, RowReport, columns_for, iter_documents
+from ezxmc.data.predictions import WINDOW, RowFile, check_tags, part_of
 from ezxmc.data.sources import is_packed, locate
-from ezxmc.data.writers import RowSink, row_format
-from ezxmc.disk import sync, temporary
+from ezxmc.data.writers import Row
 from ezxmc.errors import ConfigError, DataError
-from ezxmc.files import Inputs, check_file, is_stream, json_line, place_of, state_of
-from ezxmc.hashing import json_hash
+from ezxmc.files import remove_shards, replacing, sole_writer
+from ezxmc.hashing import json_hash, text_hash
+from ezxmc.progress import NoProgress, Progress
 from ezxmc.records import Document
 
-Row = dict[str, Any]
 Window = list[Document | RowProblem]
-_WHAT = "a file of tags"
 _CHUNK = 1 << 20
-_SAME = 1e-3  # scores of one document, whatever machine computed them
+SHARD = 8  # windows; so many documents take a worker some seconds
 
 
 class Tagging(Protocol):
@@ -109,8 +104,8 @@ class Rule:
         """Open the bundle.
 
         Raises:
-            BundleError, ConfigError, ModelError: As of `Predictor.load` and `Predictor.predict`,
-                or a decision is asked for that the bundle does not have.
+            BundleError, ConfigError, ModelError: As of `Predictor.load` and `Predictor.predict`, or a
+                decision is asked for that the bundle does not have.
         """
         predictor = Predictor.load(self.bundle, backend=self.backend, precision=self.precision)
         decision = predictor.bundle.decision if self.decide else None
@@ -140,8 +135,8 @@ def tag_rows(
         tagging: Who tags.
         source: Anything `iter_documents` reads.
         report: Receives the bad rows; its listener is replaced.
-        write: Called with a window of rows at a time: a prediction each
-            (`prediction_row`), or "error", "file" and "line" of a bad row.
+        write: Called with a window of rows at a time: a prediction each (`prediction_row`), or "error",
+            "file" and "line" of a bad row.
         skip: So many rows are read but not tagged; a multiple of `WINDOW`.
         columns: As for `iter_documents`.
         progress: Called with (rows done, rows in all or 0).
@@ -220,185 +215,184 @@ def _rows_of(path: Path, kind: str) -> int:
     return lines + (last != b"\n")
 
 
-def check_tags(path: Path, *, resume: bool = False, inputs: Inputs = ()) -> None:
-    """Whether tags may be written to a file, before anything is opened.
-
-    Args:
-        path: The file, `.jsonl`, `.csv` (each also `.gz`) or `.parquet`.
-        resume: Whether it shall be continued.
-        inputs: What is read, the bundle among it.
-
-    Raises:
-        ConfigError: Its suffix is of no format (or not `.jsonl`, with `resume`), it is one
-            of the inputs, or what is there are no tags.
-    """
-    if row_format(path) != ".jsonl" and resume:
-        raise ConfigError(f"{path} cannot be continued: only .jsonl can", "name a .jsonl file")
-    check_file(path, _WHAT, made=is_tags, inputs=inputs)
-    check_file(part_of(path), _WHAT, made=is_tags, inputs=inputs)
-
-
-class RowFile:
-    """A file that windows of rows are written to.
-
-    JSON lines grow in a `.part` beside it, which takes its place when all are
-    there; if something fails, the `.part` stays, and can be continued. Other
-    forms are there when they are whole.
-
-    Args:
-        path: The file.
-        resume: Keep the whole windows that the `.part`, or else the file, holds; what
-            follows them is written again. The last of them and what follows it is
-            computed again and compared, so that a file made from other documents, with
-            another bundle or with other options is refused, and left as it is.
-        inputs: As for `check_tags`.
-
-    Attributes:
-        skip: Rows that need not be tagged again.
-        part: Where the rows are until all are there.
-
-    Raises:
-        ConfigError: As for `check_tags`.
-    """
-
-    def __init__(self, path: Path, *, resume: bool = False, inputs: Inputs = ()) -> None:
-        check_tags(path, resume=resume, inputs=inputs)
-        self._path, self._place, self._form = path, place_of(path), row_format(path)
-        self._inputs, self._state = inputs, state_of(self._place)
-        self._stream = is_stream(self._place)
-        self.part = part_of(path)
-        if self._form != ".jsonl":
-            self.part = self.part.with_name(temporary())
-        self._source = self.part if self.part.is_file() else self._place
-        self._due: list[tuple[list[Row], bool]] = []
-        """What is computed again: the last whole window, which is kept then, and what follows it."""
-        self._cut = b""
-        self._end = self.skip = 0
-        self._sink: RowSink | None = None
-        if resume and self._source.is_file():
-            self._scan()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None and self._due:
-            raise self._mismatch("it has more lines than there are documents")
-        try:
-            if kind is None:
-                self._begun()
-        finally:
-            if self._sink:
-                self._sink.__exit__(kind, error, trace)
-        if self._stream or not self._sink:
-            return
-        if kind is None:
-            if state_of(self._place) != self._state:
-                check_file(self._path, _WHAT, made=is_tags, inputs=self._inputs)
-            with suppress(OSError):
-                copymode(self._place, self.part)
-            sync(self.part)
-            self.part.replace(self._place)
-            sync(self._place.parent)
-        elif self._form != ".jsonl" or not self.part.stat().st_size:
-            self.part.unlink()
-
-    def write(self, rows: list[Row]) -> None:
-        """Append rows, or compare them with the last that are there.
-
-        Raises:
-            DataError: The file does not go with these rows.
-            OSError: The disk is full, say.
-        """
-        if self._due:
-            before, kept = self._due.pop(0)
-            for old, new in zip(before, rows, strict=False):
-                if not _agree(old, new):
-                    raise self._mismatch(f"it has {_shown(old)} where {_shown(new)} should be")
-            # Where whole lines agree, a disk that died may have left anything after them.
-            cut = b"" if before else self._cut
-            if len(rows) < len(before) + bool(cut):
-                raise self._mismatch("it has more lines than there are documents")
-            if kept:
-                return
-            if cut and not self._end and not _begins(cut, rows[0]):
-                raise self._mismatch(f"it has {cut[:80]!r} where {_shown(rows[0])} should be")
-        self._begun().write(rows)
-
-    def _begun(self) -> RowSink:
-        if self._sink is None:
-            if not self._stream:
-                self.part.parent.mkdir(parents=True, exist_ok=True)
-                if self._end and self._source != self.part:
-                    copyfile(self._source, self.part)
-                # What is left of a former job that shall not be continued goes, too.
-                with self.part.open("ab") as handle:
-                    handle.truncate(self._end)
-            self._sink = RowSink(self.part if not self._stream else self._place, self._form, TAGS)
-        return self._sink
-
-    def _scan(self) -> None:
-        lines: list[bytes] = []
-        whole: list[bytes] = []
-        with self._source.open("rb") as handle:
-            for line in handle:
-                if not line.endswith(b"\n"):
-                    self._cut = line
-                    break
-                lines.append(line)
-                if len(lines) == WINDOW:
-                    whole, lines = lines, []
-                    self.skip += WINDOW
-                    self._end += sum(map(len, whole))
-        # The last whole window is tagged once more, to be compared.
-        self.skip = max(self.skip - WINDOW, 0)
-        for window, kept in ((whole, True), (lines, False)):
-            if window or (self._cut and not kept):
-                try:
-                    self._due.append(([dict(json.loads(line)) for line in window], kept))
-                except (ValueError, TypeError):
-                    raise self._mismatch("it holds lines that are not JSON objects") from None
-
-    def _mismatch(self, why: str) -> DataError:
-        return DataError(
-            f"{self._source} cannot be continued: {why}",
-            "give the documents, bundle and options it was begun with, or start again without --resume",
-        )
-
-
-def part_of(path: Path) -> Path:
-    """Where the rows of a file are until all are there."""
-    place = place_of(path)
-    return place.with_name(f"{place.name}.part")
-
-
-def _begins(cut: bytes, row: Row) -> bool:
-    """Whether a line that was cut may have become this row: as far as its uid goes."""
-    start = json_line({"uid": row["uid"]} if "uid" in row else {"error": ""})[: -2 if "uid" in row else 10]
-    return start.startswith(cut[: len(start)])
-
-
 def _refusal(problem: RowProblem) -> Row:
     return {"error": f"{problem.kind}: {problem.detail}", "file": problem.file, "line": problem.line}
 
 
-def _agree(old: Row, new: Row) -> bool:
-    """Whether two rows tell of one input row and one way to tag it, rounding aside."""
-    if [old.get(name) for name in ("uid", "error", "line")] != [
-        new.get(name) for name in ("uid", "error", "line")
-    ]:
-        return False
-    try:
-        pairs = zip(old.get("tags", ()), new.get("tags", ()), strict=True)
-        return all(abs(mine["score"] - other["score"]) <= _SAME for mine, other in pairs)
-    except (ValueError, TypeError, KeyError):
-        return False
+class RayTagger:
+    """Tags with the workers of a Ray cluster; see `Tagging`.
+
+    Answers are those of one process, up to rounding: a worker may compute on fewer threads. Shards are
+    files named by what is in them: those that were finished when a job was killed are not tagged again.
+
+    Args:
+        rule: How; the bundle lies on a file system that all nodes share.
+        cluster: Where the workers are.
+        folder: Of the shards, on a shared file system; deleted with the context's end, unless by an error.
+        start: Number of the first window, so that a job that goes on cuts its shards as before.
+        say: Told every half minute how fast each worker is.
+
+    Raises:
+        ClusterError: Ray is not installed, there is no such cluster, or it lost the job.
+    """
+
+    def __init__(
+        self, rule: Rule, cluster: RayConfig, folder: Path, *, start: int = 0, say: Say | None = None
+    ) -> None:
+        # Workers on other nodes have working directories of their own.
+        rule = replace(rule, bundle=str(Path(rule.bundle).absolute()))
+        self._state, self._folder, self._number = rule.state, folder.absolute(), start
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._pool = Pool(cluster, _Tagging(rule, self._state), gpus=True, say=say)
+        self._shard: Window = []
+        self._due: list[Path] = []
+        """Shards not yet given out, in order."""
+        self._there: set[Path] = set()
+
+    def put(self, window: Window) -> Iterator[list[Row]]:
+        """See `Tagging`; waits while the workers have enough to do."""
+        self._shard.extend(window)
+        self._number += 1
+        if self._number % SHARD == 0:
+            self._offer()
+            while self._pool.full:
+                yield from self._take()
+
+    def end(self) -> Iterator[list[Row]]:
+        """See `Tagging`."""
+        if self._shard:
+            self._offer()
+        while self._due:
+            yield from self._take()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *why: object) -> None:
+        self._pool.close()
+        if kind is None:
+            remove_shards(self._folder)
+
+    def _offer(self) -> None:
+        shard, self._shard = self._shard, []
+        # Its place is in the name, too: the same rows twice are two shards.
+        path = self._folder / f"{text_hash(self._state, str(self._number), *map(repr, shard))}.json"
+        self._due.append(path)
+        self._pool.offer(Task(str(path), shard))
+
+    def _take(self) -> Iterator[list[Row]]:
+        self._there.add(Path(self._pool.done().path))
+        while self._due and self._due[0] in self._there:
+            path = self._due.pop(0)
+            self._there.remove(path)
+            rows: list[Row] = json.loads(path.read_bytes())
+            for start in range(0, len(rows), WINDOW):
+                yield rows[start : start + WINDOW]
+            path.unlink()
 
 
-def _shown(row: Row) -> str:
-    if "error" in row:
-        return f"a bad row at line {row.get('line')}"
-    tags = row.get("tags")
-    return f"document {row.get('uid')!r} with {len(tags) if isinstance(tags, list) else 'no'} tags"
+@dataclass(frozen=True, slots=True)
+class _Tagging:
+    """The workers' job: tag shards as this rule says."""
+
+    rule: Rule
+    state: str
+
+    def open(self, slot: int) -> _Tag:
+        """See `ezxmc.cluster.pool.Job`."""
+        tagger = self.rule.tagger()
+        if self.rule.state != self.state:
+            raise ConfigError(
+                f"bundle {self.rule.bundle} was changed while it tagged",
+                "start again, without --resume: half a file would be tagged with the old labels",
+            )
+        return _Tag(tagger)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tag:
+    tagger: Tagger
+
+    def __call__(self, task: Task, tell: Tell) -> None:
+        rows: list[Row] = []
+        for start in range(0, len(task.items), WINDOW):
+            for answered in self.tagger.put(list(task.items[start : start + WINDOW])):
+                rows += answered
+                tell(len(answered))
+        with replacing(task.path) as fresh:
+            fresh.write_bytes(json.dumps(rows).encode())
+
+
+def tag_file(
+    rule: Rule,
+    documents: str | Path,
+    out: Path | Callable[[list[Row]], None],
+    *,
+    resume: bool = False,
+    cluster: RayConfig | None = None,
+    columns: Mapping[str, str] | None = None,
+    strict: bool = False,
+    watch: Progress | None = None,
+) -> RowReport:
+    """Tag the documents of a source, a row each, in their order and in bounded memory.
+
+    Args:
+        rule: How, and with which bundle.
+        documents: Anything `iter_documents` reads.
+        out: A file of `check_tags`; or a function that is given a window of rows at a time.
+        resume: Go on after what the file holds already, of the same documents and rule.
+        cluster: Who tags, if not this process; for a file only.
+        columns: Columns by the field they serve as.
+        strict: Stop at the first bad row.
+        watch: Sees the stage and messages.
+
+    Returns:
+        How reading went; a bad row has its answer too.
+
+    Raises:
+        BundleError, ConfigError, ModelError: As of `Rule.tagger` and `RowFile`.
+        DataError: The source cannot be read, or holds nothing usable.
+        ClusterError: As of `RayTagger`.
+
+    Example:
+        >>> tag_file(Rule("run/bundle", threshold=0.5), "documents.jsonl", Path("new.jsonl")).kept
+        60
+    """
+    watch, rows = watch or NoProgress(), RowReport(strict=strict)
+    rows.say = watch.say
+    named = columns_for("documents", columns)
+    inputs: list[str | Path] = [rule.bundle, documents]
+    with ExitStack() as stack:
+        tagging: Tagging
+        write: Callable[[list[Row]], None]
+        skip = 0
+        if isinstance(out, Path):
+            check_tags(out, resume=resume, inputs=inputs)
+            stack.enter_context(sole_writer(out))
+        tagging = tagger = rule.tagger()
+        if isinstance(out, Path):
+            stack.callback(_tell_of_part, out, watch)
+            file = stack.enter_context(RowFile(out, resume=resume, inputs=inputs))
+            write, skip = file.write, file.skip
+        else:
+            write = out
+        if tagger.decision and tagger.decision.changed:
+            watch.say(f"decision: {tagger.decision.guarantee}")
+        if skip:
+            watch.say(f"{out}: going on after row {skip:,}")
+        if cluster and isinstance(out, Path):
+            shards = out.with_name(f"{out.name}-shards")
+            ray = RayTagger(rule, cluster, shards, start=skip // WINDOW, say=watch.say)
+            tagging = stack.enter_context(ray)
+        bar = watch.stage("tagging")
+        tag_rows(tagging, documents, rows, write, skip=skip, columns=named, progress=bar)
+        rows.tell(watch.say, "documents")
+        # Bad rows have their answers; where there are none either, former tags stay.
+        rows.refuse_empty(documents, "document", range(rows.rows))
+    return rows
+
+
+def _tell_of_part(out: Path, watch: Progress) -> None:
+    """Where an interrupted job's tags are."""
+    if (part := part_of(out)).is_file():
+        watch.say(f"what was tagged so far is in {part}; --resume goes on from there")

@@ -9,12 +9,12 @@ import json
 import math
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version as version_of
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Protocol
+from typing import Annotated, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -25,7 +25,7 @@ from ezxmc.calibration.judged import Floats, JudgedRows, cross_fitted
 from ezxmc.errors import ArgumentError, BundleError, InputTypeError, TrainingError, instance_of
 from ezxmc.files import loads, write_file
 from ezxmc.metrics.calibration import ReliabilityBin, ece_at_k, nll, reliability_bins
-from ezxmc.records import Prediction
+from ezxmc.records import Prediction, Result
 
 Target = Literal["teacher", "human", "both"]
 Kind = Literal["isotonic", "platt", "temperature", "ranked"]
@@ -43,26 +43,30 @@ FITS: Final[Mapping[Kind, Callable[[JudgedRows], _AnyCurve]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Calibrator:
+class Calibrator(Result):
     """From the scores of ranked labels to probabilities; the order is kept.
 
     Attributes:
-        target: What the probability is of: the `teacher`'s "yes", a tag a
-            `human` would give, or `both`: the latter, by the teacher's shape
-            corrected by people.
+        target: What the probability is of: the `teacher`'s "yes", a tag a `human` would give, or `both`:
+            the latter, by the teacher's shape corrected by people.
         k: Ranks the pairs were taken from; deeper ranks are extrapolation.
         n: Pairs fitted on.
         curve: The map itself.
         documents: Documents these pairs are of, where known.
-        ece_cross_fitted: Expected calibration error (10 equal-width bins, L1)
-            on documents left out of the fit, over all pairs.
+        ece_cross_fitted: Expected calibration error (10 equal-width bins, L1) on documents left out of the
+            fit, over all pairs.
         reliability: The bins behind that error.
-        ece_uncorrected: For the target `both`, the error against people of
-            the teacher's probabilities as they were: what these mean to people.
-        nll_cross_fitted: The same documents' NLL in nats by each curve that
-            was tried; the least was chosen.
+        ece_uncorrected: For the target `both`, the error against people of the teacher's probabilities as
+            they were: what these mean to people.
+        nll_cross_fitted: The same documents' NLL in nats by each curve that was tried; the least was
+            chosen.
         versions: Of the packages it was fitted with.
         version: Of the file format.
+
+    Example:
+        >>> rows = JudgedRows.of([[0.9, 0.2], [0.8, 0.4]] * 10, [[1, 0], [1, 0]] * 10)
+        >>> Calibrator.fit(rows, target="human", kinds=["platt"]).transform([[0.9, 0.2]]).round(1)
+        array([[1., 0.]])
     """
 
     target: Target
@@ -115,8 +119,8 @@ class Calibrator:
         """Few-shot: the teacher's shape, its zero point, sharpness and weight of the rank set by people.
 
         Args:
-            teachers: Calibrators of target `teacher` (or `both`, to correct
-                anew); the one that serves people best is kept.
+            teachers: Calibrators of target `teacher` (or `both`, to correct anew); the one that serves
+                people best is kept.
             rows: Documents that people reviewed, 50 to 200 are enough.
 
         Raises:
@@ -161,8 +165,8 @@ class Calibrator:
             scores: (..., k), the last axis one document's labels, best first.
 
         Returns:
-            The same shape, in [0, 1], never rising along a row. A label's
-            probability does not depend on the labels after it.
+            The same shape, in [0, 1], never rising along a row. A label's probability does not depend on
+            the labels after it.
 
         Raises:
             InputTypeError: `scores` are no array of numbers, or one is NaN.
@@ -180,10 +184,6 @@ class Calibrator:
     def save(self, path: str | Path) -> None:
         """Write the calibrator as JSON; a former one is replaced, anything else is a ConfigError."""
         write_file(path, _JSON.dump_json(self, indent=1), "a calibrator", made=loads(Calibrator.load))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
 
     @classmethod
     def load(cls, path: str | Path) -> Calibrator:
@@ -228,8 +228,8 @@ def unjudged(
 ) -> dict[str, list[str]]:
     """What is missing of documents that somebody judged, or of all where nobody judged any.
 
-    Pairs that another model proposed are right more often than those only this
-    student ranks first, so rates among them are too high for it.
+    Pairs that another model proposed are right more often than those only this student ranks first, so
+    rates among them are too high for it.
 
     Args:
         predictions: Of N documents, best label first.
@@ -285,7 +285,7 @@ class PartlyDecided(Protocol):
 
     @property
     def beside(self) -> int:
-        """Decided labels of the same documents that are not among the top."""
+        """ReviewedPairs labels of the same documents that are not among the top."""
         ...
 
     def verdict(self, doc_uid: str, label_uid: str) -> float | None:
@@ -297,9 +297,9 @@ def completed(predictions: Sequence[Prediction], decided: PartlyDecided, k: int)
     """People's verdicts on a former student's top labels, completed for those that only the present one has.
 
     What both students rank first is right more often than what one does alone: probabilities fitted to the
-    decided pairs would be too high. The labels that the former student alone had on top stand for those that
-    the present one alone has: of two students of one recipe, each is as likely to be the former. Where the
-    new one is the better, this is too low, by less than the decided pairs alone are too high
+    decided pairs would be too high. The labels that the former student alone had on top stand for those
+    that the present one alone has: of two students of one recipe, each is as likely to be the former. Where
+    the new one is the better, this is too low, by less than the decided pairs alone are too high
     (tests/bench/promises.py).
 
     Args:
@@ -346,8 +346,8 @@ def fit_calibrator(
 
     Args:
         predictions: Of documents the student was not trained on, best label first.
-        verdict: What is known of a pair. A person who reviews a document
-            decides on each label of its top k.
+        verdict: What is known of a pair. A person who reviews a document decides on each label of its top
+            k.
         target: Whose verdict it is.
         k: Ranks used.
         kinds: Chosen from by cross-fitted NLL.

@@ -81,8 +81,8 @@ PULL = 0.1
 def pull_of_scores(scores: Floats) -> float:
     """`PULL` for the weight of scores, their own deviation being the unit.
 
-    Few documents may part hits and misses by the last digits of their scores:
-    then nothing but a prior keeps other scores from certainty.
+    Few documents may part hits and misses by the last digits of their scores: then nothing but a prior
+    keeps other scores from certainty.
     """
     return PULL * float(np.var(scores))
 
@@ -90,8 +90,8 @@ def pull_of_scores(scores: Floats) -> float:
 def smoothed(hits: Floats) -> Floats:
     """Platt's targets: hits between 1/(n₋+2) and (n₊+1)/(n₊+2), so that no fit runs off to infinity.
 
-    J. Platt, "Probabilistic outputs for support vector machines", 1999, §2.2,
-    with n₊ the sum of fractional hits.
+    J. Platt, "Probabilistic outputs for support vector machines", 1999, §2.2, with n₊ the sum of fractional
+    hits.
     """
     positives = float(hits.sum())
     low, high = 1 / (len(hits) - positives + 2), (positives + 1) / (positives + 2)
@@ -102,8 +102,8 @@ def smoothed(hits: Floats) -> Floats:
 class Isotonic:
     """A non-decreasing, piecewise linear map from scores to probabilities.
 
-    Zadrozny and Elkan, "Transforming classifier scores into accurate
-    multiclass probability estimates", KDD 2002.
+    Zadrozny and Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD
+    2002.
 
     Attributes:
         x: Scores at the knots, strictly increasing.
@@ -128,9 +128,8 @@ class Isotonic:
     def fit(cls, rows: JudgedRows) -> Isotonic:
         """Least squares under monotony, the pairs pooled over ranks.
 
-        A block that holds only misses, or only hits, is no certainty: its
-        probability is set by Laplace's rule, 1/(n+2) or (n+1)/(n+2), as far as
-        that does not pass the rate of the block beside it.
+        A block that holds only misses, or only hits, is no certainty: its probability is set by Laplace's
+        rule, 1/(n+2) or (n+1)/(n+2), as far as that does not pass the rate of the block beside it.
         """
         from sklearn.isotonic import IsotonicRegression  # a second, which who only tags does without
 
@@ -177,10 +176,7 @@ class Platt:
         scores = rows.scores[rows.known]
         features = np.stack([scores, np.ones_like(scores)], axis=1)
         slope, offset = fit_logistic(
-            features,
-            smoothed(rows.verdicts),
-            lower=[0.0, -np.inf],
-            strength=[pull_of_scores(scores), 0.0],
+            features, smoothed(rows.verdicts), lower=[0.0, -np.inf], strength=[pull_of_scores(scores), 0.0]
         )
         return cls(float(slope), float(offset))
 
@@ -197,9 +193,9 @@ _COLDEST = 1e-6
 class Temperature:
     """p = σ(score / temperature).
 
-    Guo et al., arXiv 1706.04599, in its binary form. It takes a score of 0
-    for even odds: right for scores that are log-odds, wrong for cosines,
-    where nearly every score is above 0 and every probability then above 1/2.
+    Guo et al., arXiv 1706.04599, in its binary form. It takes a score of 0 for even odds: right for scores
+    that are log-odds, wrong for cosines, where nearly every score is above 0 and every probability then
+    above 1/2.
 
     Attributes:
         temperature: Positive, in units of the score.
@@ -228,9 +224,8 @@ class Temperature:
 class Ranked:
     """p_j = σ(best·s_1 − margin·(s_1 − s_j) − rank·ln j + offset) for the label of rank j.
 
-    With `margin` and `rank` not negative p falls along a row, so the order is
-    kept; `best` is free. Nothing looks at later ranks: a label's probability
-    does not depend on how many labels were asked for.
+    With `margin` and `rank` not negative p falls along a row, so the order is kept; `best` is free. Nothing
+    looks at later ranks: a label's probability does not depend on how many labels were asked for.
 
     Attributes:
         best: Weight of the document's best score s_1.
@@ -282,12 +277,10 @@ _EDGE = 1e-4
 class Corrected:
     """logit p_j = slope · logit shape_j − rank · ln j + offset for the label of rank j.
 
-    The zero point and the sharpness of a teacher's answers depend on the
-    wording of its prompt, and it tells a document's best label less clearly
-    from the next ones than people do. These are set by people here; what many
-    answers of the teacher say about the shape is kept. It is the logistic form
-    of beta calibration (Kull et al., AISTATS 2017, with a = b) on top of
-    `shape`, with the rank added.
+    The zero point and the sharpness of a teacher's answers depend on the wording of its prompt, and it
+    tells a document's best label less clearly from the next ones than people do. These are set by people
+    here; what many answers of the teacher say about the shape is kept. It is the logistic form of beta
+    calibration (Kull et al., AISTATS 2017, with a = b) on top of `shape`, with the rank added.
 
     Attributes:
         shape: A curve fitted to the teacher's answers.

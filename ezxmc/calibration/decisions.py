@@ -1,24 +1,23 @@
 """From probabilities to tags: which of a document's candidates to keep, and what is promised of them.
 
-Two kinds of promise. In expectation (conformal risk control): averaged over
-the draw of the reviewed documents and one more, the loss is at most the
-target; for the documents one happens to have reviewed it may be somewhat above
-or below. With confidence (Learn-Then-Test): for at least that share of all
-draws the rate on all documents to come is at most the target.
+Two kinds of promise. In expectation (conformal risk control): averaged over the draw of the reviewed
+documents and one more, the loss is at most the target; for the documents one happens to have reviewed it
+may be somewhat above or below. With confidence (Learn-Then-Test): for at least that share of all draws the
+rate on all documents to come is at most the target.
 
-Both need the reviewed documents and those to come to be exchangeable: a random
-sample of the same stream, trained on and calibrated on by nobody. Neither
-needs the probabilities to be right; the better they are, the more is kept.
+Both need the reviewed documents and those to come to be exchangeable: a random sample of the same stream,
+trained on and calibrated on by nobody. Neither needs the probabilities to be right; the better they are,
+the more is kept.
 
-Without reviewed documents, from calibrated probabilities alone, the tags of the best
-expected F1 can be kept.
+Without reviewed documents, from calibrated probabilities alone, the tags of the best expected F1 can be
+kept.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ezxmc.errors import BundleError, ConfigError, number_between, whole_number
 from ezxmc.files import loads, write_file
+from ezxmc.records import Result
 
 _CELLS = 1 << 21  # numbers held at once
 
@@ -33,9 +33,8 @@ _CELLS = 1 << 21  # numbers held at once
 def micro_threshold(probabilities: NDArray[np.float64], beyond: float = 0.0) -> float:
     """The threshold of the greatest expected micro-averaged F1 over many documents.
 
-    Maximises 2 Σ_kept p / (number kept + Σ p + N · beyond). At the maximum F*
-    exactly the pairs with p > F*/2 are worth keeping (Lipton et al., arXiv
-    1402.1892); pairs at F*/2 change nothing.
+    Maximises 2 Σ_kept p / (number kept + Σ p + N · beyond). At the maximum F* exactly the pairs with p >
+    F*/2 are worth keeping (Lipton et al., arXiv 1402.1892); pairs at F*/2 change nothing.
 
     Args:
         probabilities: (N, k) calibrated.
@@ -54,19 +53,16 @@ def micro_threshold(probabilities: NDArray[np.float64], beyond: float = 0.0) -> 
 def best_sizes(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
     """How many of its best labels each document should keep for the greatest expected F1 of its own.
 
-    E[2 · hits / (size + right labels)] exactly, labels being independent given
-    their probabilities: the best set is then a prefix of the ranking (Lewis,
-    SIGIR 1995; computed as in Ye et al., arXiv 1206.4625, from the
-    distributions of the number right in the prefix and in the rest). An empty
-    answer counts 0, so every document gets at least one label; labels that are
-    no candidates are taken to be wrong.
+    E[2 · hits / (size + right labels)] exactly, labels being independent given their probabilities: the
+    best set is then a prefix of the ranking (Lewis, SIGIR 1995; computed as in Ye et al., arXiv 1206.4625,
+    from the distributions of the number right in the prefix and in the rest). An empty answer counts 0, so
+    every document gets at least one label; labels that are no candidates are taken to be wrong.
 
     Args:
         probabilities: (N, k) calibrated, rows best first.
 
     Returns:
-        (N,) int64 in 1..k; the smaller of equally good sizes. Time is in the
-        order of N·k³.
+        (N,) int64 in 1..k; the smaller of equally good sizes. Time is in the order of N·k³.
     """
     n, k = probabilities.shape
     at_once = max(1, _CELLS // (k + 1) ** 2)
@@ -113,8 +109,8 @@ class Guarantee:
     Attributes:
         target: The rate is at most this.
         documents: Reviewed documents it was fitted on.
-        confidence: Share of draws of these for which it holds; `None`: it
-            holds in expectation over the draws.
+        confidence: Share of draws of these for which it holds; `None`: it holds in expectation over the
+            draws.
     """
 
     target: float
@@ -123,7 +119,7 @@ class Guarantee:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Result):
     """A rule that keeps some of a document's candidates.
 
     Attributes:
@@ -131,11 +127,10 @@ class Decision:
         depth: Candidates per document it looks at; deeper ones are never kept.
         k: Keep at most this many.
         threshold: Keep only candidates at least as probable as this.
-        abstain_below: Keep nothing of a document whose best candidate is less
-            probable than this.
+        abstain_below: Keep nothing of a document whose best candidate is less probable than this.
         promise: What is guaranteed, where something is; as long as no label has `changed`.
-        changed: Labels that were added, removed or renamed since: what was promised was promised
-            for the labels there were.
+        changed: Labels that were added, removed or renamed since: what was promised was promised for the
+            labels there were.
         version: Of the file format.
 
     Raises:
@@ -243,10 +238,6 @@ class Decision:
             f"{rate}, {how} ({p.documents:,} of them), provided that new documents "
             "come from the same stream as those (exchangeable) and that labels, student and calibrator stay"
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return asdict(self)
 
     def save(self, path: str | Path) -> None:
         """Write the decision as JSON; a former one is replaced, anything else is a ConfigError."""

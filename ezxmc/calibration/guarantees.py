@@ -1,9 +1,9 @@
 """Decisions fitted to reviewed documents: the best expected F1, and rates that are guaranteed.
 
-What the guarantees mean and rest on is in `decisions`. The statistics behind them, conformal risk
-control and tests of many thresholds, rest on one assumption: the reviewed documents and the
-documents to come are exchangeable (drawn in the same way, in any order). It holds for no other
-catalog, and not for the same one after a change of what comes in.
+What the guarantees mean and rest on is in `decisions`. The statistics behind them, conformal risk control
+and tests of many thresholds, rest on one assumption: the reviewed documents and the documents to come are
+exchangeable (drawn in the same way, in any order). It holds for no other catalog, and not for the same one
+after a change of what comes in.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from ezxmc.errors import ConfigError
 def conformal_bound(losses: ArrayLike, worst: float = 1.0) -> float:
     """Expected loss of one more document, bounded from the losses of n others.
 
-    (Σ losses + B) / (n + 1), which is n/(n+1) · R̂ + B/(n+1) of conformal risk
-    control (Angelopoulos et al., arXiv 2208.02814). The most lenient
-    setting with a bound of at most α has an expected loss of at most α, over
-    the draw of the n documents and the new one, if every document's loss never
-    falls as the setting becomes more lenient.
+    (Σ losses + B) / (n + 1), which is n/(n+1) · R̂ + B/(n+1) of conformal risk control (Angelopoulos et
+    al., arXiv 2208.02814). The most lenient setting with a bound of at most α has an expected loss of at
+    most α, over the draw of the n documents and the new one, if every document's loss never falls as the
+    setting becomes more lenient.
 
     Args:
         losses: (n,) losses in [0, B] at one setting.
@@ -54,10 +53,9 @@ def binomial_p_value(total: ArrayLike, n: ArrayLike, rate: float) -> NDArray[np.
 def hoeffding_bentkus_p_value(total: ArrayLike, n: ArrayLike, rate: float) -> NDArray[np.float64]:
     """P-values of "the expected loss is above `rate`", from n independent losses in [0, 1].
 
-    min(exp(−n h(min(m, rate), rate)), e · P(Bin(n, rate) ≤ ⌈total⌉)) with the
-    mean m = total / n and h(a, b) = a ln(a/b) + (1−a) ln((1−a)/(1−b)):
-    Learn-Then-Test (Angelopoulos et al., arXiv 2110.01052), after Bates et al.,
-    arXiv 2101.02703.
+    min(exp(−n h(min(m, rate), rate)), e · P(Bin(n, rate) ≤ ⌈total⌉)) with the mean m = total / n and h(a,
+    b) = a ln(a/b) + (1−a) ln((1−a)/(1−b)): Learn-Then-Test (Angelopoulos et al., arXiv 2110.01052), after
+    Bates et al., arXiv 2101.02703.
 
     Args:
         total: (m,) sums of the losses.
@@ -76,11 +74,10 @@ def hoeffding_bentkus_p_value(total: ArrayLike, n: ArrayLike, rate: float) -> ND
 def fixed_sequence(p_values: ArrayLike, shares: ArrayLike, delta: float) -> NDArray[np.bool_]:
     """Which hypotheses of a sequence may be rejected, with a chance of at most `delta` of any error.
 
-    Each hypothesis has its share of δ, and one that is rejected hands all it
-    had to the next: the fallback procedure (Wiens, Pharmaceutical Statistics
-    2, 2003), which is the fixed-sequence testing of arXiv 2110.01052 if the
-    first has all of δ. Order and shares must not depend on the data that the
-    p-values are from; the p-values may depend on each other in any way.
+    Each hypothesis has its share of δ, and one that is rejected hands all it had to the next: the fallback
+    procedure (Wiens, Pharmaceutical Statistics 2, 2003), which is the fixed-sequence testing of arXiv
+    2110.01052 if the first has all of δ. Order and shares must not depend on the data that the p-values are
+    from; the p-values may depend on each other in any way.
 
     Args:
         p_values: (m,) in the order of testing.
@@ -106,9 +103,9 @@ GRID: NDArray[np.float64] = np.arange(98, 0, -2) / 100
 _STARTS = ((1.0, 0.75), (0.5, 0.25))
 """Where testing starts: at the threshold 1 − (first · target), with this share of δ.
 
-At 1 − target, probabilities that are right keep the rate by themselves; the other
-start is for some that are too sure. From the top of the grid, where too few
-documents are answered to prove anything, testing would end at once.
+At 1 − target, probabilities that are right keep the rate by themselves; the other start is for some that
+are too sure. From the top of the grid, where too few documents are answered to prove anything, testing
+would end at once.
 """
 Test = Callable[[NDArray[np.float64], NDArray[np.int64], float], NDArray[np.float64]]
 """(Σ losses, n, rate) to p-values of "the expected loss is above the rate"."""
@@ -119,12 +116,11 @@ def maximise_f1(
 ) -> Decision:
     """Keep what maximises expected F1, as far as the probabilities are calibrated.
 
-    Micro-averaged: one threshold (arXiv 1402.1892). Per document: a number of
-    tags for each (arXiv 1206.4625). See `decisions_f1`.
+    Micro-averaged: one threshold (arXiv 1402.1892). Per document: a number of tags for each (arXiv
+    1206.4625).
 
     Args:
-        reviewed: Of these only the probabilities are used, and the number of
-            labels beyond the candidates.
+        reviewed: Of these only the probabilities are used, and the number of labels beyond the candidates.
         per_document: The mean of every document's F1 instead of micro-averaged F1.
         abstain_below: As in `Decision`.
     """
@@ -140,22 +136,19 @@ def control_missed_rate(
 ) -> Decision:
     """The highest threshold whose expected missed-label rate is at most `target`.
 
-    Conformal risk control (arXiv 2208.02814), exact over all thresholds: the
-    loss only rises with the threshold, in steps at the probabilities of right
-    labels. Documents without a gold label have no missed-label rate and are
-    left out, so the promise is for documents that have one. It is an
-    expectation over draws of reviewed documents: where even all candidates miss
-    more than `target`, a lucky draw of few documents does not show it.
+    Conformal risk control (arXiv 2208.02814), exact over all thresholds: the loss only rises with the
+    threshold, in steps at the probabilities of right labels. Documents without a gold label have no
+    missed-label rate and are left out, so the promise is for documents that have one. It is an expectation
+    over draws of reviewed documents: where even all candidates miss more than `target`, a lucky draw of few
+    documents does not show it.
 
     Args:
         reviewed: The documents.
         target: In (0, 1).
-        abstain_below: Set beforehand, not on these documents: what is abstained
-            from is missed.
+        abstain_below: Set beforehand, not on these documents: what is abstained from is missed.
 
     Raises:
-        ConfigError: `target` is out of range, or lower than what keeping every
-            candidate reaches.
+        ConfigError: `target` is out of range, or lower than what keeping every candidate reaches.
     """
     _check_share("a missed-label rate", target)
     n, p = int((reviewed.gold > 0).sum()), reviewed.probabilities
@@ -193,10 +186,9 @@ def control_false_tag_rate(
 ) -> Decision:
     """The lowest threshold of `GRID` that proves a false-tag rate of at most `target`.
 
-    The rate is the mean share of false tags among a document's tags, over
-    documents that get any. It may rise or fall with the threshold, so each
-    threshold is a hypothesis of its own (Learn-Then-Test, arXiv 2110.01052),
-    tested on the documents answered there by Hoeffding-Bentkus p-values.
+    The rate is the mean share of false tags among a document's tags, over documents that get any. It may
+    rise or fall with the threshold, so each threshold is a hypothesis of its own (Learn-Then-Test, arXiv
+    2110.01052), tested on the documents answered there by Hoeffding-Bentkus p-values.
 
     Args:
         reviewed: The documents.
@@ -224,9 +216,8 @@ def control_top_error(
 ) -> Decision:
     """Abstain where needed for the first tag to be false in at most `target` of the documents answered.
 
-    Selective classification with a guarantee (as in Geifman and El-Yaniv,
-    arXiv 1705.08500) by Learn-Then-Test over `GRID`, with exact binomial
-    p-values of the documents answered.
+    Selective classification with a guarantee (as in Geifman and El-Yaniv, arXiv 1705.08500) by
+    Learn-Then-Test over `GRID`, with exact binomial p-values of the documents answered.
 
     Args:
         reviewed: The documents.

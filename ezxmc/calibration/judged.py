@@ -25,8 +25,8 @@ class JudgedRows:
 
     Attributes:
         scores: (N, k) float64, each row best first.
-        hits: (N, k) float64 in [0, 1] where `known`: 0 or 1, or for a teacher
-            the share of its answer on "yes".
+        hits: (N, k) float64 in [0, 1] where `known`: 0 or 1, or for a teacher the share of its answer on
+            "yes".
         known: (N, k) bool, which pairs somebody judged.
     """
 
@@ -45,8 +45,8 @@ class JudgedRows:
 
         Raises:
             InputTypeError: Scores or hits are no numbers.
-            TrainingError: Shapes differ, scores are not finite or not best
-                first, hits outside [0, 1], or fewer than 20 known pairs.
+            TrainingError: Shapes differ, scores are not finite or not best first, hits outside [0, 1], or
+                fewer than 20 known pairs.
         """
         try:
             s, h = np.asarray(scores, dtype=np.float64), np.asarray(hits, dtype=np.float64)

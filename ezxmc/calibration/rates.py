@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ezxmc.errors import ArgumentError, DataError
-from ezxmc.records import Prediction
+from ezxmc.data.catalog import WithoutGold, settle_untagged
+from ezxmc.errors import DataError
+from ezxmc.records import Prediction, Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +20,12 @@ class ReviewedDocuments:
     Attributes:
         probabilities: (N, k) float64, every row best first.
         hits: (N, k) bool, whether people gave the document this label.
-        gold: (N,) int64, all labels people gave, wherever they rank: those
-            beyond the k candidates count, and no decision can keep them.
+        gold: (N,) int64, all labels people gave, wherever they rank: those beyond the k candidates count,
+            and no decision can keep them.
 
     Raises:
-        DataError: There is no document or no candidate, the arrays do not
-            align, or probabilities are not in [0, 1] and best first.
+        DataError: There is no document or no candidate, the arrays do not align, or probabilities are not
+            in [0, 1] and best first.
     """
 
     probabilities: NDArray[np.float64]
@@ -51,7 +51,7 @@ class ReviewedDocuments:
         predictions: Sequence[Prediction],
         gold: Mapping[str, Collection[str]],
         *,
-        without_gold: Literal["none", "unreviewed"] | None = None,
+        without_gold: WithoutGold | None = None,
     ) -> ReviewedDocuments:
         """Out of predictions of one depth with probabilities.
 
@@ -67,27 +67,17 @@ class ReviewedDocuments:
                 one has no probabilities.
             ArgumentError: `without_gold` is something else.
         """
-        if without_gold not in (None, "none", "unreviewed"):
-            raise ArgumentError(f"without_gold is {without_gold!r}", 'give "none" or "unreviewed"')
-        known = [prediction for prediction in predictions if prediction.uid in gold]
-        if not known:
+        if not any(prediction.uid in gold for prediction in predictions):
             raise DataError("no document was reviewed", "check that documents and gold use the same uids")
-        if missing := [prediction.uid for prediction in predictions if prediction.uid not in gold]:
-            if without_gold is None:
-                raise DataError(
-                    f"{len(missing):,} of {len(predictions):,} documents have no row in gold (such as "
-                    f"{missing[0]!r}): were they reviewed?",
-                    'if nothing fits them, they count: without_gold="none"; if nobody reviewed them: '
-                    'without_gold="unreviewed"; an empty set says of one document that nothing fits',
-                )
-            if without_gold == "none":
-                known, gold = list(predictions), {uid: () for uid in missing} | dict(gold)
+        tags = {uid: set(labels) for uid, labels in gold.items()}
+        settle_untagged(tags, (prediction.uid for prediction in predictions), "gold", without_gold)
+        known = [prediction for prediction in predictions if prediction.uid in tags]
         if any(len(prediction.probabilities) != len(prediction.labels) for prediction in known):
             raise DataError("a decision needs probabilities", "run `ezxmc calibrate` on the bundle")
         return cls(
             np.array([prediction.probabilities for prediction in known], dtype=np.float64),
-            np.array([[label in gold[p.uid] for label in p.labels] for p in known], dtype=np.bool_),
-            np.array([len(gold[prediction.uid]) for prediction in known], dtype=np.int64),
+            np.array([[label in tags[p.uid] for label in p.labels] for p in known], dtype=np.bool_),
+            np.array([len(tags[prediction.uid]) for prediction in known], dtype=np.int64),
         )
 
     @property
@@ -106,8 +96,8 @@ def missed(reviewed: ReviewedDocuments, kept: NDArray[np.bool_]) -> NDArray[np.f
 def false_tags(reviewed: ReviewedDocuments, kept: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Share of false tags among those kept: one value per answered document, in order.
 
-    A document with nothing kept has no value: counted as 0, abstaining on many
-    documents would hide any number of false tags on the others.
+    A document with nothing kept has no value: counted as 0, abstaining on many documents would hide any
+    number of false tags on the others.
     """
     count = kept.sum(axis=1)
     right = (reviewed.hits & kept).sum(axis=1)
@@ -115,17 +105,16 @@ def false_tags(reviewed: ReviewedDocuments, kept: NDArray[np.bool_]) -> NDArray[
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class Rates(Result):
     """What a choice did on reviewed documents; `None` where there is nothing to average.
 
     Attributes:
         documents: Reviewed documents.
         answered: Share of them with at least one tag.
         tags: Kept per document, answered or not.
-        missed: Mean share of a document's gold labels that are not kept, over
-            documents with gold; labels beyond the candidates count as missed.
-        false_tags: Mean share of false tags among a document's tags, over
-            answered documents.
+        missed: Mean share of a document's gold labels that are not kept, over documents with gold; labels
+            beyond the candidates count as missed.
+        false_tags: Mean share of false tags among a document's tags, over answered documents.
         false_tags_pooled: False tags of all tags kept.
         top_error: Share of answered documents whose first tag is false.
         f1: Micro-averaged, all gold labels counted.

@@ -1,26 +1,199 @@
-"""`ezxmc labels ...` and `ezxmc export`: labels that come and go; a student for a faster runtime."""
+"""What is done to a bundle: `calibrate`, `decide`, `labels ...`, and `export` for a faster runtime."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ezxmc.cli.console import Column, Json, answer, bad_rows, columns_of, emit, show_progress, standard_output
+from ezxmc.cli.console import (
+    Column,
+    Documents,
+    Json,
+    Seed,
+    Untagged,
+    answer,
+    bad_rows,
+    columns_of,
+    emit,
+    show_progress,
+    standard_output,
+)
 from ezxmc.config import Backend, Precision
 
+if TYPE_CHECKING:
+    from ezxmc.pipeline.calibrate import TagRule
+
 Folder = Annotated[Path, typer.Argument(help="Bundle folder.")]
+_TOLD_OF_INDEX = ("kind", "reason", "recall", "recall_at", "advice")
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
+    app.command()(calibrate)
+    app.command()(decide)
     labels = typer.Typer(no_args_is_help=True, help="List, add or remove the labels of a bundle.")
     labels.command("list")(show)
     for command in (add, remove, rebuild):
         labels.command()(command)
     app.add_typer(labels, name="labels")
     app.command()(export)
+
+
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder; its calibrator is replaced.")],
+    documents: Documents,
+    store: Annotated[Path | None, typer.Option(help="The teacher's judgments.")] = None,
+    gold: Annotated[
+        str | None, typer.Option(help="People's tags: all that are right among the top labels.")
+    ] = None,
+    reviewed: Annotated[
+        Path | None,
+        typer.Option(
+            help="A store with people's decisions, in place of --gold: on half of a top list or more."
+        ),
+    ] = None,
+    target: Annotated[
+        Literal["teacher", "human", "both"] | None,
+        typer.Option(help="Default: by what is given; `both` alone corrects the bundle's own calibrator."),
+    ] = None,
+    kind: Annotated[
+        Literal["isotonic", "platt", "temperature", "ranked"] | None,
+        typer.Option(help="Default: the one that foretells best."),
+    ] = None,
+    depth: Annotated[int, typer.Option(min=1, help="Ranks per document used.")] = 10,
+    held_out: Annotated[
+        float | None, typer.Option(help="As given to `ezxmc train`; else all are used.")
+    ] = None,
+    missing: Annotated[
+        Path | None, typer.Option(help="Fit nothing: write the pairs --store lacks, for `ezxmc annotate`.")
+    ] = None,
+    seed: Seed = 0,
+    without_gold: Untagged = None,
+    column: Column = None,
+    json: Json = False,
+) -> None:
+    """Turn a bundle's scores into probabilities.
+
+    With --store they foretell the teacher, with --gold people. With both, or
+    with --gold --target both on a bundle that foretells its teacher, the
+    teacher gives the shape and 50 to 200 reviewed documents correct it. Instead
+    of --gold, --reviewed takes what `ezxmc review` put into a store.
+
+    Use documents the student was not trained on: --held-out and --seed as in
+    `ezxmc train` pick the part it kept apart, or give a file of their own. The
+    teacher must have judged the bundle's own top labels of them, not only a
+    shortlist that another model made: --missing writes what to ask yet.
+
+    Example: ezxmc calibrate bundle reviewed.jsonl --gold reviewed.tsv --target both
+    """
+    from ezxmc.pipeline.calibrate import calibrate as fit
+    from ezxmc.pipeline.calibrate import missing_pairs
+
+    with show_progress() as watch:
+        common: dict[str, Any] = {"depth": depth, "held_out": held_out, "seed": seed, "watch": watch}
+        common["columns"] = columns_of(column)
+        found = (
+            missing_pairs(bundle, documents, store, missing, **common)
+            if missing is not None
+            else fit(
+                bundle,
+                documents,
+                store=store,
+                gold=gold,
+                reviewed=reviewed,
+                target=target,
+                kind=kind,
+                without_gold=without_gold,
+                **common,
+            )
+        )
+    answer(json, found.to_dict(), found.rows)
+    bad_rows(**found.rows)
+
+
+def decide(
+    bundle: Annotated[
+        Path, typer.Argument(help="Bundle folder with a calibrator; its decision is replaced.")
+    ],
+    documents: Documents,
+    gold: Annotated[str, typer.Argument(help="All right labels of these documents: TSV or JSONL pairs.")],
+    missed_rate: Annotated[
+        float | None, typer.Option(help="Of a document's right labels at most this share is missed.")
+    ] = None,
+    false_tag_rate: Annotated[
+        float | None, typer.Option(help="Of a tagged document's tags at most this share is false.")
+    ] = None,
+    first_tag_error: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the documents tagged at most this share has a false first tag; others abstain."
+        ),
+    ] = None,
+    f1: Annotated[bool, typer.Option("--f1", help="The threshold of the best expected micro F1.")] = False,
+    document_f1: Annotated[
+        bool,
+        typer.Option("--document-f1", help="As many tags for each document as its expected F1 is best with."),
+    ] = False,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Tags at least this probable.")
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="The k best; with --first-tag-error, of documents tagged.")
+    ] = None,
+    abstain_below: Annotated[
+        float | None, typer.Option(min=0, max=1, help="No tag where the best is less probable than this.")
+    ] = None,
+    confidence: Annotated[
+        float,
+        typer.Option(help="Of --false-tag-rate and --first-tag-error (--missed-rate holds on average)."),
+    ] = 0.9,
+    depth: Annotated[int, typer.Option(min=1, help="Candidates per document looked at.")] = 50,
+    without_gold: Untagged = None,
+    column: Column = None,
+    json: Json = False,
+) -> None:
+    """Decide which candidates become tags, with a guarantee where one is asked for.
+
+    Give documents that are a random sample of those to come, reviewed by
+    people, and used neither to train the student nor to calibrate the bundle:
+    every guarantee rests on that, and on those that nothing fits being among
+    them. The measured rates are of these documents.
+
+    Example: ezxmc decide bundle reviewed.jsonl reviewed.tsv --missed-rate 0.2
+    """
+    from ezxmc.pipeline.calibrate import decide as choose
+
+    with show_progress() as watch:
+        found = choose(
+            bundle,
+            documents,
+            gold,
+            missed_rate=missed_rate,
+            false_tag_rate=false_tag_rate,
+            first_tag_error=first_tag_error,
+            f1=f1,
+            document_f1=document_f1,
+            threshold=threshold,
+            top_k=top_k,
+            abstain_below=abstain_below,
+            confidence=confidence,
+            depth=depth,
+            without_gold=without_gold,
+            columns=columns_of(column),
+            watch=watch,
+        )
+    _answer_decision(json, found)
+    bad_rows(**found.rows)
+
+
+def _answer_decision(json: bool, found: TagRule) -> None:
+    facts = found.to_dict()
+    if not json:
+        facts = {**facts["decision"], "guarantee": facts["guarantee"], **facts["measured"]}
+        facts.pop("promise", None)
+    answer(json, {name: "none" if value is None else value for name, value in facts.items()}, found.rows)
 
 
 def show(bundle: Folder, json: Json = False) -> None:
@@ -37,13 +210,7 @@ def show(bundle: Folder, json: Json = False) -> None:
                 {
                     "labels": [{"uid": label.uid, "title": label.title} for label in labels],
                     "decision": decision.guarantee if decision else None,
-                    "index": {
-                        "kind": index.kind,
-                        "reason": index.reason,
-                        "recall": index.recall,
-                        "recall_at": index.recall_at,
-                        "advice": index.advice,
-                    },
+                    "index": {name: getattr(index, name) for name in _TOLD_OF_INDEX},
                 }
             )
             return
@@ -75,9 +242,7 @@ def add(
 
     check_changeable(bundle)
     tags, rows = read_labels(
-        labels,
-        known=labels_of(bundle),
-        columns=columns_for("labels", columns_of(column, labels_only=True)),
+        labels, known=labels_of(bundle), columns=columns_for("labels", columns_of(column, labels_only=True))
     )
     rows.refuse_empty(labels, "label", tags)
     with show_progress() as watch:
@@ -88,9 +253,7 @@ def add(
 
 
 def remove(
-    bundle: Folder,
-    uids: Annotated[list[str], typer.Argument(help="Uids of the labels.")],
-    json: Json = False,
+    bundle: Folder, uids: Annotated[list[str], typer.Argument(help="Uids of the labels.")], json: Json = False
 ) -> None:
     """Remove labels; no document gets them any more.
 
@@ -136,28 +299,11 @@ def export(
 
     Example: ezxmc export run/bundle --backend onnx --precision int8
     """
-    from tempfile import TemporaryDirectory
+    from ezxmc.bundle.bundle import export_student
 
-    from ezxmc.bundle.bundle import add_student_files, load_bundle
-    from ezxmc.bundle.manifest import check_changeable
-    from ezxmc.retrieval.export import convert
-
-    check_changeable(bundle)
     with show_progress() as watch:
-        opened = load_bundle(bundle)
         watch.stage("converting")
-        # Beside the bundle's files, where it can be moved from in one step.
-        with TemporaryDirectory(dir=bundle, prefix=".export-") as folder:
-            texts = [f"{label.title} {label.text}" for label in opened.labels]
-            found = convert(opened.encoder, Path(folder), texts, backend=backend, precision=precision)
-            add_student_files(bundle, {found.name: Path(folder) / found.name})
-    answer(
-        json,
-        {
-            "file": f"student/{found.name}",
-            "megabytes": round(found.bytes / 1e6, 1),
-            "precision": found.precision,
-            "cosine_mean": found.cosine_mean,
-            "cosine_least": found.cosine_least,
-        },
-    )
+        found = export_student(bundle, backend=backend, precision=precision)
+    facts = found.to_dict()
+    facts = {"file": f"student/{facts.pop('name')}", "megabytes": round(facts.pop("bytes") / 1e6, 1), **facts}
+    answer(json, facts)

@@ -10,9 +10,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
@@ -29,20 +28,17 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.progress import (
-    Progress as Bars,
-)
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
 from ezxmc.cluster import RayConfig
-from ezxmc.config import RunConfig
+from ezxmc.config import BudgetConfig, RunConfig
 from ezxmc.errors import DataError
 from ezxmc.progress import NoProgress, printable, rank_and_size
 
 if TYPE_CHECKING:
     from ezxmc.data import RowReport
-    from ezxmc.records import Document, Label
 
 stderr = Console(stderr=True)
 BAD_ROWS = 3  # exit code
@@ -57,13 +53,7 @@ Column = Annotated[
 ]
 
 
-class WithoutGold(StrEnum):
-    """What a document is that gold has no label for."""
-
-    NONE = "none"
-    UNREVIEWED = "unreviewed"
-
-
+WithoutGold = Literal["none", "unreviewed"]
 Untagged = Annotated[
     WithoutGold | None,
     typer.Option(
@@ -71,6 +61,17 @@ Untagged = Annotated[
         help="What documents without a label in gold are: reviewed, and `none` fits, or `unreviewed`.",
     ),
 ]
+Documents = Annotated[str, typer.Argument(help="Documents: JSONL, CSV, Parquet, `datasets` folder, hub id.")]
+Labels = Annotated[str, typer.Argument(help="Labels: the same formats, or a .txt with a title per line.")]
+Strict = Annotated[bool, typer.Option(help="Stop at the first bad row.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of splits, exploration and training.")]
+MaxPairs = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Judgments in the store at most; other commands at work may add theirs in hand."
+    ),
+]
+MaxHours = Annotated[float | None, typer.Option(help="Hours of judging at most, all sessions together.")]
 _NO_WIDTH = 1_000_000  # columns
 _WIDEST = 160  # columns of a line that is only looked at
 _STREAMS = 2  # standard input, output and error are the files 0 to 2
@@ -97,8 +98,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        # soft_wrap: a long path must stay one piece to copy.
-        stderr.print(text, soft_wrap=True, markup=False, highlight=False)
+        say(text)
 
     def show(self, text: str) -> None:
         """A line no wider than the screen; wide characters count as what they take of it."""
@@ -136,7 +136,7 @@ def show_progress() -> Iterator[Progress | NoProgress]:
 
 
 def _plain_stage(title: str) -> Callable[[int, int], None]:
-    stderr.print(title, soft_wrap=True, markup=False, highlight=False)
+    say(title)
     started = last = time.monotonic()
     known: int | None = None
     first: tuple[float, int] | None = None
@@ -154,12 +154,7 @@ def _plain_stage(title: str) -> Callable[[int, int], None]:
         rate = (done - first[1]) / (now - first[0]) if first and now > first[0] else 0.0
         left = f", {rate:,.1f}/s" if rate > 0 else ""
         left += f", about {clock((total - done) / rate)} left" if rate > 0 and done < total else ""
-        stderr.print(
-            f"  {title}: {done:,}{f'/{total:,}' if total else ''} after {clock(now - started)}{left}",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
-        )
+        say(f"  {title}: {done:,}{f'/{total:,}' if total else ''} after {clock(now - started)}{left}")
 
     return update
 
@@ -252,7 +247,9 @@ def answer(json: bool, values: dict[str, Any], rows: Mapping[str, RowReport | No
 
 
 def shown(value: Any) -> str:
-    """A number as people read it, anything else as it is."""
+    """A number as people read it, of a dict every value so, anything else as it is."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {shown(one)}" for name, one in value.items()) or "none"
     if isinstance(value, float):
         return f"{value:,.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -262,56 +259,6 @@ def brief(text: str, width: int) -> str:
     """The beginning of a user's text on one line, without control characters: they would move the cursor."""
     line = printable(text[: 20 * width])
     return line if len(line) <= width else f"{line[: width - 1]}…"
-
-
-def read_inputs(
-    documents: str | Path, labels: str | Path, column: list[str] | None, strict: bool
-) -> tuple[tuple[list[Document], RowReport], tuple[list[Label], RowReport]]:
-    """Documents and labels of a command, and how reading them went.
-
-    Raises:
-        DataError: One of them holds nothing usable.
-    """
-    from ezxmc.data import columns_for, read_documents, read_labels
-
-    columns = columns_of(column)
-    docs = read_documents(documents, strict=strict, columns=columns_for("documents", columns))
-    tags = read_labels(labels, strict=strict, columns=columns_for("labels", columns))
-    for source, (found, rows), what in ((documents, docs, "document"), (labels, tags, "label")):
-        rows.refuse_empty(source, what, found)
-    return docs, tags
-
-
-def settle_untagged(
-    gold: dict[str, set[str]],
-    documents: Iterable[str],
-    source: str,
-    meaning: WithoutGold | None,
-    say: Callable[[str], None],
-) -> None:
-    """Add those of `documents` that gold lacks to it, if people saw them and no label fits.
-
-    Left out by that outcome, they would make tags and probabilities look better than they are.
-
-    Raises:
-        DataError: There are some, and nobody says what they are.
-    """
-    from ezxmc.data.matching import some
-
-    uids = list(documents)
-    missing = [uid for uid in uids if uid not in gold]
-    if not missing:
-        return
-    found = f"{len(missing):,} of {len(uids):,} documents have no label in {source} ({some(missing)})"
-    if meaning is None:
-        raise DataError(
-            f"{found}: were they reviewed?",
-            "if nothing fits them, they count: --without-gold none; if nobody reviewed them: --without-gold "
-            'unreviewed; an empty label cell ("labels": [] in JSON) says of one document that nothing fits',
-        )
-    if meaning is WithoutGold.NONE:
-        gold.update((uid, set()) for uid in missing)
-    say(f"{found}: {'reviewed, and nothing fits' if meaning is WithoutGold.NONE else 'unreviewed, left out'}")
 
 
 def accounts(rows: Mapping[str, RowReport | None]) -> dict[str, Any]:
@@ -331,12 +278,13 @@ def bad_rows(*counts: int, **rows: RowReport | None) -> None:
     """
     for name, report in rows.items():
         if report is not None and (report.counts or report.notes):
-            report.tell(_line, name)
+            report.tell(say, name)
     if any(counts) or any(report.bad for report in rows.values() if report is not None):
         raise typer.Exit(BAD_ROWS)
 
 
-def _line(text: str) -> None:
+def say(text: str) -> None:
+    """A line for people, on standard error; a long path stays one piece to copy."""
     stderr.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -347,6 +295,16 @@ Address = Annotated[
     str | None,
     typer.Option("--ray-address", help="With --engine ray: auto or HOST:6379; default: this machine alone."),
 ]
+
+
+def with_budget(config: RunConfig, max_pairs: int | None, max_hours: float | None) -> RunConfig:
+    """The configuration with the limits given on the command line."""
+    given = {"max_pairs": max_pairs, "max_hours": max_hours}
+    # What nobody set stays so: a run keeps the value it was begun with.
+    limits = config.budget.model_dump(exclude_unset=True) | {
+        name: value for name, value in given.items() if value is not None
+    }
+    return config.model_copy(update={"budget": BudgetConfig(**limits)})
 
 
 def with_engine(

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json as jsonlib
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ezxmc.cli.console import Column, Json, accounts, bad_rows, columns_of, emit, shown, stderr, table
+from ezxmc.cli.console import Column, Json, accounts, bad_rows, columns_of, emit, say, shown, table
 from ezxmc.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -47,11 +46,7 @@ def list_(json: Json = False) -> None:
         emit([card.model_dump(exclude={"prose"}) for card in cards])
         return
     rows = [
-        [
-            card.name,
-            *map(_count, (_documents(card), card.sizes.labels, card.labels_per_document)),
-            card.prompt,
-        ]
+        [card.name, *map(_cell, (_documents(card), card.sizes.labels, card.labels_per_document)), card.prompt]
         for card in cards
     ]
     table("", ["name", "documents", "labels", "labels per document", "prompt"], rows)
@@ -86,46 +81,30 @@ def inspect(
 
     Example: ezxmc data inspect tickets.csv --labels tags.csv --gold gold.csv --column text=message
     """
-    from ezxmc.data import columns_for, read_gold
-    from ezxmc.data.inspect import inspect_source
+    from ezxmc.data.inspect import inspect_files
 
     if "-" in files:
         raise typer.BadParameter("standard input can be read once only: give files")
-    given = columns_of(column)
-    found = [inspect_source(file, "documents", columns_for("documents", given)) for file in files]
-    tags = inspect_source(labels, "labels", columns_for("labels", given)) if labels else None
-    rows = {one.source: one.rows for one in (*found, *([tags] if tags else []))}
-    held: dict[str, Any] = {}
-    if gold is not None:
-        try:
-            pairs, rows[gold] = read_gold(
-                gold,
-                documents={uid for one in found for uid in one.titles},
-                labels=tags.titles if tags else None,
-            )
-            used = {label for those in pairs.values() for label in those}
-            held = {"source": gold, "documents": len(pairs), "pairs": sum(map(len, pairs.values()))}
-            held |= {"labels": len(used), "rows": rows[gold].to_dict()}
-        except DataError as error:
-            held = {"source": gold, "error": error.message, "cure": error.cure}
+    found = inspect_files(files, labels, gold, columns_of(column))
     if json:
-        shown_labels = tags.to_dict() if tags else None
-        emit({"documents": [one.to_dict() for one in found], "labels": shown_labels, "gold": held or None})
+        emit(found.to_dict())
     else:
-        for one in (*found, *([tags] if tags else [])):
+        for one in (*found.documents, *([found.labels] if found.labels else [])):
             _show_inspection(one)
-        if "error" in held:
-            _say(f"gold does not fit: {held['error']}\n  cure: {held['cure']}")
-        elif held:
-            _say(
-                f"gold that fits: {held['documents']:,} documents, {held['pairs']:,} pairs, "
-                f"{held['labels']:,} labels"
-            )
-    for source, report in rows.items():
-        _say(f"{source}: {report.summary()}")
+        _show_held(found.gold)
+    for source, report in found.rows.items():
+        say(f"{source}: {report.summary()}")
         for note in report.notes:
-            _say(f"  {note}")
-    bad_rows(*(report.bad for report in rows.values()), int("error" in held))
+            say(f"  {note}")
+    bad_rows(*(report.bad for report in found.rows.values()), int("error" in found.gold))
+
+
+def _show_held(gold: dict[str, Any]) -> None:
+    if "error" in gold:
+        say(f"gold does not fit: {gold['error']}\n  cure: {gold['cure']}")
+    elif gold:
+        counts = (f"{gold[name]:,} {name}" for name in ("documents", "pairs", "labels"))
+        say(f"gold that fits: {', '.join(counts)}")
 
 
 def _show_inspection(one: Inspection) -> None:
@@ -143,17 +122,13 @@ def _show_inspection(one: Inspection) -> None:
     for row in one.first:
         typer.echo("  " + _short(row, _LINE))
     if one.repeats:
-        _say(f"{one.source}: {repeated(one.repeats)}")
+        say(f"{one.source}: {repeated(one.repeats)}")
 
 
 def _short(value: Any, most: int) -> str:
     text = value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False, default=str)
     text = " ".join(text.split()) if value is not None else ""
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _say(text: str) -> None:
-    stderr.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def stats(folder: Folder, json: Json = False) -> None:
@@ -168,29 +143,33 @@ def stats(folder: Folder, json: Json = False) -> None:
     if json:
         emit({**found.to_dict(), "rows": accounts(rows)})
     else:
-        splits = list(found.splits.values())
-        table(
-            str(folder),
-            ["", *found.splits],
-            [
-                ["documents", *(_count(one.documents) for one in splits)],
-                ["with gold labels", *(_count(one.with_gold) for one in splits)],
-                ["gold pairs", *(_count(one.pairs) for one in splits)],
-                ["filtered pairs", *(_count(one.filtered) for one in splits)],
-                ["labels used", *(_count(one.labels_used) for one in splits)],
-                ["labels not in the list", *(_count(one.labels_unknown) for one in splits)],
-                ["labels per document", *(_spread(one.labels_per_document) for one in splits)],
-                ["documents per label", *(_spread(one.documents_per_label) for one in splits)],
-                ["characters", *(_spread(one.characters) for one in splits)],
-                ["equal texts", *(_count(one.duplicates) for one in splits)],
-            ],
-        )
-        whole = {"labels": found.labels, "labels unused": found.labels_unused}
-        whole |= {"labels with another's title": found.equal_titles}
-        if found.test_in_train is not None:
-            whole["test texts also in train"] = found.test_in_train
-        table("", ["", ""], [[name, _count(value)] for name, value in whole.items()])
+        _show_statistics(found, str(folder))
     bad_rows(**rows)
+
+
+def _show_statistics(found: Statistics, title: str) -> None:
+    splits = found.splits.values()
+    rows = [
+        [head, *(_cell(getattr(one, name)) for one in splits)]
+        for head, name in (
+            ("documents", "documents"),
+            ("with gold labels", "with_gold"),
+            ("gold pairs", "pairs"),
+            ("filtered pairs", "filtered"),
+            ("labels used", "labels_used"),
+            ("labels not in the list", "labels_unknown"),
+            ("labels per document", "labels_per_document"),
+            ("documents per label", "documents_per_label"),
+            ("characters", "characters"),
+            ("equal texts", "duplicates"),
+        )
+    ]
+    table(title, ["", *found.splits], rows)
+    whole = {"labels": found.labels, "labels unused": found.labels_unused}
+    whole |= {"labels with another's title": found.equal_titles}
+    if found.test_in_train is not None:
+        whole["test texts also in train"] = found.test_in_train
+    table("", ["", ""], [[name, _cell(value)] for name, value in whole.items()])
 
 
 def check(
@@ -209,19 +188,12 @@ def check(
     compared = known.compare(found)
     differing = [one for one in compared if not one.fits]
     if json:
-        emit(
-            {
-                "card": known.name,
-                "compared": len(compared),
-                "differences": [asdict(one) for one in differing],
-                "rows": accounts(rows),
-            }
-        )
+        facts = {"card": known.name, "compared": len(compared)}
+        emit({**facts, "differences": [one.to_dict() for one in differing], "rows": accounts(rows)})
     elif differing:
+        title = f"{folder}: {len(differing)} of {len(compared)} figures differ from the card {known.name}"
         table(
-            f"{folder}: {len(differing)} of {len(compared)} figures differ from the card {known.name}",
-            ["", "card", "here"],
-            [[one.figure, _count(one.card), _count(one.here)] for one in differing],
+            title, ["", "card", "here"], [[one.figure, _cell(one.card), _cell(one.here)] for one in differing]
         )
     else:
         typer.echo(f"{folder}: all {len(compared)} figures are as the card {known.name} says")
@@ -252,28 +224,16 @@ def convert(
 
     repo = XmcRepo.find(folder, strict=strict)
     if repo is None:
-        raise DataError(
-            f"{folder} holds no texts of a benchmark", "`ezxmc data convert --help` names the files"
-        )
-    written = write(repo, out)
+        what = f"{folder} holds no texts of a benchmark"
+        raise DataError(what, "`ezxmc data convert --help` names the files")
+    written = {split: one.to_dict() for split, one in write(repo, out).items()}
     if json:
-        emit(
-            {
-                "out": str(out),
-                "labels": len(repo.labels()),
-                "splits": {split: asdict(one) for split, one in written.items()},
-                "rows": accounts(repo.rows),
-            }
-        )
+        facts = {"out": str(out), "labels": len(repo.labels()), "splits": written}
+        emit({**facts, "rows": accounts(repo.rows)})
     else:
-        table(
-            f"{len(repo.labels()):,} labels, in {out}",
-            ["", "documents", "without labels", "gold pairs", "filtered pairs"],
-            [
-                [split, *map(_count, (one.documents, one.without_labels, one.pairs, one.filtered))]
-                for split, one in written.items()
-            ],
-        )
+        heads = ["", "documents", "without labels", "gold pairs", "filtered pairs"]
+        rows = [[split, *map(_cell, one.values())] for split, one in written.items()]
+        table(f"{len(repo.labels()):,} labels, in {out}", heads, rows)
     bad_rows(**repo.rows)
 
 
@@ -302,11 +262,9 @@ def _documents(card: DataCard) -> int | None:
     return card.sizes.documents if card.sizes.documents is not None or not parts else sum(parts)
 
 
-def _count(value: float | None) -> str:
-    return _MISSING if value is None else shown(value)
-
-
-def _spread(spread: Spread | None) -> str:
-    if spread is None:
+def _cell(value: float | Spread | None) -> str:
+    if value is None:
         return _MISSING
-    return f"mean {shown(spread.mean)}, median {spread.median:,g}, most {shown(spread.max)}"
+    if isinstance(value, int | float):
+        return shown(value)
+    return f"mean {shown(value.mean)}, median {value.median:,g}, most {shown(value.max)}"

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ezxmc.cli.console import Json, bad_rows, emit, show_progress, shown, table
-from ezxmc.errors import StoreError
-
-if TYPE_CHECKING:
-    from ezxmc.feedback.store import FeedbackStore
 
 Store = Annotated[Path, typer.Argument(help="Feedback store, an SQLite file.")]
 
@@ -32,38 +27,20 @@ def stats(store: Store, json: Json = False) -> None:
 
     Example: ezxmc judgments stats feedback.sqlite
     """
-    with opened(store) as feedback:
-        teachers = []
-        for fingerprint, description in feedback.teachers().items():
-            totals = feedback.totals(fingerprint)
-            teachers.append(
-                {
-                    "teacher": fingerprint,
-                    "description": description,
-                    **asdict(totals),
-                    "cache_share": totals.cache_share,
-                    "computed_per_pair": totals.computed_per_pair,
-                    "pairs_per_second": totals.pairs_per_second,
-                }
-            )
-        rows = sum(one["judgments"] for one in teachers)
-        found = {
-            "store": str(store),
-            "judgments": rows,
-            "bytes": feedback.size,
-            "bytes_per_judgment": feedback.size / rows if rows else None,
-            "teachers": teachers,
-        }
+    from ezxmc.feedback.exchange import store_statistics
+
+    found = store_statistics(store)
     if json:
         emit(found)
         return
+    rows, teachers = found["judgments"], found["teachers"]
     per = f", {found['bytes_per_judgment']:.0f} each" if rows else ""
     typer.echo(f"{store}: {rows:,} judgments of {len(teachers)} teachers in {found['bytes']:,} bytes{per}")
     for one in teachers:
         title = one.pop("teacher")
         for name, value in one.pop("description").items():
             one[f"  {name}"] = value
-        table(title, ["", ""], [[name.replace("_", " "), _shown(value)] for name, value in one.items()])
+        table(title, ["", ""], [[name.replace("_", " "), shown(value)] for name, value in one.items()])
 
 
 def failures(
@@ -75,35 +52,17 @@ def failures(
 
     Example: ezxmc judgments failures feedback.sqlite
     """
-    from itertools import islice
+    from ezxmc.feedback.exchange import failed_pairs
 
-    with opened(store) as feedback:
-        found: list[dict[str, Any]] = [
-            {
-                "teacher": fingerprint,
-                "counts": feedback.totals(fingerprint).failures_by_kind,
-                "pairs": [
-                    {
-                        "status": one.status.value,
-                        "doc": one.doc_uid,
-                        "label": one.label_uid,
-                        "attempts": one.attempts,
-                    }
-                    for one in islice(feedback.failures(fingerprint), limit)
-                ],
-            }
-            for fingerprint in feedback.teachers()
-        ]
+    found = failed_pairs(store, limit)
     if json:
         emit(found)
         return
     for one in found:
         counts = ", ".join(f"{count:,} {kind}" for kind, count in one["counts"].items())
         typer.echo(f"{one['teacher']}: {counts or 'no pair failed'}")
-        if one["pairs"]:
-            table(
-                "", list(one["pairs"][0]), [[str(value) for value in pair.values()] for pair in one["pairs"]]
-            )
+        if pairs := one["pairs"]:
+            table("", list(pairs[0]), [[str(value) for value in pair.values()] for pair in pairs])
 
 
 def export(
@@ -119,8 +78,9 @@ def export(
     Example: ezxmc judgments export feedback.sqlite judgments.parquet
     """
     from ezxmc.feedback.exchange import export_judgments
+    from ezxmc.feedback.store import existing_store
 
-    with show_progress() as watch, opened(store) as feedback:
+    with show_progress() as watch, existing_store(store) as feedback:
         rows = export_judgments(feedback, out, teacher=teacher, progress=watch.stage("export"))
     if json:
         emit({"judgments": rows, "out": str(out), "bytes": out.stat().st_size})
@@ -150,29 +110,7 @@ def import_(
         done = import_judgments(feedback, source, report, progress=watch.stage("import"))
         report.tell(watch.say, source)
     if json:
-        emit({**asdict(done), "rows": report.to_dict(), "store": str(store)})
+        emit({**done.to_dict(), "rows": report.to_dict(), "store": str(store)})
     else:
         typer.echo(f"{done.new:,} new judgments in {store}, {done.duplicates:,} duplicates skipped")
     bad_rows(judgments=report)
-
-
-def opened(store: Path) -> FeedbackStore:
-    """A store that is there.
-
-    Raises:
-        StoreError: It is not.
-    """
-    from ezxmc.feedback.store import FeedbackStore
-
-    if not store.exists():
-        raise StoreError(f"no feedback store at {store}", "make one with `ezxmc annotate`")
-    if store.is_file() and not store.stat().st_size:
-        # SQLite would take it for a store to be filled, and fill it.
-        raise StoreError(f"{store} is empty: no feedback store", "make one with `ezxmc annotate`")
-    return FeedbackStore(store)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_shown(one)}" for name, one in value.items()) or "none"
-    return shown(value)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,17 +14,13 @@ from ezxmc.cli.console import (
     Engine,
     Json,
     Untagged,
-    WithoutGold,
     Workers,
-    accounts,
     bad_rows,
     cluster,
     columns_of,
     emit,
-    settle_untagged,
     show_progress,
     standard_output,
-    stderr,
     table,
 )
 from ezxmc.config import Backend, Precision
@@ -34,7 +28,7 @@ from ezxmc.errors import ConfigError
 
 if TYPE_CHECKING:
     from ezxmc.metrics import Difference
-    from ezxmc.records import Prediction
+    from ezxmc.metrics.files import EvaluatedFiles
 
 Runtime = Annotated[Backend, typer.Option(help="What runs the encoder.")]
 ComputedIn = Annotated[
@@ -83,73 +77,23 @@ def predict(
 
     Example: ezxmc predict run/bundle new.jsonl --threshold 0.5 -o tags.jsonl --resume
     """
-    from ezxmc.bundle.predict import WINDOW
-    from ezxmc.bundle.tagging import RowFile, Rule, Tagging, check_tags, tag_rows
-    from ezxmc.bundle.tagging_ray import RayTagger
-    from ezxmc.data import RowReport, columns_for
-    from ezxmc.files import json_line, sole_writer
-
-    ray = cluster(engine, workers, ray_address)
-    if out is None and (resume or ray):
-        raise typer.BadParameter("--resume and --engine ray need --out")
-    inputs: list[str | Path] = [bundle, documents]
-    if out:
-        check_tags(out, resume=resume, inputs=inputs)
-    else:
-        standard_output()
+    from ezxmc.bundle.tagging import Rule, tag_file
+    from ezxmc.files import json_line
 
     def show(rows: list[dict[str, Any]]) -> None:
         standard_output().write(b"".join(map(json_line, rows)).decode())
         standard_output().flush()
 
-    rows = RowReport(strict=strict)
-    columns = columns_for("documents", columns_of(column))
-    with ExitStack() as stack:
-        if out:
-            stack.enter_context(sole_writer(out))
-        rule = Rule(str(bundle), backend, precision, k, threshold, decide)
-        tagger = rule.tagger()
-        if out:
-            stack.callback(_tell_of_part, out)
-        file = stack.enter_context(RowFile(out, resume=resume, inputs=inputs)) if out else None
-        watch = stack.enter_context(show_progress())
-        rows.say = watch.say
-        if tagger.decision and tagger.decision.changed:
-            watch.say(f"decision: {tagger.decision.guarantee}")
-        if file and file.skip:
-            watch.say(f"{out}: going on after row {file.skip:,}")
-        skip = file.skip if file else 0
-        tagging: Tagging = tagger
-        if ray and out:
-            shards = out.with_name(f"{out.name}-shards")
-            start = skip // WINDOW
-            tagging = stack.enter_context(RayTagger(rule, ray, shards, start=start, say=watch.say))
-        tag_rows(
-            tagging,
-            documents,
-            rows,
-            file.write if file else show,
-            skip=skip,
-            columns=columns,
-            progress=watch.stage("tagging"),
-        )
-        rows.tell(watch.say, "documents")
-        # Bad rows have their answers; where there are none either, former tags stay.
-        rows.refuse_empty(documents, "document", range(rows.rows))
+    ray = cluster(engine, workers, ray_address)
+    if out is None:
+        if resume or ray:
+            raise typer.BadParameter("--resume and --engine ray need --out")
+        standard_output()
+    rule = Rule(str(bundle), backend, precision, k, threshold, decide)
+    how: dict[str, Any] = {"resume": resume, "cluster": ray, "columns": columns_of(column), "strict": strict}
+    with show_progress() as watch:
+        rows = tag_file(rule, documents, out or show, **how, watch=watch)
     bad_rows(documents=rows)
-
-
-def _tell_of_part(out: Path) -> None:
-    """Where an interrupted job's tags are."""
-    from ezxmc.bundle.tagging import part_of
-
-    if (part := part_of(out)).is_file():
-        stderr.print(
-            f"what was tagged so far is in {part}; --resume goes on from there",
-            soft_wrap=True,
-            markup=False,
-            highlight=False,
-        )
 
 
 def serve(
@@ -230,7 +174,7 @@ def evaluate(
     compare: Annotated[
         str | None, typer.Option(help="Predictions of another run, subtracted document by document.")
     ] = None,
-    without_gold: Untagged = WithoutGold.UNREVIEWED,
+    without_gold: Untagged = "unreviewed",
     json: Json = False,
 ) -> None:
     """Compare predictions with gold tags: P@k, R@k, nDCG@k, coverage, ECE@k, with 95% intervals.
@@ -245,92 +189,41 @@ def evaluate(
 
     Example: ezxmc evaluate tags.jsonl gold.tsv --train-gold train.tsv --threshold 0.5 --compare old.jsonl
     """
-    from ezxmc.data import RowReport, read_gold, read_labels
-    from ezxmc.data.predictions import read_predictions
-    from ezxmc.errors import DataError
-    from ezxmc.metrics.evaluation import Evaluation
-    from ezxmc.metrics.evaluation import compare as difference
-    from ezxmc.metrics.evaluation import evaluate as assess
+    from ezxmc.metrics.files import evaluate_files
 
-    if propensity and train_gold is None:
-        raise typer.BadParameter("--propensity needs --train-gold")
-    if propensity and min(propensity) <= 0:
-        raise typer.BadParameter("--propensity takes two numbers above 0")
-    reports: dict[str, RowReport] = {}
-    if labels is not None:
-        known, reports["labels"] = read_labels(labels)
-        titles = {label.uid: label.title for label in known}
-    # Gold is held against what was predicted, so that is read first; standard input only once.
-    predicted: dict[str, list[Prediction]] = {}
-    seen: tuple[dict[str, None], dict[str, str]] = {}, {}
-    for name, source in (("predictions", predictions), ("compare", compare)):
-        if source is None:
-            continue
-        reports[name] = RowReport()
-        for one in read_predictions(source, reports[name]):
-            if source == "-":
-                predicted.setdefault(name, []).append(one)
-            seen[0][one.uid] = None
-            if labels is None:
-                seen[1].update(zip(one.labels, one.titles, strict=True))
-        if not reports[name].kept:
-            raise DataError(
-                f"{source} holds no prediction: {reports[name].summary()}", "give what `ezxmc predict` wrote"
-            )
-    pairs = {}
-    for name, source in (("gold", gold), ("train_gold", train_gold), ("filter", filter_pairs)):
-        if source is not None:
-            pairs[name], reports[name] = read_gold(
-                source,
-                documents=None if name == "train_gold" else seen[0],
-                labels=seen[1] if labels is None else titles,
-                more_documents=True,
-                more_labels=labels is None,
-                refuse=name == "gold",
-            )
     with show_progress() as watch:
-        for name, report in reports.items():
-            if report.counts or report.notes:
-                report.tell(watch.say, name)
-        settle_untagged(pairs["gold"], seen[0], gold, without_gold, watch.say)
-
-    def assessed(name: str, source: str) -> Evaluation:
-        return assess(
-            predicted[name] if name in predicted else read_predictions(source, RowReport()),
-            pairs["gold"],
-            train_gold=pairs.get("train_gold"),
-            propensity=propensity or (0.55, 1.5),
+        found = evaluate_files(
+            predictions,
+            gold,
+            train_gold=train_gold,
+            propensity=propensity,
             threshold=threshold,
-            filtered=pairs.get("filter", {}),
+            filtered=filter_pairs,
+            labels=labels,
+            compared=compare,
+            without_gold=without_gold or "unreviewed",
+            watch=watch,
         )
+    if json:
+        emit(found.to_dict())
+    else:
+        _show_evaluation(found)
+    bad_rows(**found.rows)
 
-    found = assessed("predictions", predictions)
-    answer: dict[str, Any] = found.to_dict()
-    metrics = [["metric", "value", "95% interval"], *map(list, found.rows())]
-    counts = [["", "count"], *([name, f"{count:,}"] for name, count in found.counts().items())]
-    if compare is not None:
-        other = assessed("compare", compare)
-        gaps = difference(found, other)
-        answer["compare"] = {
-            **other.to_dict(),
-            "differences": {name: asdict(gap) for name, gap in gaps.items()},
-        }
+
+def _show_evaluation(found: EvaluatedFiles) -> None:
+    first, other = found.evaluation, found.other
+    metrics = [["metric", "value", "95% interval"], *map(list, first.rows())]
+    counts = [["", "count"], *([name, f"{count:,}"] for name, count in first.counts().items())]
+    if other:
         beside = {name: value for name, value, _ in other.rows()}
-        metrics = [
-            ["metric", "value", "other", "difference", "95% interval", "p"],
-            *(
-                [name, value, beside.get(name, ""), *_cells(gaps.get(name))]
-                for name, value, _ in found.rows()
-            ),
-        ]
+        metrics = [["metric", "value", "other", "difference", "95% interval", "p"]]
+        for name, value, _ in first.rows():
+            metrics.append([name, value, beside.get(name, ""), *_cells(found.differences.get(name))])
         for row, count in zip(counts, ["other", *(f"{n:,}" for n in other.counts().values())], strict=True):
             row.append(count)
-    if json:
-        emit({**answer, "rows": accounts(reports)})
-    else:
-        for columns, *rows in (metrics, counts):
-            table("", columns, rows)
-    bad_rows(**reports)
+    for columns, *rows in (metrics, counts):
+        table("", columns, rows)
 
 
 def _cells(gap: Difference | None) -> list[str]:

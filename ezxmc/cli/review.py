@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ezxmc.cli.console import Json, answer, bad_rows, emit, show_progress
 from ezxmc.errors import ConfigError
 
-_PAIRS, _PER_LABEL, _PER_DOCUMENT, _DOCUMENTS = 200, 10, 3, 60  # more documents than it takes: some fail
+_PAIRS, _DOCUMENTS = 200, 60  # more documents than it takes: some fail
 RunDirectory = Annotated[Path, typer.Argument(help="The run_dir of an `ezxmc run`.")]
 Reviewer = Annotated[str | None, typer.Option(help="Who decides; kept with each decision.")]
-
-
-class Purpose(StrEnum):
-    """What decisions are for."""
-
-    TRAINING = "training"
-    CALIBRATION = "calibration"
 
 
 def register(app: typer.Typer) -> None:
@@ -42,21 +33,19 @@ def export(
         ),
     ] = None,
     purpose: Annotated[
-        Purpose,
+        Literal["training", "calibration"],
         typer.Option("--for", help="Doubtful pairs to train on, or whole random documents to calibrate on."),
-    ] = Purpose.TRAINING,
+    ] = "training",
     count: Annotated[
         int | None,
         typer.Option(
             min=1, help=f"Pairs to train on ({_PAIRS}), or documents to calibrate on ({_DOCUMENTS})."
         ),
     ] = None,
-    per_label: Annotated[
-        int, typer.Option(min=1, help="Pairs of one label at most, for training.")
-    ] = _PER_LABEL,
+    per_label: Annotated[int, typer.Option(min=1, help="Pairs of one label at most, for training.")] = 10,
     per_document: Annotated[
         int, typer.Option(min=1, help="Pairs of one document at most, for training.")
-    ] = _PER_DOCUMENT,
+    ] = 3,
     seed: Annotated[int, typer.Option(help="Of the documents drawn, and between equal pairs.")] = 0,
     json: Json = False,
 ) -> None:
@@ -69,40 +58,18 @@ def export(
 
     Example: ezxmc review export runs/default -o review.csv --count 300
     """
-    from collections import Counter
-
     from ezxmc.review.exchange import check_picks, write_picks
-    from ezxmc.review.material import PAIRS, Material
+    from ezxmc.review.material import PAIRS, pick_pairs
+    from ezxmc.review.picks import tally
 
     out = out or run_dir / PAIRS
     check_picks(out)
+    count = count or (_PAIRS if purpose == "training" else _DOCUMENTS)
+    limits = {"per_label": per_label, "per_document": per_document, "seed": seed}
     with show_progress() as watch:
-        material = Material.load(run_dir, watch.say)
-        if purpose is Purpose.CALIBRATION:
-            picks = material.for_calibration(count or _DOCUMENTS, seed=seed)
-            if line := material.missing(count or _DOCUMENTS):
-                watch.say(line)
-        else:
-            picks = material.for_training(
-                count or _PAIRS,
-                per_label=per_label,
-                per_document=per_document,
-                seed=seed,
-                progress=watch.stage("student reads the documents"),
-                say=watch.say,
-            )
-    files = write_picks(out, picks)
-    reasons = Counter(pick.reason.value for pick in picks)
-    found = {
-        "pairs": len(picks),
-        "documents": len({pick.document.uid for pick in picks}),
-        "labels": len({pick.label.uid for pick in picks}),
-        **reasons,
-    }
-    if json:
-        emit({**found, "files": list(map(str, files))})
-    else:
-        answer(False, {**found, "files": ", ".join(map(str, files))})
+        picks, material = pick_pairs(run_dir, purpose, count, **limits, watch=watch)
+    files = list(map(str, write_picks(out, picks)))
+    answer(json, {**tally(picks), "files": files if json else ", ".join(files)})
     bad_rows(**material.catalog.rows)
 
 
@@ -125,25 +92,15 @@ def import_(
     Example: ezxmc review import runs/default review.csv --reviewer ann
     """
     from ezxmc.data import RowReport
-    from ezxmc.feedback.reviews import Reviews
-    from ezxmc.review.exchange import import_reviews
     from ezxmc.review.material import STORE, Material
 
     report = RowReport()
     with show_progress() as watch:
         material = Material.load(run_dir, watch.say)
-        with Reviews(run_dir / STORE) as reviews:
-            done = import_reviews(
-                reviews,
-                source,
-                report,
-                material.catalog.documents,
-                material.catalog.labels,
-                reviewer=reviewer,
-            )
+        done = material.take(source, report, reviewer=reviewer)
         report.tell(watch.say, str(source))
     if json:
-        emit({**asdict(done), "rows": report.to_dict(), "store": str(run_dir / STORE)})
+        emit({**done.to_dict(), "rows": report.to_dict(), "store": str(run_dir / STORE)})
     else:
         typer.echo(
             f"{done.new:,} new decisions in {run_dir / STORE}, {done.known:,} known before, "
@@ -176,31 +133,17 @@ def ui(
     except ModuleNotFoundError as error:
         raise ConfigError(f"the page needs {error.name}", "pip install 'ezxmc[serve]'") from None
     from ezxmc.review.exchange import check_picks, read_picks, write_picks
-    from ezxmc.review.material import PAIRS, STORE, Material
+    from ezxmc.review.material import PAIRS, STORE, pick_pairs
 
-    pairs = source
-    if source.is_dir():
-        pairs = source / PAIRS
-        if not pairs.exists():
-            check_picks(pairs)
-            with show_progress() as watch:
-                chosen = Material.load(source, watch.say).for_training(
-                    _PAIRS,
-                    per_label=_PER_LABEL,
-                    per_document=_PER_DOCUMENT,
-                    seed=0,
-                    progress=watch.stage("student reads the documents"),
-                    say=watch.say,
-                )
-            write_picks(pairs, chosen)
+    pairs = source / PAIRS if source.is_dir() else source
+    if source.is_dir() and not pairs.exists():
+        check_picks(pairs)
+        with show_progress() as watch:
+            chosen, _ = pick_pairs(source, "training", _PAIRS, watch=watch)
+        write_picks(pairs, chosen)
     store = store or pairs.parent / STORE
     if not store.exists():
         raise ConfigError(f"no feedback store at {store}", "name it with --store")
     picks = read_picks(pairs)
-    review(
-        picks,
-        store,
-        port,
-        lambda url: typer.echo(f"{len(picks):,} pairs to review at {url}", err=True),
-        reviewer=reviewer,
-    )
+    told = f"{len(picks):,} pairs to review at "
+    review(picks, store, port, lambda url: typer.echo(told + url, err=True), reviewer=reviewer)

@@ -11,7 +11,7 @@ import typer
 import yaml
 from pydantic import BaseModel
 
-from ezxmc.cli.console import Json, emit, show_progress, stderr, table
+from ezxmc.cli.console import Json, emit, say, show_progress, table
 from ezxmc.config import DataConfig, RunConfig
 from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.errors import ConfigError
@@ -60,7 +60,7 @@ def init(
         f"teacher {teacher.model}: {teacher.why}",
         f"wrote {path}; look through it, then: ezxmc run {path}",
     ):
-        stderr.print(line, markup=False, soft_wrap=True)
+        say(line)
 
 
 def doctor(json: Json = False) -> None:

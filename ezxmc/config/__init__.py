@@ -210,7 +210,13 @@ class InferenceConfig(Part):
 
 
 class RunConfig(Part):
-    """Everything `ezxmc run` needs. Unknown keys are refused."""
+    """Everything `ezxmc run` needs. Unknown keys are refused.
+
+    Example:
+        >>> data = DataConfig(documents="documents.jsonl", labels="labels.jsonl")
+        >>> RunConfig(data=data).training.encoder
+        'all-MiniLM-L6-v2'
+    """
 
     former: ClassVar[dict[str, Any]] = {"start": "initial"}
 

@@ -1,7 +1,7 @@
 """Data cards: what a data set is and how it should look, as YAML front matter before prose.
 
-A card is a Markdown file of `data_cards/` that begins with a line `---`; the
-front matter ends at the next such line. Every published figure names its source.
+A card is a Markdown file of `data_cards/` that begins with a line `---`; the front matter ends at the next
+such line. Every published figure names its source.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ezxmc.data.datasets import SplitStatistics, Statistics
 from ezxmc.errors import ConfigError
 from ezxmc.files import package_files
+from ezxmc.records import Result
 
 _CURE = "`ezxmc data show debtags` shows a card that is right"
 
@@ -162,7 +163,7 @@ class DataCard(_Part):
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Result):
     """A figure as the card has it, and as the data has it; `None`: the data has no such part."""
 
     figure: str

@@ -10,29 +10,174 @@ import reprlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any, Literal
 
 from ezxmc.config import DataConfig
-from ezxmc.data.columns import KINDS, columns_for
+from ezxmc.data.columns import columns_for
 from ezxmc.data.documents import read_documents, read_labels
 from ezxmc.data.gold import read_gold
+from ezxmc.data.in_memory import as_documents, as_gold, as_labels
+from ezxmc.data.matching import some
 from ezxmc.data.validate import RowReport
-from ezxmc.errors import InputTypeError, instance_of, number_between
+from ezxmc.errors import ArgumentError, DataError, InputTypeError, instance_of, number_between
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label
 
 _WORD = re.compile(r"\w+")
+Rows = dict[str, RowReport | None]
+"""How reading each input went, by name."""
 Places = Mapping[str, tuple[str, str]]
 """Of documents a run has seen, by uid: the hash of the text, and the uid whose hash placed it."""
+Source = str | Path | Iterable[Any]
+"""A file, or what else `iter_rows` reads; or the rows themselves, as `as_documents` takes them."""
+Gold = str | Path | Mapping[Any, Iterable[Any]]
+"""A file of `read_gold`, or the label uids of each document uid."""
+WithoutGold = Literal["none", "unreviewed"]
+"""What a document is that gold has no label for: reviewed, and nothing fits; or seen by nobody."""
+
+
+def documents_in(
+    source: Source, columns: Mapping[str, str] | None = None, *, strict: bool = False
+) -> tuple[list[Document], RowReport]:
+    """Documents of a file or out of a program, and how reading went.
+
+    Args:
+        source: Where they are; rows of a program must all be usable.
+        columns: Columns of a file by the field they serve as, see `columns_for`.
+        strict: Raise at a file's first bad row.
+
+    Raises:
+        DataError: As for `read_documents`, or as for `as_documents`.
+    """
+    if isinstance(source, str | Path):
+        return read_documents(source, strict=strict, columns=columns_for("documents", columns))
+    documents = as_documents(source)
+    return documents, RowReport(kept=len(documents))
+
+
+def labels_in(
+    source: Source, columns: Mapping[str, str] | None = None, *, strict: bool = False
+) -> tuple[list[Label], RowReport]:
+    """Labels of a file or out of a program; arguments and errors as of `documents_in`."""
+    if isinstance(source, str | Path):
+        return read_labels(source, strict=strict, columns=columns_for("labels", columns))
+    labels = as_labels(source)
+    return labels, RowReport(kept=len(labels))
+
+
+def read_inputs(
+    documents: Source,
+    labels: Source,
+    columns: Mapping[str, str] | None = None,
+    *,
+    strict: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> tuple[tuple[list[Document], RowReport], tuple[list[Label], RowReport]]:
+    """Documents and labels, and how reading them went.
+
+    Args:
+        documents: Where documents are.
+        labels: Where labels are.
+        columns: As for `documents_in`.
+        strict: As there.
+        say: Told how reading each went.
+
+    Raises:
+        DataError: As for `documents_in`, or one of the two holds nothing usable.
+    """
+    found = documents_in(documents, columns, strict=strict), labels_in(labels, columns, strict=strict)
+    for source, (_, rows), what in zip((documents, labels), found, ("document", "label"), strict=True):
+        if say:
+            rows.tell(say, f"{what}s")
+        name = source if isinstance(source, str | Path) else f"the list of {what}s"
+        rows.refuse_empty(name, what, range(rows.kept))
+    return found
+
+
+def reviewed_gold(
+    gold: Gold,
+    documents: Iterable[Document],
+    titles: Mapping[str, str],
+    *,
+    of: Iterable[Document],
+    without_gold: WithoutGold | None,
+    say: Callable[[str], None],
+) -> tuple[dict[str, set[str]], RowReport | None]:
+    """All right labels of documents that people reviewed, and how reading them went.
+
+    Args:
+        gold: Where they are.
+        documents: All there are.
+        titles: Of the labels there are, by uid.
+        of: Those of the documents that must be settled.
+        without_gold: As for `settle_untagged`.
+        say: Told how reading went.
+
+    Raises:
+        DataError: As for `read_gold` and `settle_untagged`.
+    """
+    rows = None
+    if isinstance(gold, Mapping):
+        given = as_gold(gold)
+        if strange := {label for labels in given.values() for label in labels} - titles.keys():
+            say(f"gold: {len(strange):,} labels that nobody has are left out: {some(sorted(strange))}")
+        # A document of which nothing is left was reviewed, but nobody knows whether anything fits.
+        tags = {
+            uid: labels & titles.keys()
+            for uid, labels in given.items()
+            if not labels or labels & titles.keys()
+        }
+    else:
+        uids = [document.uid for document in documents]
+        tags, rows = read_gold(gold, documents=uids, labels=titles, more_documents=True)
+        rows.tell(say, "gold")
+    name = "gold" if rows is None else str(gold)
+    settle_untagged(tags, (document.uid for document in of), name, without_gold, say)
+    return tags, rows
+
+
+def settle_untagged(
+    gold: dict[str, set[str]],
+    documents: Iterable[str],
+    source: str,
+    meaning: WithoutGold | None,
+    say: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Add those of `documents` that gold lacks to it, if people saw them and no label fits.
+
+    Left out by that outcome, they would make tags and probabilities look better than they are.
+
+    Raises:
+        ArgumentError: `meaning` is something else.
+        DataError: There are some, and nobody says what they are.
+    """
+    if meaning not in (None, "none", "unreviewed"):
+        raise ArgumentError(f"without_gold is {meaning!r}", 'give "none" or "unreviewed"')
+    uids = list(documents)
+    missing = [uid for uid in uids if uid not in gold]
+    if not missing:
+        return
+    found = f"{len(missing):,} of {len(uids):,} documents have no label in {source} ({some(missing)})"
+    if meaning is None:
+        raise DataError(
+            f"{found}: were they reviewed?",
+            "if nothing fits them, they count: --without-gold none; if nobody reviewed them: --without-gold "
+            'unreviewed (in Python without_gold="none" or "unreviewed"); an empty label cell ("labels": [] '
+            "in JSON, an empty set) says of one document that nothing fits",
+        )
+    if meaning == "none":
+        gold.update((uid, set()) for uid in missing)
+    say(f"{found}: {'reviewed, and nothing fits' if meaning == 'none' else 'unreviewed, left out'}")
 
 
 def split_documents(uids: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
     """Split document uids into `(rest, held_out)`, both in the given order.
 
-    Each uid is held out if the hash of `(seed, uid)`, read as a number in
-    [0, 1), lies below `share`. So the parts' sizes vary as a coin's do, and a
-    document stays where it is whatever comes or goes beside it; a larger
-    share only adds to `held_out`.
+    Each uid is held out if the hash of `(seed, uid)`, read as a number in [0, 1), lies below `share`. So
+    the parts' sizes vary as a coin's do, and a document stays where it is whatever comes or goes beside it;
+    a larger share only adds to `held_out`.
 
     Args:
         uids: Document uids.
@@ -67,8 +212,8 @@ def placing_uids(
 ) -> list[str]:
     """The uid whose hash decides which part each document serves: one for all of the same text.
 
-    What a run has seen stays where it was, whatever has come or gone since; other
-    documents join a text that is known. Of new ones alike the smallest uid decides.
+    What a run has seen stays where it was, whatever has come or gone since; other documents join a text
+    that is known. Of new ones alike the smallest uid decides.
 
     Args:
         documents: All of a catalog.
@@ -148,20 +293,12 @@ class Catalog:
             former: What an earlier run has seen: its documents stay in their parts.
 
         Raises:
-            DataError: A file cannot be read, holds nothing usable, has a bad
-                row under `strict`, or hardly any gold is of these documents and labels.
+            DataError: A file cannot be read, holds nothing usable, has a bad row under `strict`, or hardly
+                any gold is of these documents and labels.
         """
-        named = {kind: columns_for(kind, config.columns) for kind in KINDS}
-        documents, document_rows = read_documents(
-            config.documents, strict=config.strict, columns=named["documents"]
+        (documents, document_rows), (labels, label_rows) = read_inputs(
+            config.documents, config.labels, config.columns, strict=config.strict, say=say
         )
-        labels, label_rows = read_labels(config.labels, strict=config.strict, columns=named["labels"])
-        for kind, file, rows in (
-            ("document", config.documents, document_rows),
-            ("label", config.labels, label_rows),
-        ):
-            rows.tell(say, f"{kind}s")
-            rows.refuse_empty(file, kind, range(rows.kept))
         gold: dict[str, set[str]] = {}
         gold_rows = None
         if config.gold is not None:
@@ -198,7 +335,7 @@ class Catalog:
         )
 
     @property
-    def rows(self) -> dict[str, RowReport | None]:
+    def rows(self) -> Rows:
         """How reading each input went, by name."""
         return {"documents": self.document_rows, "labels": self.label_rows, "gold": self.gold_rows}
 

@@ -1,8 +1,8 @@
 """Which column serves as what, the same for all files; what is unread is told.
 
-Names match whatever their case, blanks, hyphens and underscores. Where a file
-has several names of one field, the first in the table that is filled counts,
-row by row: a blank cell, a null and a NaN are as good as no column.
+Names match whatever their case, blanks, hyphens and underscores. Where a file has several names of one
+field, the first in the table that is filled counts, row by row: a blank cell, a null and a NaN are as good
+as no column.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from typing import Any, Literal
 from ezxmc.errors import ConfigError, DataError, instance_of
 
 Kind = Literal["documents", "labels"]
-
-KINDS: tuple[Kind, ...] = ("documents", "labels")
 
 ID_COLUMNS = ("uid", "id", "_id", "doc_id", "doc_uid", "document_id", "key")
 """Names of a document's id, in order of preference, among documents and in gold alike."""
@@ -70,8 +68,7 @@ def columns_for(kind: Kind, given: Mapping[str, str] | None) -> dict[str, str]:
 
     Args:
         kind: What the file holds.
-        given: Column names by field: `text` or `documents.text` for documents,
-            `labels.title` for labels.
+        given: Column names by field: `text` or `documents.text` for documents, `labels.title` for labels.
 
     Raises:
         ConfigError: A field that does not exist.

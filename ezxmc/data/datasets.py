@@ -8,11 +8,11 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,7 @@ from ezxmc.data.validate import RowReport
 from ezxmc.data.xmc import Example, XmcRepo
 from ezxmc.data.xmc_files import first_file
 from ezxmc.errors import DataError, instance_of
-from ezxmc.records import Label
+from ezxmc.records import Label, Result
 
 _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 _GOLD = ("gold", "qrels")
@@ -214,7 +214,7 @@ class SplitStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class Statistics:
+class Statistics(Result):
     """Of a whole data set.
 
     Attributes:
@@ -222,8 +222,8 @@ class Statistics:
         labels_unused: Labels of the list without a document in any split.
         equal_titles: Labels that repeat another's title, but for case and spacing.
         splits: By name.
-        test_in_train: Test documents whose text is a training document's, but
-            for case and spacing; `None` where there are not both.
+        test_in_train: Test documents whose text is a training document's, but for case and spacing; `None`
+            where there are not both.
     """
 
     labels: int
@@ -236,10 +236,6 @@ class Statistics:
     def documents(self) -> int:
         """Of all splits."""
         return sum(split.documents for split in self.splits.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form."""
-        return asdict(self)
 
 
 def compute_statistics(data: DataFolder) -> Statistics:

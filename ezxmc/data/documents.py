@@ -1,7 +1,7 @@
 """Documents and labels out of rows; `columns` says which column serves as what.
 
-Documents of a file without an id column get one made of their content. Labels
-without a uid take their title.
+Documents of a file without an id column get one made of their content. Labels without a uid take their
+title.
 """
 
 from __future__ import annotations
@@ -39,16 +39,14 @@ def iter_documents(
 
     Args:
         source: Anything `iter_rows` reads; columns as in `COLUMNS`.
-        columns: Columns by the field they serve as, such as `{"text": "message"}`,
-            in preference to those of the table.
-        report: Receives rows without uid (`no_uid`), without a word in title
-            and text (`empty_text`), with a uid seen before (`duplicate_uid`:
-            the first one is kept), with lists or numbers for text
+        columns: Columns by the field they serve as, such as `{"text": "message"}`, in preference to those
+            of the table.
+        report: Receives rows without uid (`no_uid`), without a word in title and text (`empty_text`), with
+            a uid seen before (`duplicate_uid`: the first one is kept), with lists or numbers for text
             (`bad_type`), and with half characters or NUL (`bad_unicode`).
 
     Raises:
-        DataError: The source cannot be read, or a row is bad and `report` is
-            strict.
+        DataError: The source cannot be read, or a row is bad and `report` is strict.
     """
     for *_, document in iter_records(source, report, document_of, columns):
         yield document
@@ -75,20 +73,18 @@ def read_labels(
 ) -> tuple[list[Label], RowReport]:
     """All labels of a source in order, and what was wrong with the rest.
 
-    `aliases` is a list of strings, one written as text, or one string with `|` between them.
-    Labels of one title and several uids are kept, since they may be meant, and
-    reported as the warning `equal_title`: titles that differ only in case,
-    blanks or Unicode form are equal. A label that is there already is dropped
-    (`same_label`): one whose uid, or whose title where one of the two has no
-    other uid, differs from a former one's in blanks or Unicode form at most. A
-    label without a title is dropped (`no_title`), since the title is what the
-    models see.
+    `aliases` is a list of strings, one written as text, or one string with `|` between them. Labels of one
+    title and several uids are kept, since they may be meant, and reported as the warning `equal_title`:
+    titles that differ only in case, blanks or Unicode form are equal. A label that is there already is
+    dropped (`same_label`): one whose uid, or whose title where one of the two has no other uid, differs
+    from a former one's in blanks or Unicode form at most. A label without a title is dropped (`no_title`),
+    since the title is what the models see.
 
     Args:
         source: Anything `iter_rows` reads.
         strict: Raise at the first bad row.
-        known: Labels that are there already. A label with the very uid of one
-            of them is meant to replace it.
+        known: Labels that are there already. A label with the very uid of one of them is meant to replace
+            it.
         columns: As above.
 
     Raises:
@@ -195,8 +191,8 @@ def iter_records(
 
     Args:
         source: Anything `iter_rows` reads.
-        report: Receives rows that make no record, those with a uid seen before, and which
-            column serves as what.
+        report: Receives rows that make no record, those with a uid seen before, and which column serves as
+            what.
         make: `document_of` or `label_of`.
         columns: Columns by the field they serve as.
 

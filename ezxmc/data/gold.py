@@ -1,14 +1,13 @@
 """Gold tags, used for evaluation only.
 
-Accepted: TSV or CSV with a document and a label per line, with or without a
-header line; JSON lines, Parquet or `datasets` rows with a document column and
-either `label` or a list `labels`. A benchmark's `trn.json.gz` or `tst.json.gz`
-serves as well: its `target_ind` number the lines of the `lbl.json.gz` beside it.
+Accepted: TSV or CSV with a document and a label per line, with or without a header line; JSON lines,
+Parquet or `datasets` rows with a document column and either `label` or a list `labels`. A benchmark's
+`trn.json.gz` or `tst.json.gz` serves as well: its `target_ind` number the lines of the `lbl.json.gz` beside
+it.
 
-In a table (CSV, TSV, Parquet) an empty label cell means: reviewed, and no label
-is right. With the labels and documents at hand, whatever can mean only one of
-them is taken for it and counted: a title, another case or Unicode form, "1.0"
-for "1", several labels in one cell. The rest is named, or the file is refused.
+In a table (CSV, TSV, Parquet) an empty label cell means: reviewed, and no label is right. With the labels
+and documents at hand, whatever can mean only one of them is taken for it and counted: a title, another case
+or Unicode form, "1.0" for "1", several labels in one cell. The rest is named, or the file is refused.
 """
 
 from __future__ import annotations
@@ -54,24 +53,23 @@ def read_gold(
 ) -> tuple[dict[str, set[str]], RowReport]:
     """Gold label uids of each document uid.
 
-    A document with an empty list of labels is kept with an empty set. In the
-    report a row is one pair: a line with three labels counts three.
+    A document with an empty list of labels is kept with an empty set. In the report a row is one pair: a
+    line with three labels counts three.
 
     Args:
         source: See the module's text.
-        documents: Known document uids; pairs of others are dropped as
-            `unknown_document`. `None`: any.
-        labels: Known label uids, or the titles by uid; pairs of others are
-            dropped as `unknown_label`. `None`: any.
+        documents: Known document uids; pairs of others are dropped as `unknown_document`. `None`: any.
+        labels: Known label uids, or the titles by uid; pairs of others are dropped as `unknown_label`.
+            `None`: any.
         strict: Raise at the first bad pair.
-        more_documents: There may be documents beside those known: pairs of others are
-            kept as they are, and told in the report's notes.
+        more_documents: There may be documents beside those known: pairs of others are kept as they are, and
+            told in the report's notes.
         more_labels: The same of labels.
         refuse: Whether gold of which hardly anything is known is an error.
 
     Raises:
-        DataError: The source cannot be read, a pair is bad under `strict`, or
-            hardly any pair is of the documents and labels.
+        DataError: The source cannot be read, a pair is bad under `strict`, or hardly any pair is of the
+            documents and labels.
     """
     reader = _Reader(
         str(source),

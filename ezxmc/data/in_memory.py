@@ -1,7 +1,7 @@
 """Documents and labels out of what Python programs hold: texts, dicts, columns and tables.
 
-The rules are those of files (`ezxmc.data.documents`): the same column names,
-the same rows refused in the same words.
+The rules are those of files (`ezxmc.data.documents`): the same column names, the same rows refused in the
+same words.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def as_documents(values: Iterable[Any]) -> list[Document]:
     """Documents out of a list, column or table.
 
     Args:
-        values: Texts, `Document`s or dicts with the columns of a file (`COLUMNS`), mixed or not: a
-            list, a tuple, a NumPy array, a pandas or polars Series or DataFrame, an Arrow array or
-            table, a column of a `datasets` data set or a whole one. What has no uid gets its position,
-            "0" the first. Columns of other names are not read; where none is a text's, a warning says so.
+        values: Texts, `Document`s or dicts with the columns of a file (`COLUMNS`), mixed or not: a list, a
+            tuple, a NumPy array, a pandas or polars Series or DataFrame, an Arrow array or table, a column
+            of a `datasets` data set or a whole one. What has no uid gets its position, "0" the first.
+            Columns of other names are not read; where none is a text's, a warning says so.
 
     Returns:
         As many documents, in their order.
@@ -70,8 +70,8 @@ def as_gold(values: Mapping[Any, Iterable[Any]], name: str = "gold") -> dict[str
     """Label uids of each document uid; numbers become texts, as in files.
 
     Raises:
-        InputTypeError: It is no mapping of uids to collections of uids: a text in
-            place of a collection would fall into characters.
+        InputTypeError: It is no mapping of uids to collections of uids: a text in place of a collection
+            would fall into characters.
     """
     cure = "give a dict of document uid to a list of label uids; ezxmc.data.read_gold reads a file"
     instance_of(values, Mapping, name, cure)
@@ -132,8 +132,7 @@ def items_of(values: Any, what: str) -> Any:
         raise InputTypeError(f"{what} are a {type(values).__name__}", f"give a list: {what} have an order")
     if isinstance(values, PathLike) or hasattr(values, "readline"):
         raise InputTypeError(
-            f"{what} are a file: {reprlib.repr(values)}",
-            f"read it first: ezxmc.data.read_{what}(path)[0]",
+            f"{what} are a file: {reprlib.repr(values)}", f"read it first: ezxmc.data.read_{what}(path)[0]"
         )
     if isinstance(values, Mapping):
         named = ", ".join(map(repr, list(values)[:_NAMED]))

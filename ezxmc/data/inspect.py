@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ezxmc.data.catalog import same_text
-from ezxmc.data.columns import Columns, Kind
+from ezxmc.data.columns import Columns, Kind, columns_for
 from ezxmc.data.documents import iter_documents, read_labels
+from ezxmc.data.gold import read_gold
 from ezxmc.data.rows import iter_rows
 from ezxmc.data.sources import locate
 from ezxmc.data.validate import RowReport
+from ezxmc.errors import DataError
 
 _LOOKED_AT = 100
 _FIRST = 3
@@ -67,25 +69,10 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, the titles left out."""
-        columns = [
-            {
-                "name": one.name,
-                "serves": one.serves,
-                "filled": one.filled,
-                "example": _ready(one.example),
-            }
-            for one in self.columns
-        ]
-        return {
-            "source": self.source,
-            "format": self.format,
-            "files": self.files,
-            "looked_at": self.looked_at,
-            "columns": columns,
-            "first": [_ready(row) for row in self.first],
-            "rows": self.rows.to_dict(),
-            **({"repeats": self.repeats} if self.kind == "documents" else {}),
-        }
+        found = {name: getattr(self, name) for name in ("source", "format", "files", "looked_at")}
+        found["columns"] = [{**asdict(one), "example": _ready(one.example)} for one in self.columns]
+        found |= {"first": [_ready(row) for row in self.first], "rows": self.rows.to_dict()}
+        return {**found, **({"repeats": self.repeats} if self.kind == "documents" else {})}
 
 
 def _ready(value: Any) -> Any:
@@ -128,3 +115,65 @@ def inspect_source(source: str | Path, kind: Kind, columns: Mapping[str, str] | 
     return Inspection(
         str(source), kind, form, len(files), len(sample), views, sample[:_FIRST], report, titles, repeats
     )
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedFiles:
+    """What a catalog's files hold, and what of gold fits them.
+
+    Attributes:
+        documents: Of each file of documents.
+        labels: Of the label list, if given.
+        gold: Of gold: its `source` and counts of `documents`, `pairs` and `labels` that fit, or the `error`
+            and its `cure`; empty if none was given.
+        rows: How reading went, by source.
+    """
+
+    documents: list[Inspection]
+    labels: Inspection | None
+    gold: dict[str, Any]
+    rows: dict[str, RowReport]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        labels, gold = self.labels.to_dict() if self.labels else None, dict(self.gold)
+        if gold and "error" not in gold:
+            gold["rows"] = self.rows[gold["source"]].to_dict()
+        return {
+            "documents": [one.to_dict() for one in self.documents],
+            "labels": labels,
+            "gold": gold or None,
+        }
+
+
+def inspect_files(
+    files: Iterable[str],
+    labels: str | None = None,
+    gold: str | None = None,
+    columns: Mapping[str, str] | None = None,
+) -> InspectedFiles:
+    """Look into a catalog's files before anything is spent.
+
+    Args:
+        files: Of documents, each anything `iter_rows` reads but standard input.
+        labels: The label list.
+        gold: Gold tags, held against documents and labels.
+        columns: Columns by the field they serve as, see `columns_for`.
+
+    Raises:
+        DataError: Documents or labels cannot be read; of gold, the result tells.
+    """
+    found = [inspect_source(file, "documents", columns_for("documents", columns)) for file in files]
+    tags = inspect_source(labels, "labels", columns_for("labels", columns)) if labels else None
+    rows = {one.source: one.rows for one in (*found, *([tags] if tags else []))}
+    held: dict[str, Any] = {}
+    if gold is not None:
+        try:
+            uids = {uid for one in found for uid in one.titles}
+            pairs, rows[gold] = read_gold(gold, documents=uids, labels=tags.titles if tags else None)
+            used = {label for those in pairs.values() for label in those}
+            held = {"documents": len(pairs), "pairs": sum(map(len, pairs.values())), "labels": len(used)}
+        except DataError as error:
+            held = {"error": error.message, "cure": error.cure}
+        held = {"source": gold, **held}
+    return InspectedFiles(found, tags, held, rows)

@@ -1,4 +1,9 @@
-"""The files that `ezxmc predict` and `ezxmc shortlist` write: how they are known again, and read."""
+"""The files that `ezxmc predict` and `ezxmc shortlist` write: how they grow, are known again, and are read.
+
+The rows of an input, bad ones included, fall into windows of `WINDOW` by their number alone. A killed job
+goes on at a window's first row, so every document meets the same neighbours in a batch as in a job that was
+never killed: the scores, and with them the file, come out the same to the last digit.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +13,21 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from shutil import copyfile, copymode
+from typing import Any, Self
 
 import pyarrow
 
 from ezxmc.data.rows import iter_rows
 from ezxmc.data.validate import RowError, RowReport
-from ezxmc.data.writers import row_format, rows_made, whole_rows
-from ezxmc.files import Inputs, check_file
+from ezxmc.data.writers import Row, RowSink, row_format, rows_made, whole_rows
+from ezxmc.disk import sync, temporary
+from ezxmc.errors import ConfigError, DataError
+from ezxmc.files import Inputs, check_file, is_stream, json_line, place_of, state_of
 from ezxmc.records import Document, Label, Prediction
+
+WINDOW = 512
+"""Documents encoded together: the encoder puts those of like length into one batch."""
 
 SHORTLIST = pyarrow.schema(
     [
@@ -27,13 +38,13 @@ SHORTLIST = pyarrow.schema(
     ]
 )
 """Columns of a file of shortlists."""
-_WHAT = "a file of shortlists"
+_LISTS, _TAGGED = "a file of shortlists", "a file of tags"
 
 
 def check_shortlist(out: Path, inputs: Inputs = ()) -> None:
     """Whether shortlists may be written to a file; raises ConfigError as `check_file` and `row_format`."""
     row_format(out)
-    check_file(out, _WHAT, made=rows_made(SHORTLIST.names), inputs=inputs)
+    check_file(out, _LISTS, made=rows_made(SHORTLIST.names), inputs=inputs)
 
 
 def write_shortlist(out: Path, rows: Iterable[dict[str, Any]], inputs: Inputs = ()) -> None:
@@ -48,7 +59,7 @@ def write_shortlist(out: Path, rows: Iterable[dict[str, Any]], inputs: Inputs = 
         ConfigError: As for `check_shortlist`.
         DataError: The file cannot be written.
     """
-    with whole_rows(out, _WHAT, SHORTLIST, inputs=inputs) as write:
+    with whole_rows(out, _LISTS, SHORTLIST, inputs=inputs) as write:
         write(rows)
 
 
@@ -61,9 +72,8 @@ def read_shortlist(
         source: Rows with `doc`, a uid, and `labels`, a list of uids.
         documents: N documents.
         labels: All labels.
-        report: Receives lines that do not fit (`bad_shortlist`), and lines with
-            a document or a label that is not there (`unknown_document`,
-            `unknown_label`); the known labels of such a line are kept.
+        report: Receives lines that do not fit (`bad_shortlist`), and lines with a document or a label that
+            is not there (`unknown_document`, `unknown_label`); the known labels of such a line are kept.
 
     Returns:
         N lists; empty for documents without a line.
@@ -94,6 +104,7 @@ def read_shortlist(
 
 
 _HUGE = sys.float_info.max
+_SAME = 1e-3  # scores of one document, whatever machine computed them
 TAGS = pyarrow.schema(
     [
         ("uid", pyarrow.string()),
@@ -135,19 +146,17 @@ is_tags = rows_made(TAGS.names, _is_row)
 def read_predictions(source: str | Path, report: RowReport) -> Iterator[Prediction]:
     """Stream the predictions that `ezxmc predict` writes, one JSON object per line.
 
-    `{"uid": ..., "tags": [{"label": ..., "title": ..., "score": ...,
-    "probability": ...}, ...]}`, best tag first, the probability null or absent
-    where there is no calibrator; or `{"error": ..., "file": ..., "line": ...}`.
+    `{"uid": ..., "tags": [{"label": ..., "title": ..., "score": ..., "probability": ...}, ...]}`, best tag
+    first, the probability null or absent where there is no calibrator; or `{"error": ..., "file": ...,
+    "line": ...}`.
 
     Args:
         source: A file that `ezxmc predict` wrote, in any form, or "-".
-        report: Receives lines that carry an error (`prediction_error`), that
-            are no prediction (`bad_prediction`), and second predictions of a
-            document (`duplicate_uid`).
+        report: Receives lines that carry an error (`prediction_error`), that are no prediction
+            (`bad_prediction`), and second predictions of a document (`duplicate_uid`).
 
     Raises:
-        DataError: The file cannot be read, or a line is bad and `report` is
-            strict.
+        DataError: The file cannot be read, or a line is bad and `report` is strict.
     """
     seen: set[str] = set()
     for file, line, row in iter_rows(source, report):
@@ -161,6 +170,34 @@ def read_predictions(source: str | Path, report: RowReport) -> Iterator[Predicti
         seen.add(prediction.uid)
         report.kept += 1
         yield prediction
+
+
+def predictions_dataset(predictions: Iterable[Prediction]) -> Any:
+    """Predictions as a `datasets.Dataset`, a row for each document.
+
+    Args:
+        predictions: What `Predictor.predict`, `Predictor.stream` or `read_predictions` gives.
+
+    Returns:
+        Columns `uid`, `labels`, `titles`, `scores` and `probabilities`: lists that align, best label first;
+        of a column that a prediction does not have, such as the probabilities of a bundle without a
+        calibrator, null.
+
+    Example:
+        >>> found = [Prediction("d1", ("l1",), ("music",), (0.8,), (0.95,)), Prediction("d2", (), (), ())]
+        >>> predictions_dataset(found)["labels"][:]
+        [['l1'], []]
+    """
+    from datasets import Dataset
+
+    text, number = pyarrow.list_(pyarrow.string()), pyarrow.list_(pyarrow.float64())
+    kinds = {"labels": text, "titles": text, "scores": number, "probabilities": number}
+    schema = pyarrow.schema({"uid": pyarrow.string(), **kinds})
+    rows = [
+        {"uid": one.uid, **{name: getattr(one, name) or (None if one.labels else ()) for name in kinds}}
+        for one in predictions
+    ]
+    return Dataset(pyarrow.Table.from_pylist(rows, schema=schema))
 
 
 def _prediction(row: dict[str, Any]) -> Prediction:
@@ -199,3 +236,180 @@ def _number(value: Any, what: str, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise RowError("bad_prediction", f"the {what} is {value!r}")
     return float(value)
+
+
+def check_tags(path: Path, *, resume: bool = False, inputs: Inputs = ()) -> None:
+    """Whether tags may be written to a file, before anything is opened.
+
+    Args:
+        path: The file, `.jsonl`, `.csv` (each also `.gz`) or `.parquet`.
+        resume: Whether it shall be continued.
+        inputs: What is read, the bundle among it.
+
+    Raises:
+        ConfigError: Its suffix is of no format (or not `.jsonl`, with `resume`), it is one of the inputs,
+            or what is there are no tags.
+    """
+    if row_format(path) != ".jsonl" and resume:
+        raise ConfigError(f"{path} cannot be continued: only .jsonl can", "name a .jsonl file")
+    check_file(path, _TAGGED, made=is_tags, inputs=inputs)
+    check_file(part_of(path), _TAGGED, made=is_tags, inputs=inputs)
+
+
+class RowFile:
+    """A file that windows of rows are written to.
+
+    JSON lines grow in a `.part` beside it, which takes its place when all are there; if something fails,
+    the `.part` stays, and can be continued. Other forms are there when they are whole.
+
+    Args:
+        path: The file.
+        resume: Keep the whole windows that the `.part`, or else the file, holds; what follows them is
+            written again. The last of them and what follows it is computed again and compared, so that a
+            file made from other documents, with another bundle or with other options is refused, and left
+            as it is.
+        inputs: As for `check_tags`.
+
+    Attributes:
+        skip: Rows that need not be tagged again.
+        part: Where the rows are until all are there.
+
+    Raises:
+        ConfigError: As for `check_tags`.
+    """
+
+    def __init__(self, path: Path, *, resume: bool = False, inputs: Inputs = ()) -> None:
+        check_tags(path, resume=resume, inputs=inputs)
+        self._path, self._place, self._form = path, place_of(path), row_format(path)
+        self._inputs, self._state = inputs, state_of(self._place)
+        self._stream = is_stream(self._place)
+        self.part = part_of(path)
+        if self._form != ".jsonl":
+            self.part = self.part.with_name(temporary())
+        self._source = self.part if self.part.is_file() else self._place
+        self._due: list[tuple[list[Row], bool]] = []
+        """What is computed again: the last whole window, which is kept then, and what follows it."""
+        self._cut = b""
+        self._end = self.skip = 0
+        self._sink: RowSink | None = None
+        if resume and self._source.is_file():
+            self._scan()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *why: object) -> None:
+        if kind is None and self._due:
+            raise self._mismatch("it has more lines than there are documents")
+        try:
+            if kind is None:
+                self._begun()
+        finally:
+            if self._sink:
+                self._sink.__exit__(kind, *why)
+        if self._stream or not self._sink:
+            return
+        if kind is None:
+            if state_of(self._place) != self._state:
+                check_file(self._path, _TAGGED, made=is_tags, inputs=self._inputs)
+            with suppress(OSError):
+                copymode(self._place, self.part)
+            sync(self.part)
+            self.part.replace(self._place)
+            sync(self._place.parent)
+        elif self._form != ".jsonl" or not self.part.stat().st_size:
+            self.part.unlink()
+
+    def write(self, rows: list[Row]) -> None:
+        """Append rows, or compare them with the last that are there.
+
+        Raises:
+            DataError: The file does not go with these rows.
+            OSError: The disk is full, say.
+        """
+        if self._due:
+            before, kept = self._due.pop(0)
+            for old, new in zip(before, rows, strict=False):
+                if not _agree(old, new):
+                    raise self._mismatch(f"it has {_shown(old)} where {_shown(new)} should be")
+            # Where whole lines agree, a disk that died may have left anything after them.
+            cut = b"" if before else self._cut
+            if len(rows) < len(before) + bool(cut):
+                raise self._mismatch("it has more lines than there are documents")
+            if kept:
+                return
+            if cut and not self._end and not _begins(cut, rows[0]):
+                raise self._mismatch(f"it has {cut[:80]!r} where {_shown(rows[0])} should be")
+        self._begun().write(rows)
+
+    def _begun(self) -> RowSink:
+        if self._sink is None:
+            if not self._stream:
+                self.part.parent.mkdir(parents=True, exist_ok=True)
+                if self._end and self._source != self.part:
+                    copyfile(self._source, self.part)
+                # What is left of a former job that shall not be continued goes, too.
+                with self.part.open("ab") as handle:
+                    handle.truncate(self._end)
+            self._sink = RowSink(self.part if not self._stream else self._place, self._form, TAGS)
+        return self._sink
+
+    def _scan(self) -> None:
+        lines: list[bytes] = []
+        whole: list[bytes] = []
+        with self._source.open("rb") as handle:
+            for line in handle:
+                if not line.endswith(b"\n"):
+                    self._cut = line
+                    break
+                lines.append(line)
+                if len(lines) == WINDOW:
+                    whole, lines = lines, []
+                    self.skip += WINDOW
+                    self._end += sum(map(len, whole))
+        # The last whole window is tagged once more, to be compared.
+        self.skip = max(self.skip - WINDOW, 0)
+        for window, kept in ((whole, True), (lines, False)):
+            if window or (self._cut and not kept):
+                try:
+                    self._due.append(([dict(json.loads(line)) for line in window], kept))
+                except (ValueError, TypeError):
+                    raise self._mismatch("it holds lines that are not JSON objects") from None
+
+    def _mismatch(self, why: str) -> DataError:
+        return DataError(
+            f"{self._source} cannot be continued: {why}",
+            "give the documents, bundle and options it was begun with, or start again without --resume",
+        )
+
+
+def part_of(path: Path) -> Path:
+    """Where the rows of a file are until all are there."""
+    place = place_of(path)
+    return place.with_name(f"{place.name}.part")
+
+
+def _begins(cut: bytes, row: Row) -> bool:
+    """Whether a line that was cut may have become this row: as far as its uid goes."""
+    start = json_line({"uid": row["uid"]} if "uid" in row else {"error": ""})[: -2 if "uid" in row else 10]
+    return start.startswith(cut[: len(start)])
+
+
+def _agree(old: Row, new: Row) -> bool:
+    """Whether two rows tell of one input row and one way to tag it, rounding aside."""
+    if [old.get(name) for name in ("uid", "error", "line")] != [
+        new.get(name) for name in ("uid", "error", "line")
+    ]:
+        return False
+    try:
+        pairs = zip(old.get("tags", ()), new.get("tags", ()), strict=True)
+        return all(abs(mine["score"] - other["score"]) <= _SAME for mine, other in pairs)
+    except (ValueError, TypeError, KeyError):
+        return False
+
+
+def _shown(row: Row) -> str:
+    if "error" in row:
+        return f"a bad row at line {row.get('line')}"
+    tags = row.get("tags")
+    return f"document {row.get('uid')!r} with {len(tags) if isinstance(tags, list) else 'no'} tags"

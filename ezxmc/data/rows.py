@@ -12,8 +12,8 @@
 | `org/name`, `org/name:split`               | a hub dataset, streamed                             |
 | `-`                                        | JSON lines from standard input                      |
 
-A row that cannot be read is reported with its line and skipped; a file that
-cannot be read is an error; `sources` tells of packing and encodings.
+A row that cannot be read is reported with its line and skipped; a file that cannot be read is an error;
+`sources` tells of packing and encodings.
 """
 
 from __future__ import annotations
@@ -50,10 +50,9 @@ def iter_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
 
     Args:
         source: A path, a pattern, a folder, a hub id or "-"; see the table above.
-        report: Receives the rows that cannot be read (`bad_utf8`, `bad_json`,
-            `not_an_object`, `bad_csv`, `field_count`), header lines in mid-file
-            (`repeated_header`) and notes. Rows yielded are not counted here:
-            whoever uses one adds to `kept` or reports it.
+        report: Receives the rows that cannot be read (`bad_utf8`, `bad_json`, `not_an_object`, `bad_csv`,
+            `field_count`), header lines in mid-file (`repeated_header`) and notes. Rows yielded are not
+            counted here: whoever uses one adds to `kept` or reports it.
 
     Yields:
         `(file, line, columns)` of each readable row.

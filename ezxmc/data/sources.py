@@ -1,12 +1,11 @@
 """What a source is, and its lines as text, whatever it is packed and encoded in.
 
-A source is a file, several by a pattern (`shards/*.parquet`) or a folder of
-files of one format, a folder written by `save_to_disk`, a hub id, or "-".
+A source is a file, several by a pattern (`shards/*.parquet`) or a folder of files of one format, a folder
+written by `save_to_disk`, a hub id, or "-".
 
-Text is UTF-8 unless the file shows that it is not: UTF-16 and UTF-32 by their
-mark or their zeros; an 8-bit encoding (Latin-1, cp1252 and the like) where a
-line is no UTF-8 and no other line is UTF-8 beyond ASCII. gzip, bzip2 and xz are
-known by their first bytes. What is not as the name says goes into the report's
+Text is UTF-8 unless the file shows that it is not: UTF-16 and UTF-32 by their mark or their zeros; an 8-bit
+encoding (Latin-1, cp1252 and the like) where a line is no UTF-8 and no other line is UTF-8 beyond ASCII.
+gzip, bzip2 and xz are known by their first bytes. What is not as the name says goes into the report's
 notes.
 """
 
@@ -145,8 +144,8 @@ class Lines:
         old_mac: Whether a file without any line feed has its lines end at CR.
 
     Attributes:
-        broken: Numbers of the lines that cannot be decoded, and why; in their
-            text, bytes that are not are lone surrogates.
+        broken: Numbers of the lines that cannot be decoded, and why; in their text, bytes that are not are
+            lone surrogates.
 
     Raises:
         DataError: While reading: the file cannot be read to its end.
@@ -205,8 +204,7 @@ class Lines:
                 yield from (line.encode("utf-8", "surrogatepass") for line in wide)
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"{self._name} is no whole {encoding.upper()}: {error.reason}",
-                    "save it as UTF-8 again",
+                    f"{self._name} is no whole {encoding.upper()}: {error.reason}", "save it as UTF-8 again"
                 ) from None
         elif self._old_mac and b"\r" in head and b"\n" not in head:
             yield from (line.encode("latin-1") for line in io.TextIOWrapper(handle, encoding="latin-1"))

@@ -1,10 +1,9 @@
 """Rows of fields out of CSV and TSV files, as they come from databases, pandas and spreadsheets.
 
-The delimiter is the suffix's, unless the first lines show another or a line
-`sep=;` names it. A quote that is opened and not closed costs its own line, not
-those after it: they are read again, as rows of their own. In a file with tabs a
-quoted cell is unquoted where its writer had to quote it (a tab, a line break, a
-quote or a comma inside); any other quote belongs to the text.
+The delimiter is the suffix's, unless the first lines show another or a line `sep=;` names it. A quote that
+is opened and not closed costs its own line, not those after it: they are read again, as rows of their own.
+In a file with tabs a quoted cell is unquoted where its writer had to quote it (a tab, a line break, a quote
+or a comma inside); any other quote belongs to the text.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
 """What was wrong with the rows of an input: counted exactly, named by file and line.
 
-Kinds of a dropped row (`bad`): `bad_utf8`, `bad_json`, `not_an_object`,
-`bad_csv`, `field_count` (the file could not be split into rows); `no_uid`,
-`no_title`, `empty_text`, `bad_type`, `bad_unicode`, `duplicate_uid` (a document
-or a label), `same_label` (a label that is there already under another uid);
-`no_document`, `no_label` (gold); `unknown_document`, `unknown_label` (gold,
-shortlists); `bad_shortlist`; `bad_prediction`, `prediction_error` (predictions);
-`bad_entry`, `bad_pair`, `row_count`, `bad_uid` (files of the XMC repository).
-Kinds that cost no row (`WARNINGS`): `equal_title`, and `repeated_header`, a header
-line in mid-file. A command tells of a report once (`RowReport.tell`): how many rows,
-notes, the first problems.
+Kinds of a dropped row (`bad`): `bad_utf8`, `bad_json`, `not_an_object`, `bad_csv`, `field_count` (the file
+could not be split into rows); `no_uid`, `no_title`, `empty_text`, `bad_type`, `bad_unicode`,
+`duplicate_uid` (a document or a label), `same_label` (a label that is there already under another uid);
+`no_document`, `no_label` (gold); `unknown_document`, `unknown_label` (gold, shortlists); `bad_shortlist`;
+`bad_prediction`, `prediction_error` (predictions); `bad_entry`, `bad_pair`, `row_count`, `bad_uid` (files
+of the XMC repository). Kinds that cost no row (`WARNINGS`): `equal_title`, and `repeated_header`, a header
+line in mid-file. A command tells of a report once (`RowReport.tell`): how many rows, notes, the first
+problems.
 """
 
 from __future__ import annotations

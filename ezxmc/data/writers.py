@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import pyarrow
@@ -51,8 +50,8 @@ class RowSink:
     Args:
         path: The file; JSON lines are appended to what is there.
         form: Of `row_format`.
-        schema: The columns of CSV and Parquet; JSON lines hold rows as they are. What is nested is JSON
-            in a cell of CSV.
+        schema: The columns of CSV and Parquet; JSON lines hold rows as they are. What is nested is JSON in
+            a cell of CSV.
         bom: Begin CSV with a byte order mark, which spreadsheets want.
     """
 
@@ -100,9 +99,7 @@ class RowSink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *why: object) -> None:
         with self._close:
             if self._waiting and kind is None:
                 self._flush()
@@ -132,8 +129,8 @@ def rows_made(columns: Collection[str], is_row: Callable[[Row], bool] | None = N
 
     Args:
         columns: Of CSV and Parquet.
-        is_row: Of a JSON line; by default it has just these columns. The last line may be
-            cut, as a killed writer leaves it.
+        is_row: Of a JSON line; by default it has just these columns. The last line may be cut, as a killed
+            writer leaves it.
     """
     starts = tuple(f'{{"{name}": '.encode() for name in columns)
     wanted = set(columns)

@@ -11,9 +11,8 @@
 |                                 |                    |                           | CascadeXML              |
 | the same, or `train_texts.txt`  | (none)             | `train_labels.txt`        | AttentionXML, LightXML  |
 
-Any of them may be `.gz` or not. `filter_labels_train.txt` and
-`filter_labels_test.txt` may stand beside. The files' forms are told in
-`xmc_text` and `xmc_matrix`. Labels known by name only have it for uid, and `_`
+Any of them may be `.gz` or not. `filter_labels_train.txt` and `filter_labels_test.txt` may stand beside.
+The files' forms are told in `xmc_files`. Labels known by name only have it for uid, and `_`
 in it is shown as a space.
 """
 
@@ -44,18 +43,11 @@ from ezxmc.data.xmc_files import (
 from ezxmc.errors import DataError
 from ezxmc.files import check_file, json_line, replacing, sign, unchanged
 from ezxmc.hashing import file_hash
-from ezxmc.records import Document, Label
+from ezxmc.records import Document, Label, Result
 
 # In order of preference; {0} is train or test, {1} trn or tst.
 _SPLITS = {"train": "trn", "test": "tst"}
-_TEXTS = (
-    "{1}.json",
-    "{1}.raw.txt",
-    "raw/{1}_X.txt",
-    "X.{1}.txt",
-    "{0}_raw_texts.txt",
-    "{0}_texts.txt",
-)
+_TEXTS = ("{1}.json", "{1}.raw.txt", "raw/{1}_X.txt", "X.{1}.txt", "{0}_raw_texts.txt", "{0}_texts.txt")
 _GOLD = ("{1}_X_Y.txt", "Y.{1}.txt", "Y.{1}.npz")
 _NAMES = ("{0}_labels.txt",)
 _KIND = "benchmark"  # what the manifest beside converted files says
@@ -154,11 +146,9 @@ class XmcRepo:
     def examples(self, split: str) -> Iterator[Example]:
         """Stream a split's documents; in memory are the labels, and pairs to filter.
 
-        What cannot be used is told in `rows`. In gold and filter files these
-        count pairs of document and label: numbers without a usable label
-        (`unknown_label`), filtered pairs without a usable document
-        (`unknown_document`), and more or fewer rows of gold than of texts
-        (`row_count`).
+        What cannot be used is told in `rows`. In gold and filter files these count pairs of document and
+        label: numbers without a usable label (`unknown_label`), filtered pairs without a usable document
+        (`unknown_document`), and more or fewer rows of gold than of texts (`row_count`).
 
         Raises:
             DataError: As for `labels`.
@@ -251,7 +241,7 @@ class XmcRepo:
 
 
 @dataclass(frozen=True, slots=True)
-class Converted:
+class Converted(Result):
     """What `convert` wrote of one split: documents, those without labels, gold pairs, filtered pairs."""
 
     documents: int
@@ -263,14 +253,13 @@ class Converted:
 def convert(repo: XmcRepo, out: str | Path) -> dict[str, Converted]:
     """Write a benchmark as this package's own files, streaming.
 
-    `labels.jsonl`, and per split `train.jsonl` (uid, title, text),
-    `train_gold.tsv` and, where there are filtered pairs, `train_filter.tsv`
-    (document uid TAB label uid, below a header line). A document without
+    `labels.jsonl`, and per split `train.jsonl` (uid, title, text), `train_gold.tsv` and, where there are
+    filtered pairs, `train_filter.tsv` (document uid TAB label uid, below a header line). A document without
     labels has no line in the gold file.
 
     Args:
-        repo: Where from; its `rows` tell what was left out. A document with a
-            tab or line break in its uid or in a label's does not fit (`bad_uid`).
+        repo: Where from; its `rows` tell what was left out. A document with a tab or line break in its uid
+            or in a label's does not fit (`bad_uid`).
         out: The folder, made if absent. Files of a former call are replaced; `ezxmc.json` tells them.
 
     Returns:

@@ -9,28 +9,24 @@
 | `train_labels.txt`                       | `name name ...`                   | AttentionXML, LightXML   |
 | `filter_labels_test.txt`                 | `document label`                  | pyxclib, DEXML           |
 
-Labels and documents are numbered from 0. A value of 0 or less is no label. The
-document of a line is the line's number, so blank lines count: they are documents
-without labels.
+Labels and documents are numbered from 0. A value of 0 or less is no label. The document of a line is the
+line's number, so blank lines count: they are documents without labels.
 
-Texts come as JSON lines or a line each. JSON lines (`trn.json.gz`, `tst.json.gz`, `lbl.json.gz`;
-also without `.gz`) have `uid`, `title`, `content`, and for documents `target_ind`, numbers of lines
-of the label file from 0, and `target_rel`, their relevances; 0 or less is no label. In the other
-files a line is a document or a label. A document's uid is then `train-N` or `test-N`, a label's is
-`N`, the number of its line from 0; `/SEP/` parts title and text, as AttentionXML has it.
+Texts come as JSON lines or a line each. JSON lines (`trn.json.gz`, `tst.json.gz`, `lbl.json.gz`; also
+without `.gz`) have `uid`, `title`, `content`, and for documents `target_ind`, numbers of lines of the label
+file from 0, and `target_rel`, their relevances; 0 or less is no label. In the other files a line is a
+document or a label. A document's uid is then `train-N` or `test-N`, a label's is `N`, the number of its
+line from 0; `/SEP/` parts title and text, as AttentionXML has it.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import math
 import zipfile
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -38,7 +34,6 @@ from ezxmc.data.documents import document_of, iter_records, label_of
 from ezxmc.data.rows import iter_lines
 from ezxmc.data.validate import RowError, RowReport
 from ezxmc.errors import DataError
-from ezxmc.files import json_line, whole_file
 from ezxmc.records import Document, Label
 
 LABEL_FILES = ("lbl.json", "lbl.raw.txt", "raw/Y.txt", "output-items.txt", "label_map.txt")
@@ -149,23 +144,6 @@ def labels_at(
     return list(found)
 
 
-def write_raw_text(path: str | Path, rows: Iterable[tuple[Document, list[int]]]) -> None:
-    """Write `trn.json.gz` or its like.
-
-    Args:
-        path: Where to; gzip if it ends in `.gz`.
-        rows: Documents with the numbers of their labels.
-    """
-    with open_text(path) as out:
-        out.writelines(_row(one.uid, one.title, one.text, columns) for one, columns in rows)
-
-
-def write_label_text(path: str | Path, labels: Iterable[Label]) -> None:
-    """Write `lbl.json.gz`: rows like documents with empty targets, as readers expect them."""
-    with open_text(path) as out:
-        out.writelines(_row(label.uid, label.title, label.text, []) for label in labels)
-
-
 def is_json(path: Path) -> bool:
     """Whether a file holds JSON lines, by its name."""
     return path.name.removesuffix(".gz").endswith(".json")
@@ -193,11 +171,6 @@ def _titles(source: Path, report: RowReport) -> Iterator[tuple[int, Label]]:
         yield line, label
 
 
-def _row(uid: str, title: str, text: str, columns: list[int]) -> str:
-    row = {"uid": uid, "title": title, "content": text, "target_ind": columns}
-    return json_line({**row, "target_rel": [1.0] * len(columns)}).decode()
-
-
 def _is(kind: type | tuple[type, ...], value: Any) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool)
 
@@ -213,10 +186,9 @@ def iter_sparse(source: str | Path, report: RowReport) -> Iterator[tuple[str, in
 
     Args:
         source: `trn_X_Y.txt` or its like; also `.gz`.
-        report: Receives rows with an entry that is not `column:value`
-            (`bad_entry`), entries beyond the header's columns (`unknown_label`;
-            the rest of the row is kept), and rows the header does not count or
-            counts in vain (`row_count`).
+        report: Receives rows with an entry that is not `column:value` (`bad_entry`), entries beyond the
+            header's columns (`unknown_label`; the rest of the row is kept), and rows the header does not
+            count or counts in vain (`row_count`).
 
     Yields:
         `(file, line, entries)`, `None` for a bad row; the row's number is line − 2.
@@ -246,27 +218,6 @@ def iter_sparse(source: str | Path, report: RowReport) -> Iterator[tuple[str, in
     if line - 1 < rows:
         detail = f"the file ends after {line - 1:,} of {rows:,} rows"
         report.add(str(source), line, "row_count", detail)
-
-
-def write_sparse(path: str | Path, rows: Iterable[Entries], shape: tuple[int, int]) -> None:
-    """Write a sparse text file as `iter_sparse` and pyxclib read it.
-
-    Args:
-        path: Where to; gzip if it ends in `.gz`.
-        rows: Entries of each row, in any order.
-        shape: Rows and columns, for the header.
-
-    Raises:
-        ValueError: There are more or fewer rows than `shape` says.
-    """
-    count = 0
-    with open_text(path) as out:
-        out.write(f"{shape[0]} {shape[1]}\n")
-        for row in rows:
-            count += 1
-            out.write(" ".join(f"{column}:{value!r}" for column, value in sorted(row)) + "\n")
-    if count != shape[0]:
-        raise ValueError(f"{count} rows where shape says {shape[0]}")
 
 
 def iter_gold(source: Path, report: RowReport) -> Iterator[tuple[int, int, list[int] | None]]:
@@ -305,8 +256,8 @@ def iter_names(source: Path, report: RowReport) -> Iterator[tuple[int, int, list
 class PairFile:
     """Pairs of document and label, such as those left out of evaluation; 25 bytes a pair.
 
-    In the label-feature benchmarks a document may be its own label; the
-    repository lists such pairs in `filter_labels_test.txt`.
+    In the label-feature benchmarks a document may be its own label; the repository lists such pairs in
+    `filter_labels_test.txt`.
 
     Args:
         source: Lines `document label`, both numbered from 0; also `.gz`.
@@ -340,28 +291,6 @@ class PairFile:
         """`(document, line)` of each pair not taken."""
         for document, _, line in self._pairs[~self._taken]:
             yield int(document), int(line)
-
-
-def write_pairs(path: str | Path, pairs: Iterable[tuple[int, int]]) -> None:
-    """Write `document label` lines, as in `filter_labels_test.txt`."""
-    with open_text(path) as out:
-        out.writelines(f"{document} {label}\n" for document, label in pairs)
-
-
-@contextmanager
-def open_text(path: str | Path) -> Iterator[IO[str]]:
-    """A new UTF-8 file to write, lines ending as on Unix; gzip if its name ends in `.gz`.
-
-    Raises:
-        ConfigError: There is such a file.
-        DataError: It cannot be written.
-    """
-    with (
-        whole_file(path, "a new file") as fresh,
-        gzip.open(fresh, "wb") if str(path).endswith(".gz") else fresh.open("wb") as raw,
-        io.TextIOWrapper(raw, "utf-8", newline="\n") as text,
-    ):
-        yield text
 
 
 def _split_rows(

@@ -178,19 +178,21 @@ def annotate(
         StoreError: The store could not be written.
         InputTypeError: `pairs` is no function (a list, say) or gives something else than `Pair`s, or
             teacher or store is none.
+
+    Example:
+        >>> from ezxmc.config.teacher import ReplayTeacherConfig
+        >>> teacher = load_teacher(ReplayTeacherConfig(judgments="judgments.jsonl"))
+        >>> pair = Pair(Document("d1", "", ""), Label("l-guitar", "guitar"))
+        >>> with FeedbackStore("new.sqlite") as store:
+        ...     annotate(lambda: [pair], teacher, store).asked
+        1
     """
     cure = "give a function that gives the pairs again at each call: lambda: pairs_of(...)"
     instance_of(pairs, Callable, "pairs", cure)  # type: ignore[arg-type]
     instance_of(store, FeedbackStore, "store", "open one: FeedbackStore('feedback.sqlite')")
     instance_of(teacher, Teacher, "teacher", "give what load_teacher returns, or any ezxmc.Teacher")
-    job = _Job(
-        pairs,
-        teacher,
-        store,
-        stop or (lambda: False),
-        progress or (lambda done, total: None),
-        seen or (lambda judgments: None),
-    )
+    ignore: Callable[..., Any] = lambda *_: None  # noqa: E731
+    job = _Job(pairs, teacher, store, stop or ignore, progress or ignore, seen or ignore)
     if missing := job.count():
         job.answer(missing)
     return job.summary

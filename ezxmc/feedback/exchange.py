@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ import pyarrow
 from ezxmc.data import RowReport, iter_rows
 from ezxmc.data.writers import row_format, whole_rows
 from ezxmc.errors import StoreError
-from ezxmc.feedback.store import FeedbackStore
-from ezxmc.records import Judgment, Status
+from ezxmc.feedback.store import FeedbackStore, existing_store
+from ezxmc.records import Judgment, Result, Status
 from ezxmc.teacher.shards import COLUMNS, Shard, left_behind
 
 _BATCH = 10_000
@@ -32,7 +33,7 @@ _WHOLE = 1.001  # label masses are sums of rounded probabilities
 
 
 @dataclass(frozen=True, slots=True)
-class ImportSummary:
+class ImportSummary(Result):
     """What `import_judgments` did.
 
     Attributes:
@@ -212,3 +213,48 @@ def merge_shards(store: FeedbackStore) -> int:
                 merged += len(store.append(sessions[shard.teacher], fresh, seconds))
             path.unlink()
     return merged
+
+
+def store_statistics(store: str | Path) -> dict[str, Any]:
+    """What a store holds, JSON-ready: its size, and of each teacher the counts, costs and speed.
+
+    Raises:
+        StoreError: There is no such store.
+    """
+    with existing_store(store) as feedback:
+        teachers = []
+        for fingerprint, description in feedback.teachers().items():
+            totals = feedback.totals(fingerprint)
+            derived = {name: getattr(totals, name) for name in _DERIVED}
+            teachers.append({"teacher": fingerprint, "description": description, **asdict(totals), **derived})
+        rows = sum(one["judgments"] for one in teachers)
+        return {
+            "store": str(store),
+            "judgments": rows,
+            "bytes": feedback.size,
+            "bytes_per_judgment": feedback.size / rows if rows else None,
+            "teachers": teachers,
+        }
+
+
+_DERIVED = ("cache_share", "computed_per_pair", "pairs_per_second")
+
+
+def failed_pairs(store: str | Path, limit: int = 1_000) -> list[dict[str, Any]]:
+    """By teacher, how many pairs got no judgment for which reason, and the first `limit` of them, JSON-ready.
+
+    Raises:
+        StoreError: There is no such store.
+    """
+    with existing_store(store) as feedback:
+        return [
+            {
+                "teacher": teacher,
+                "counts": feedback.totals(teacher).failures_by_kind,
+                "pairs": [
+                    dict(status=one.status.value, doc=one.doc_uid, label=one.label_uid, attempts=one.attempts)
+                    for one in islice(feedback.failures(teacher), limit)
+                ],
+            }
+            for teacher in feedback.teachers()
+        ]

@@ -14,10 +14,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ezxmc.errors import DataError
-from ezxmc.feedback.store import FeedbackStore
+from ezxmc.feedback.store import FeedbackStore, existing_store
 from ezxmc.hashing import judgment_key, judgment_keys
 from ezxmc.records import Document, Judgment, Label, Pair
 from ezxmc.teacher.base import Teacher
@@ -151,6 +152,31 @@ def judgments_of(
         search.take(judgment)
     search.look_further()
     return search.result()
+
+
+def newest_judgments(
+    store: str | Path,
+    documents: Sequence[Document],
+    labels: Sequence[Label],
+    say: Callable[[str], None] = lambda text: None,
+) -> Recalled:
+    """What a store's newest teacher said about these texts; what it holds of others is told.
+
+    Args:
+        store: The store's file.
+        documents: The catalog's.
+        labels: The catalog's.
+        say: Told in whole lines.
+
+    Raises:
+        DataError: Hardly anything in the store is about these texts.
+        StoreError: The store is missing or cannot be read.
+    """
+    with existing_store(store) as feedback:
+        found = judgments_of(documents, labels, feedback)
+    for line in found.of_these_texts(str(store)).lines():
+        say(line)
+    return found
 
 
 class _Search:

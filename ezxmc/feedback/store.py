@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ezxmc.errors import ArgumentError, InputTypeError, instance_of, number_between, whole_number
+from ezxmc.errors import ArgumentError, InputTypeError, StoreError, instance_of, number_between, whole_number
 from ezxmc.feedback.database import SqliteTable
 from ezxmc.records import Judgment, Status
 
@@ -93,6 +93,11 @@ class FeedbackStore(SqliteTable):
 
     Raises:
         StoreError: Not a store, written by another version, or not writable.
+
+    Example:
+        >>> with FeedbackStore("feedback.sqlite") as store:
+        ...     len(list(store.judgments()))
+        1500
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -444,3 +449,18 @@ def _raw(keys: Sequence[str]) -> list[bytes]:
 
 def _judgment(row: tuple[Any, ...]) -> Judgment:
     return Judgment(row[0].hex(), row[1], row[2], Status(row[3]), *row[4:])
+
+
+def existing_store(path: str | Path) -> FeedbackStore:
+    """A feedback store that is there already.
+
+    Raises:
+        StoreError: It is not, or as for `FeedbackStore`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise StoreError(f"no feedback store at {path}", "make one with `ezxmc annotate`")
+    if path.is_file() and not path.stat().st_size:
+        # SQLite would take it for a store to be filled, and fill it.
+        raise StoreError(f"{path} is empty: no feedback store", "make one with `ezxmc annotate`")
+    return FeedbackStore(path)

@@ -219,7 +219,10 @@ def build_targets(
         TrainingError: No judgment has a score, or all have the same.
 
     Example:
-        >>> targets = build_targets(store.judgments(), TrainingConfig())  # doctest: +SKIP
+        >>> with FeedbackStore("feedback.sqlite") as store:
+        ...     targets = build_targets(store.judgments(), TrainingConfig())
+        >>> len(targets.documents)
+        60
     """
     scores: dict[str, dict[str, float]] = defaultdict(dict)
     seen: set[str] = set()

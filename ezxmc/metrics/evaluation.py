@@ -151,6 +151,11 @@ def evaluate(
         ArgumentError: A depth is no whole number or below 1, `threshold` is outside of [0, 1], or
             `propensity` is no pair of numbers above 0, 10 at most.
         InputTypeError: A prediction is no `Prediction`, or `gold` and the like no mapping of uids.
+
+    Example:
+        >>> found = [Prediction("d1", ("music", "food"), ("music", "food"), (0.9, 0.1))]
+        >>> evaluate(found, {"d1": ["music"]}).values["P@1"]
+        1.0
     """
     instance_of(predictions, Iterable, "predictions", "give what `Predictor.predict` returns")
     instance_of(propensity, Sequence, "propensity", "give A and B, such as (0.55, 1.5)")

@@ -92,6 +92,11 @@ def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Progress | 
         ModelError: A model cannot be fetched or loaded.
         TeacherError: The LLM engine failed; the judgments so far are kept.
         TrainingError: The judgments give nothing to learn from.
+
+    Example:
+        >>> report = run(RunConfig.load("config.yaml"))
+        >>> report.data.documents.kept
+        60
     """
     instance_of(config, RunConfig, "config", "read one: RunConfig.load('ezxmc.yaml')")
     refuse_torchrun()

@@ -73,6 +73,10 @@ class BiEncoder:
         ModelError: No sentence-transformers model can be loaded from there, or only by trusting who made it
             (see `ezxmc.models.trust`); or the backend is not installed, or has no converted model there.
         ConfigError: Backend and precision do not go together.
+
+    Example:
+        >>> BiEncoder("all-MiniLM-L6-v2").encode_documents(["A song for guitar"]).shape
+        (1, 384)
     """
 
     def __init__(

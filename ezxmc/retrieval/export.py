@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ezxmc.config import Backend, Precision
 from ezxmc.errors import ConfigError, ModelError
+from ezxmc.records import Result
 from ezxmc.retrieval.backends import OUTPUT, choose_precision, onnx_name, package
 from ezxmc.retrieval.encoder import BiEncoder
 
@@ -27,7 +28,7 @@ _AGREES = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Conversion:
+class Conversion(Result):
     """A converted model.
 
     Attributes:

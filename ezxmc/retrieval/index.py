@@ -49,6 +49,12 @@ class LabelIndex:
 
     Raises:
         ModelError: `vectors` is no non-empty finite matrix.
+
+    Example:
+        >>> index = LabelIndex(np.eye(3, dtype=np.float32))
+        >>> scores, rows = index.search(np.array([[0.6, 0.8, 0.0]], dtype=np.float32), 2)
+        >>> rows.tolist()
+        [[1, 0]]
     """
 
     def __init__(self, vectors: NDArray[np.float32]) -> None:

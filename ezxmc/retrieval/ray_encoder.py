@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 from ezxmc.cluster import RayConfig
 from ezxmc.cluster.pool import Pool, Say, Task, Tell
 from ezxmc.config import Precision
-from ezxmc.files import replacing
+from ezxmc.files import remove_shards, replacing
 from ezxmc.hashing import json_hash, text_hash
-from ezxmc.models import model_identity
+from ezxmc.models import model_identity, resolve_model
 from ezxmc.retrieval.encoder import BiEncoder, OnProgress
 
 SHARD = 8192  # texts; what is not more than this is encoded here, before workers would have started
@@ -109,6 +110,33 @@ def open_encoder(
     if cluster is None:
         return BiEncoder(source, max_length=max_length)
     return RayEncoder(source, cluster, folder, max_length=max_length, say=say)
+
+
+@contextmanager
+def encoder_for(
+    out: Path,
+    source: str,
+    cluster: RayConfig | None,
+    *,
+    max_length: int | None = None,
+    say: Say | None = None,
+) -> Iterator[BiEncoder]:
+    """`open_encoder` for a job that writes `out`: shards lie beside it, and go unless the job fails.
+
+    Args:
+        out: What the job writes.
+        source: The model: a name of `ezxmc models list`, a folder or a hub id.
+        cluster: As for `open_encoder`, as are the others.
+        max_length: As there.
+        say: As there.
+
+    Raises:
+        ModelError: As for `resolve_model` and `BiEncoder`.
+    """
+    vectors = out.with_name(f"{out.name}-vectors")
+    found = resolve_model(source, kind="encoder")
+    yield open_encoder(found, cluster, vectors, max_length=max_length, say=say)
+    remove_shards(vectors)
 
 
 @dataclass(frozen=True, slots=True)

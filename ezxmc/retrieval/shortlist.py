@@ -194,6 +194,13 @@ def shortlist(
 
     Raises:
         DataError, InputTypeError: There are documents or labels that cannot be used.
+
+    Example:
+        >>> from ezxmc import BiEncoder
+        >>> encoder, titles = BiEncoder("all-MiniLM-L6-v2"), ["cooking", "music", "law"]
+        >>> (found,) = shortlist(["A song for guitar"], titles, encoder, ShortlistConfig(size=2, explore=0))
+        >>> titles[found.labels[0]]
+        'music'
     """
     documents, labels = as_documents(documents), as_labels(labels)
     instance_of(config, ShortlistConfig, "config", "give an ezxmc.config.ShortlistConfig")

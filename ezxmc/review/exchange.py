@@ -1,12 +1,16 @@
 """Pairs out to people as CSV, JSON lines or Label Studio tasks, and decisions back.
 
-Columns: `decision` (empty), `label_title`, `label_text`, `title`, `text`,
-`reason`, `teacher`, `student` (see `Pick`), `doc` and `label` (uids), `id`
-(of the pair's content). JSON lines that come back may also tell `at` (ISO
-8601) and `reviewer`. Of all these, `doc`, `label` and `decision` are needed.
+Columns: `decision` (empty), `label_title`, `label_text`, `title`, `text`, `reason`, `teacher`, `student`
+(see `Pick`), `doc` and `label` (uids), `id` (of the pair's content). JSON lines that come back may also
+tell `at` (ISO 8601) and `reviewer`. Of all these, `doc`, `label` and `decision` are needed.
 
-In CSV a cell that a spreadsheet would run as a formula gets a ' in front,
-which is taken off again, and a long text is cut: it is there to be read.
+Label Studio's formats are those of https://labelstud.io/guide/task_format: a task holds `data`, and in an
+export `annotations`, each with `result`, a list of regions with `from_name`, `type` and `value`, and
+`was_cancelled` for a task that was skipped. Its JSON-MIN, CSV and TSV hold a flat row per annotation, in
+which `id` is the task's number there: our `id` is lost, so texts tell whether they are the exported ones.
+
+In CSV a cell that a spreadsheet would run as a formula gets a ' in front, which is taken off again, and a
+long text is cut: it is there to be read.
 """
 
 from __future__ import annotations
@@ -30,8 +34,7 @@ from ezxmc.data.writers import row_format, rows_made, whole_rows
 from ezxmc.errors import DataError
 from ezxmc.feedback.reviews import Answer, Review, Reviews, pair_id
 from ezxmc.files import check_file, write_file
-from ezxmc.records import Document, Label
-from ezxmc.review.label_studio import CONFIG, TEXTS_TELL, flat_row, is_export, is_flat, labelled_tasks, task
+from ezxmc.records import Document, Label, Result
 from ezxmc.review.picks import Pick, Reason
 
 _WHAT = "a file of pairs to review"
@@ -44,6 +47,22 @@ _ANSWERS = {
     **dict.fromkeys(("no", "n", "false", "0"), Answer.NO),
     **dict.fromkeys(("skip", "s"), Answer.SKIP),
 }
+
+_TEXTS_TELL = "label studio: texts tell"
+"""A column of rows whose texts, not an `id`, tell whether they are those that were exported."""
+_CONFIG = """<View>
+  <Header value="Does this label fit the document?"/>
+  <Text name="label_title" value="$label_title"/>
+  <Text name="label_text" value="$label_text"/>
+  <Choices name="decision" toName="text" choice="single" required="true" showInline="true">
+    <Choice value="yes" hotkey="y"/>
+    <Choice value="no" hotkey="n"/>
+    <Choice value="skip" hotkey="s"/>
+  </Choices>
+  <Header value="$title"/>
+  <Text name="text" value="$text"/>
+</View>
+"""
 
 
 def check_picks(out: Path) -> None:
@@ -77,7 +96,7 @@ def _is_tasks(path: Path) -> bool:
 
 
 def _is_config(path: Path) -> bool:
-    return path.read_bytes() == CONFIG.encode()
+    return path.read_bytes() == _CONFIG.encode()
 
 
 def write_picks(out: Path, picks: Sequence[Pick]) -> list[Path]:
@@ -106,9 +125,9 @@ def write_picks(out: Path, picks: Sequence[Pick]) -> list[Path]:
         return [out]
     config, tasks = (
         out.with_suffix(".xml"),
-        json.dumps([task(row) for row in rows], ensure_ascii=False, indent=1),
+        json.dumps([_task(row) for row in rows], ensure_ascii=False, indent=1),
     )
-    write_file(config, CONFIG.encode(), "a labeling configuration", made=_is_config)
+    write_file(config, _CONFIG.encode(), "a labeling configuration", made=_is_config)
     write_file(out, tasks.encode("utf-8", "replace"), _WHAT, made=_is_tasks)
     return [out, config]
 
@@ -176,7 +195,7 @@ def _text(row: Mapping[str, Any], name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class ImportedReviews:
+class ImportedReviews(Result):
     """What `import_reviews` did.
 
     Attributes:
@@ -212,17 +231,17 @@ def import_reviews(
 ) -> ImportedReviews:
     """Take people's decisions into a store; the same file again changes nothing.
 
-    A row without a time of its own was decided when the file was last
-    written. What is older than the last word on its pair is left out.
+    A row without a time of its own was decided when the file was last written. What is older than the last
+    word on its pair is left out.
 
     Args:
         reviews: Of the store.
-        source: What `write_picks` wrote, with decisions; or Label Studio's export of it (JSON,
-            JSON-MIN, CSV or TSV).
-        report: Receives rows with neither yes, no nor skip (`bad_decision`), no or no readable uid
-            or time (`bad_review`), a uid that is not in the catalog (`unknown_document`,
-            `unknown_label`), texts that are not the exported ones (`changed_text`), and all rows of a
-            pair that gets both yes and no (`contradiction`).
+        source: What `write_picks` wrote, with decisions; or Label Studio's export of it (JSON, JSON-MIN,
+            CSV or TSV).
+        report: Receives rows with neither yes, no nor skip (`bad_decision`), no or no readable uid or time
+            (`bad_review`), a uid that is not in the catalog (`unknown_document`, `unknown_label`), texts
+            that are not the exported ones (`changed_text`), and all rows of a pair that gets both yes and
+            no (`contradiction`).
         documents: The catalog's.
         labels: The catalog's.
         reviewer: Who decided, where a row does not tell.
@@ -274,16 +293,16 @@ def import_reviews(
 
 
 def _rows(source: Path, report: RowReport) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    if is_export(source):
-        yield from labelled_tasks(source, report)
+    if _is_export(source):
+        yield from _labelled_tasks(source, report)
         return
     cells = source_kind(source) in (".csv", ".tsv", ".xlsx")
     for file, line, row in iter_rows(source, report):
-        if cells or is_flat(row):
+        if cells or _is_flat(row):
             # A spreadsheet may have changed the names' case, and whoever filled it in added columns.
             row = {str(name).strip().casefold(): value for name, value in row.items()}
-        if is_flat(row):
-            yield file, line, flat_row(row)
+        if _is_flat(row):
+            yield file, line, _flat_row(row)
         else:
             yield file, line, {name: _uncell(value) for name, value in row.items()} if cells else row
 
@@ -302,7 +321,7 @@ def _pair(
         raise RowError("unknown_label", reprlib.repr(label_uid))
     document, label = documents[uid], labels[label_uid]
     given = row.get("id")
-    if TEXTS_TELL in row:
+    if _TEXTS_TELL in row:
         given = "" if _same_texts(row, document, label) else "another"
     if given and given != pair_id(document, label):
         raise RowError(
@@ -340,3 +359,90 @@ def _time(value: Any, otherwise: float) -> float:
         raise RowError("bad_review", f"at is no time: {error}") from None
     # A clock that is ahead must not outvote every later decision.
     return min(seconds, datetime.now(UTC).timestamp())
+
+
+def _task(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A pair as a task. What teacher and student say is left out: it would lead the annotator."""
+    return {
+        "data": {name: value for name, value in row.items() if name not in ("decision", "teacher", "student")}
+    }
+
+
+def _is_export(source: Path) -> bool:
+    """Whether a file holds one JSON array, as Label Studio's exports do."""
+    try:
+        with source.open("rb") as handle:
+            return (
+                source.suffix == ".json"
+                and handle.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+            )
+    except OSError as error:
+        raise DataError(f"{source} cannot be read: {error}", "check the path") from None
+
+
+def _labelled_tasks(source: Path, report: RowReport) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """The annotations of an export as rows: `(file, number of the task, columns)`.
+
+    Args:
+        source: The export.
+        report: Receives tasks that cannot be read (`bad_task`).
+
+    Raises:
+        DataError: The file is no JSON.
+    """
+    file = str(source)
+    try:
+        tasks = json.loads(source.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{file} is no readable JSON: {error}", "export it from Label Studio again") from None
+    for number, one in enumerate(tasks, start=1):
+        try:
+            yield from ((file, number, row) for row in _task_rows(one))
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            report.add(file, number, "bad_task", f"no task of Label Studio: {reprlib.repr(error)}")
+
+
+def _task_rows(one: dict[str, Any]) -> list[dict[str, Any]]:
+    if "data" not in one and _is_flat(one):
+        return [_flat_row(one)]
+    data = dict(one["data"])
+    annotations = one.get("annotations") or []
+    return [{**data, **_said(annotation)} for annotation in annotations] or [{**data, "decision": None}]
+
+
+def _is_flat(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of Label Studio's JSON-MIN, CSV or TSV."""
+    return "annotation_id" in row or "lead_time" in row
+
+
+def _flat_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of these as columns."""
+    said = row.get("decision")
+    if isinstance(said, dict):
+        said = said.get("choices")
+    if isinstance(said, list):
+        said = " ".join(map(str, said))
+    who = row.get("annotator")
+    return {
+        **{name: value for name, value in row.items() if name != "id"},
+        "decision": said or None,
+        "at": row.get("updated_at") or row.get("created_at"),
+        "reviewer": who.get("email") if isinstance(who, dict) else who,
+        _TEXTS_TELL: True,
+    }
+
+
+def _said(annotation: dict[str, Any]) -> dict[str, Any]:
+    choices = [
+        choice
+        for region in annotation.get("result") or []
+        if region.get("from_name") == "decision"
+        for choice in region["value"]["choices"]
+    ]
+    who = annotation.get("completed_by")
+    return {
+        # A task that was skipped there has no choice.
+        "decision": "skip" if annotation.get("was_cancelled") else " ".join(map(str, choices)) or None,
+        "at": annotation.get("updated_at") or annotation.get("created_at"),
+        "reviewer": who.get("email") if isinstance(who, dict) else who,
+    }

@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ezxmc.calibration import JudgedRows, Platt
 from ezxmc.config import RunConfig
-from ezxmc.data import Catalog
+from ezxmc.data import Catalog, RowReport
 from ezxmc.errors import ConfigError
-from ezxmc.feedback.recall import judgments_of
-from ezxmc.feedback.reviews import FEWEST_REVIEWED, ReviewedPairs
-from ezxmc.feedback.store import FeedbackStore
+from ezxmc.feedback.recall import newest_judgments
+from ezxmc.feedback.reviews import FEWEST_REVIEWED, ReviewedPairs, Reviews
 from ezxmc.feedback.targets import DocumentTargets, build_targets, context_of
 from ezxmc.pipeline.snapshot import Snapshot
+from ezxmc.progress import NoProgress, Progress
 from ezxmc.records import Document
+from ezxmc.review.exchange import ImportedReviews, import_reviews
 from ezxmc.review.picks import (
     Floats,
     Ints,
@@ -81,6 +82,12 @@ class Material:
         places = Snapshot.places(run_dir)
         catalog = Catalog.load(config.data, config.training.held_out, config.seed, say, former=places)
         return cls(config, catalog, run_dir, ReviewedPairs.load(store, catalog.documents, catalog.labels))
+
+    def take(self, source: Path, report: RowReport, *, reviewer: str | None = None) -> ImportedReviews:
+        """`import_reviews` into the run's own store."""
+        with Reviews(self.path / STORE) as reviews:
+            documents, labels = self.catalog.documents, self.catalog.labels
+            return import_reviews(reviews, source, report, documents, labels, reviewer=reviewer)
 
     def for_training(
         self,
@@ -177,10 +184,7 @@ class Material:
 
     def _targets(self, say: Callable[[str], None]) -> list[DocumentTargets]:
         """What the newest teacher's judgments and people's decisions teach."""
-        with FeedbackStore(self.path / STORE) as store:
-            recalled = judgments_of(self.catalog.documents, self.catalog.labels, store)
-        for line in recalled.of_these_texts(str(self.path / STORE)).lines():
-            say(line)
+        recalled = newest_judgments(self.path / STORE, self.catalog.documents, self.catalog.labels, say)
         apart = {document.uid for document in self._documents(self.catalog.to_calibrate)}
         judgments = [j for j in recalled.judgments if j.doc_uid not in apart]
         context = context_of(judgments, len(self.catalog.labels))
@@ -200,9 +204,8 @@ def _scored(
 ) -> JudgedPairs:
     """What student and like documents say of P pairs.
 
-    The student's scores are put on the teacher's scale by a logistic curve
-    over all pairs: a bundle's own probabilities foretell the raw share of
-    "yes", whose zero point depends on the prompt's wording.
+    The student's scores are put on the teacher's scale by a logistic curve over all pairs: a bundle's own
+    probabilities foretell the raw share of "yes", whose zero point depends on the prompt's wording.
 
     Args:
         predictor: The student.
@@ -234,3 +237,39 @@ def _scored(
     wrong, margins = suspects(teacher >= 0.5, votes.shares)
     found = Suspects(wrong & (votes.support >= _LEAST_SUPPORT), margins)
     return JudgedPairs(numbers, rows, teacher, student, found, undecided)
+
+
+def pick_pairs(
+    run_dir: Path,
+    purpose: Literal["training", "calibration"],
+    count: int,
+    *,
+    per_label: int = 10,
+    per_document: int = 3,
+    seed: int = 0,
+    watch: Progress | None = None,
+) -> tuple[list[Pick], Material]:
+    """Pairs of a run that are worth a person's minute; what is decided already is left out.
+
+    Args:
+        run_dir: The run's folder.
+        purpose: Doubtful pairs to train on, or whole random documents to calibrate on.
+        count: Pairs to train on, or documents to calibrate on.
+        per_label: Pairs of one label at most, for training.
+        per_document: Pairs of one document at most, for training.
+        seed: Of the documents drawn, and between equal pairs.
+        watch: Sees stages and messages.
+
+    Raises:
+        ConfigError, BundleError, DataError, TrainingError: As for `Material`.
+    """
+    watch = watch or NoProgress()
+    material = Material.load(run_dir, watch.say)
+    if purpose == "calibration":
+        picks = material.for_calibration(count, seed=seed)
+        if line := material.missing(count):
+            watch.say(line)
+        return picks, material
+    bar = watch.stage("student reads the documents")
+    limits = {"per_label": per_label, "per_document": per_document, "seed": seed}
+    return material.for_training(count, **limits, progress=bar, say=watch.say), material

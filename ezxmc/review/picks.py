@@ -1,15 +1,13 @@
 """Which pairs a person should see.
 
-For training, pairs one decision is likely to change something about. Such
-pairs are doubtful by choice: whoever calibrates on them believes in a world of
-doubt. For calibration there are documents drawn at random, kept from training,
-each with its whole top list.
+For training, pairs one decision is likely to change something about. Such pairs are doubtful by choice:
+whoever calibrates on them believes in a world of doubt. For calibration there are documents drawn at
+random, kept from training, each with its whole top list.
 
-Which of the teacher's answers are likely wrong is told by confident learning on a vote of
-like documents. Confident learning (Northcutt et al., arXiv 1911.00068) needs probabilities
-from a model that has not seen the answer in question. Here that is a vote of
-the other documents judged on the same label, weighted by likeness; a pair's
-own document has no vote.
+Which of the teacher's answers are likely wrong is told by confident learning on a vote of like documents.
+Confident learning (Northcutt et al., arXiv 1911.00068) needs probabilities from a model that has not seen
+the answer in question. Here that is a vote of the other documents judged on the same label, weighted by
+likeness; a pair's own document has no vote.
 """
 
 from __future__ import annotations
@@ -66,8 +64,8 @@ def neighbour_votes(
 ) -> Votes:
     """For each pair, the mean answer of the other documents judged on its label.
 
-    The mean is weighted by likeness and shrunk to the label's mean over the
-    other documents, which is itself shrunk to the mean of all pairs.
+    The mean is weighted by likeness and shrunk to the label's mean over the other documents, which is
+    itself shrunk to the mean of all pairs.
 
     Args:
         documents: (P,) rows of `vectors`; a document occurs once with a label.
@@ -99,12 +97,11 @@ def neighbour_votes(
 def suspects(given: NDArray[np.bool_], shares: Floats) -> Suspects:
     """Where the given answer is likely wrong.
 
-    With p̂(yes) = share, p̂(no) = 1 − share, the threshold of an answer is its
-    mean probability where it was given: t_j = mean{p̂_j : given j} (eq. 2 of
-    the paper). A pair is a suspect if the other answer reaches its threshold,
-    and the given one does not or is the less probable (eq. 1). Suspects are
-    ranked by the margin (p̂_other − t_other) − (p̂_given − t_given): the
-    paper's normalised margin, with thresholds taken off as cleanlab does.
+    With p̂(yes) = share, p̂(no) = 1 − share, the threshold of an answer is its mean probability where it
+    was given: t_j = mean{p̂_j : given j} (eq. 2 of the paper). A pair is a suspect if the other answer
+    reaches its threshold, and the given one does not or is the less probable (eq. 1). Suspects are ranked
+    by the margin (p̂_other − t_other) − (p̂_given − t_given): the paper's normalised margin, with
+    thresholds taken off as cleanlab does.
 
     Args:
         given: (P,) the teacher's answers.
@@ -144,8 +141,8 @@ class Pick:
         document: The document.
         label: The label.
         reason: Why.
-        teacher: Probability the student is taught, in [0, 1]; `None` for a random document:
-            a person who knows the answer of others calibrates nothing.
+        teacher: Probability the student is taught, in [0, 1]; `None` for a random document: a person who
+            knows the answer of others calibrates nothing.
         student: The student's, on the same scale.
     """
 
@@ -240,3 +237,10 @@ def _by_reason(pairs: JudgedPairs, seed: int) -> Iterator[tuple[Reason, list[int
 def random_order(documents: Sequence[Document], seed: int) -> list[Document]:
     """Documents in an order that is random, repeatable, and stays when documents are added."""
     return sorted(documents, key=lambda document: text_hash("review", str(seed), document.uid))
+
+
+def tally(picks: Sequence[Pick]) -> dict[str, int]:
+    """How many pairs, documents and labels there are, and how many pairs of each reason."""
+    counts = {"pairs": len(picks), "documents": len({pick.document.uid for pick in picks})}
+    counts["labels"] = len({pick.label.uid for pick in picks})
+    return {**counts, **Counter(pick.reason.value for pick in picks)}

@@ -1,8 +1,8 @@
 """The review page: one pair at a time, yes, no or skip, each answer on disk before the next pair is shown.
 
-The page is open and shows nothing; pairs and answers need the token that is
-made anew at each start and given in the URL's fragment, which no browser
-sends anywhere: other pages and other users of the machine do not have it.
+The page is open and shows nothing; pairs and answers need the token that is made anew at each start and
+given in the URL's fragment, which no browser sends anywhere: other pages and other users of the machine do
+not have it.
 """
 
 from __future__ import annotations

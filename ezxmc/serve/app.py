@@ -17,8 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 
 from ezxmc.bundle.labels import add_labels, remove_labels
-from ezxmc.bundle.occlusion import MOST_PARTS
-from ezxmc.bundle.predict import prediction_row
+from ezxmc.bundle.predict import MOST_PARTS, prediction_row
 from ezxmc.errors import ConfigError, DataError, EzxmcError
 from ezxmc.records import Document
 from ezxmc.serve import web as page

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from ezxmc.bundle.occlusion import MOST_PARTS
+from ezxmc.bundle.predict import MOST_PARTS
 from ezxmc.data import RowError, unfit_character
 from ezxmc.data.documents import document_of, row_uid
 from ezxmc.data.matching import trim

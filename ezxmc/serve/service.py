@@ -23,8 +23,7 @@ from anyio.to_thread import run_sync
 
 from ezxmc.bundle.labels import Change
 from ezxmc.bundle.manifest import MANIFEST
-from ezxmc.bundle.occlusion import MOST_PARTS, Evidence
-from ezxmc.bundle.predict import Predictor
+from ezxmc.bundle.predict import MOST_PARTS, Evidence, Predictor
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
 from ezxmc.errors import BundleError, EzxmcError

@@ -20,6 +20,12 @@ class Teacher(Protocol):
         fingerprint: Hash of everything that can change an answer: model and revision, prompt, answer tokens,
             scoring rule, engine version. Part of every content key, so answers of two teachers never mix.
         description: The readable form of what `fingerprint` hashes.
+
+    Example:
+        >>> from ezxmc.config.teacher import ReplayTeacherConfig
+        >>> from ezxmc.teacher import load_teacher
+        >>> isinstance(load_teacher(ReplayTeacherConfig(judgments="judgments.jsonl")), Teacher)
+        True
     """
 
     @property
@@ -147,6 +153,12 @@ def load_teacher(
         ModelError: The model cannot be resolved.
         DataError: Recorded judgments cannot be read.
         ConfigError: The environment variable with a server's key is not set.
+
+    Example:
+        >>> teacher = load_teacher(ReplayTeacherConfig(judgments="judgments.jsonl"))
+        >>> pair = Pair(Document("d1", "", ""), Label("l-guitar", "guitar"))
+        >>> [judgment.log_odds for judgment in teacher.score([pair])]
+        [-2.7]
     """
     kinds = (VllmTeacherConfig, HttpTeacherConfig, ReplayTeacherConfig)
     instance_of(config, kinds, "config", "give the `teacher` part of a RunConfig")

@@ -82,9 +82,15 @@ class DistillationLoss(nn.Module):
         ConfigError: A loss is unknown.
 
     Example:
-        >>> loss = DistillationLoss(model, documents, labels, targets)  # doctest: +SKIP
-        >>> data = targets_dataset(documents, labels, targets, "documents")  # doctest: +SKIP
-        >>> SentenceTransformerTrainer(model, train_dataset=data, loss=loss).train()  # doctest: +SKIP
+        >>> from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+        >>> from ezxmc import targets_from_rows
+        >>> documents, labels = ["A song for guitar"], ["music", "food"]
+        >>> rows = [(0, "music", 1.0), (0, "food", 0.0)]
+        >>> targets = targets_from_rows(rows, documents, labels, TrainingConfig())
+        >>> model = SentenceTransformer("encoder")
+        >>> loss = DistillationLoss(model, documents, labels, targets)
+        >>> data = targets_dataset(documents, labels, targets, "documents")
+        >>> trainer = SentenceTransformerTrainer(model, train_dataset=data, loss=loss)
     """
 
     def __init__(

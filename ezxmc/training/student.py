@@ -236,8 +236,11 @@ def train_bi_encoder(
         ModelError: The base or the former student cannot be loaded, or they are of two architectures.
 
     Example:
-        >>> rows = [("A song for guitar", "music", 0.9)]  # doctest: +SKIP
-        >>> train_bi_encoder(texts, labels, rows, TrainingConfig(), "student")  # doctest: +SKIP
+        >>> texts, titles = ["A song for guitar", "Soup of flour"], ["music", "food"]
+        >>> rows = [(0, "music", 0.9), (0, "food", 0.1), (1, "food", 1.0), (1, "music", 0.0)]
+        >>> config = TrainingConfig(encoder="encoder", epochs=1)
+        >>> train_bi_encoder(texts, titles, rows, config, "my-student").documents
+        2
     """
     documents, labels, held_out = as_documents(documents), as_labels(labels), as_documents(held_out)
     out = Path(out)

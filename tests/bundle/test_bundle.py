@@ -13,8 +13,9 @@ from support.tinyworld import document, label_rows
 
 from ezxmc.bundle.bundle import add_calibrator, load_bundle, save_bundle
 from ezxmc.bundle.manifest import FORMAT, HEAD_FORMAT
-from ezxmc.bundle.predict import WINDOW, Predictor, prediction_row
+from ezxmc.bundle.predict import Predictor, prediction_row
 from ezxmc.calibration import Calibrator, Isotonic, fit_calibrator
+from ezxmc.data.predictions import WINDOW
 from ezxmc.errors import BundleError, ConfigError, EzxmcError, ModelError, TrainingError
 from ezxmc.records import Document, Label, Prediction
 from ezxmc.retrieval import BiEncoder

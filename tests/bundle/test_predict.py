@@ -23,14 +23,15 @@ from support.commands import Command
 from support.tinyworld import document, label_rows, write_rows
 
 from ezxmc.bundle.bundle import add_calibrator, add_decision, save_bundle
-from ezxmc.bundle.occlusion import MOST_PARTS, occlusions
-from ezxmc.bundle.predict import WINDOW, Predictor, rounded
-from ezxmc.bundle.tagging import RowFile, Tagger, json_line, row_count, tag_rows
+from ezxmc.bundle.predict import MOST_PARTS, Predictor, occlusions, prediction_row, rounded
+from ezxmc.bundle.tagging import Tagger, row_count, tag_rows
 from ezxmc.calibration import Calibrator, Isotonic
 from ezxmc.calibration.decisions import Decision
 from ezxmc.data import RowReport
+from ezxmc.data.predictions import WINDOW, RowFile, predictions_dataset
 from ezxmc.errors import ConfigError, DataError
-from ezxmc.records import Document, Label
+from ezxmc.files import json_line
+from ezxmc.records import Document, Label, Prediction, Tag
 from ezxmc.retrieval import BiEncoder
 from ezxmc.retrieval.bert import PlainBert
 
@@ -339,3 +340,24 @@ def test_a_long_text_has_few_parts_and_what_the_model_does_not_read_is_none(tiny
     assert read == "guitar melody drums concert singer recipe"
     assert isinstance(encoder.runner, PlainBert), "an explanation need not open another model"
     assert (encoder.encode_documents([read]) == encoder.encode_documents([f"{read} oven flour"])).all()
+
+
+def test_tags_and_dicts_and_data_sets_say_what_the_tuples_say(tmp_path: Path) -> None:
+    whole = Prediction("d1", ("a", "b"), ("A", "B"), (0.9, 0.5), (0.8, 0.1))
+    bare, empty = Prediction("d2", ("a",), ("A",), (0.5,)), Prediction("d3", (), (), ())
+    assert whole.tags == (Tag("a", "A", 0.9, 0.8), Tag("b", "B", 0.5, 0.1)) and empty.tags == ()
+    assert [tag.probability for tag in bare.tags] == [None]
+    assert Prediction("d", ("a",), (), ()).tags == (Tag("a", "a", None, None),)
+    assert bare.to_dict() == {
+        "uid": "d2",
+        "tags": [{"label": "a", "title": "A", "score": 0.5, "probability": None}],
+    }
+    assert prediction_row(whole, 1)["tags"] == whole.to_dict()["tags"][:1]
+    data = predictions_dataset(iter([whole, bare, empty]))
+    assert data.column_names == ["uid", "labels", "titles", "scores", "probabilities"]
+    assert data[0]["labels"] == ["a", "b"] and data["scores"][:] == [[0.9, 0.5], [0.5], []]
+    assert data["probabilities"][:] == [[0.8, 0.1], None, []]
+    assert len(predictions_dataset([])) == 0 and predictions_dataset([]).features == data.features
+    # As any other data set: to a file and back.
+    data.to_parquet(tmp_path / "tags.parquet")
+    assert type(data).from_parquet(str(tmp_path / "tags.parquet"))[:] == data[:]

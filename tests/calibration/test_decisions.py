@@ -160,7 +160,7 @@ def test_reviewed_documents_out_of_predictions() -> None:
     ]
     tags: dict[str, set[str]] = {"a": {"y", "far"}, "b": set()}
     with pytest.raises(
-        DataError, match=r"1 of 3 documents have no row in gold .*'nobody looked'.*reviewed\?"
+        DataError, match=r"1 of 3 documents have no label in gold .*'nobody looked'.*reviewed\?"
     ):
         ReviewedDocuments.of(predictions, tags)
     nothing = ReviewedDocuments.of(predictions, tags, without_gold="none")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -29,8 +30,8 @@ from ezxmc.calibration.guarantees import (
     hoeffding_bentkus_p_value,
 )
 from ezxmc.calibration.rates import ReviewedDocuments, false_tags, missed
-from ezxmc.cli.console import WithoutGold, settle_untagged
 from ezxmc.data import read_gold
+from ezxmc.data.catalog import WithoutGold, settle_untagged
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.records import Prediction
 
@@ -266,7 +267,7 @@ def test_rates_hold_though_gold_has_no_line_for_documents_that_nothing_fits(
 ) -> None:
     rng = np.random.default_rng(10)
     draws, n, names = 100, 400, "abcdef"
-    violations, unproven = dict.fromkeys(WithoutGold, 0), 0
+    violations, unproven = {"none": 0, "unreviewed": 0}, 0
     for _ in range(draws):
         drawn, _ = world(rng, n)
         lines = [f"d{row}\t{names[place]}\n" for row, place in np.argwhere(drawn.hits)]
@@ -275,7 +276,7 @@ def test_rates_hold_though_gold_has_no_line_for_documents_that_nothing_fits(
             Prediction(f"d{row}", tuple(names), tuple(names), (), tuple(p))
             for row, p in enumerate(drawn.probabilities)
         ]
-        for meaning in WithoutGold:
+        for meaning in get_args(WithoutGold):
             gold, _ = read_gold(tmp_path / "gold.tsv")
             uids = [one.uid for one in predictions]
             with pytest.raises(DataError, match=r"of 400 documents have no label in .*'d\d+'"):
@@ -283,7 +284,7 @@ def test_rates_hold_though_gold_has_no_line_for_documents_that_nothing_fits(
             settle_untagged(gold, uids, "gold.tsv", meaning, lambda line: None)
             try:
                 decision = control(
-                    ReviewedDocuments.of(predictions, gold, without_gold=meaning.value),
+                    ReviewedDocuments.of(predictions, gold, without_gold=meaning),
                     target,
                     confidence=1 - DELTA,
                 )
@@ -292,7 +293,7 @@ def test_rates_hold_though_gold_has_no_line_for_documents_that_nothing_fits(
                 continue
             at = int(np.flatnonzero(getattr(decision, field) == GRID)[0])
             violations[meaning] += bool(truth[column][at] > target)
-    assert violations[WithoutGold.NONE] <= allowed(draws) < violations[WithoutGold.UNREVIEWED]
+    assert violations["none"] <= allowed(draws) < violations["unreviewed"]
     assert unproven < 0.1 * draws
 
 

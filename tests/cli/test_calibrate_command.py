@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 from ezxmc.bundle.bundle import load_bundle, save_bundle
 from ezxmc.bundle.predict import Predictor
 from ezxmc.calibration import Corrected
-from ezxmc.cli import calibrate
-from ezxmc.errors import DataError, TrainingError
-from ezxmc.feedback import targets
+from ezxmc.cli import bundle as commands
+from ezxmc.data import read_documents, read_gold
+from ezxmc.errors import ArgumentError, DataError, TrainingError
 from ezxmc.feedback.recall import Recalled
+from ezxmc.pipeline import calibrate
 from ezxmc.records import Document, Label
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -53,7 +54,7 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def verdicts(judgments: Any) -> Any:
         return lambda doc, label: 0.8 + 0.1 * (len(label) % 2)
 
-    monkeypatch.setattr(targets, "teacher_verdicts", verdicts)
+    monkeypatch.setattr(calibrate, "teacher_verdicts", verdicts)
     monkeypatch.setattr(calibrate, "newest_judgments", lambda *given: Recalled([]))
     monkeypatch.chdir(tmp_path / "w")
     return tmp_path / "w"
@@ -61,7 +62,7 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def call(*args: object) -> dict[str, Any]:
     app = typer.Typer()
-    calibrate.register(app)
+    commands.register(app)
     done = CliRunner().invoke(app, ["calibrate", *map(str, args), "--json"])
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -145,6 +146,26 @@ def test_people_alone(folder: Path) -> None:
 )
 def test_usage(folder: Path, options: list[str], said: str) -> None:
     app = typer.Typer()
-    calibrate.register(app)
+    commands.register(app)
     done = CliRunner().invoke(app, ["calibrate", "bundle", "documents.jsonl", *options])
-    assert done.exit_code == 2 and said in done.output
+    if isinstance(done.exception, ArgumentError):
+        assert said in done.exception.cure
+    else:
+        assert done.exit_code == 2 and said in done.output
+
+
+def test_python_gives_what_the_command_gives(folder: Path) -> None:
+    told = call("bundle", "documents.jsonl", "--gold", "gold.jsonl", *LEFT_OUT, "--depth", 5)
+    by_command = load_bundle(folder / "bundle").calibrator
+    documents, _ = read_documents("documents.jsonl")
+    gold, _ = read_gold("gold.jsonl")
+    for given in (("documents.jsonl", "gold.jsonl"), (documents, gold)):
+        found = calibrate.calibrate("bundle", given[0], gold=given[1], depth=5, without_gold="unreviewed")
+        assert found.calibrator == by_command == load_bundle(folder / "bundle").calibrator
+        assert {**found.to_dict(), "rows": told["rows"]} == told
+    with pytest.raises(DataError, match="were they reviewed"):
+        calibrate.calibrate("bundle", documents, gold=gold)
+    with pytest.raises(ArgumentError, match="the target is 'people'"):
+        calibrate.calibrate("bundle", documents, gold=gold, target="people")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="depth is 0"):
+        calibrate.calibrate("bundle", documents, gold=gold, depth=0)

@@ -19,14 +19,19 @@ from support.tinyworld import document, label_rows, topical, write_catalog, writ
 from typer.testing import CliRunner
 
 from ezxmc.bundle.bundle import save_bundle
+from ezxmc.bundle.tagging import Rule, tag_file
 from ezxmc.cli import app as program
-from ezxmc.cli import console, teacher
-from ezxmc.config import DataConfig, RunConfig
+from ezxmc.cli import console
+from ezxmc.cli import run as of_runs
+from ezxmc.config import DataConfig, RunConfig, TrainingConfig
+from ezxmc.config.teacher import ReplayTeacherConfig
 from ezxmc.errors import ConfigError
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.files import sole_writer
 from ezxmc.models import teachers
+from ezxmc.pipeline.calibrate import missing_pairs
 from ezxmc.pipeline.plan import plan as ezxmc_plan
+from ezxmc.pipeline.steps import annotate_shortlist, train_on_store
 from ezxmc.records import Label
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -142,6 +147,12 @@ def test_the_line_step_by_step(ezxmc: Ezxmc, catalog: Path, tiny_encoder: Path, 
     ask = ("annotate", *inputs, "s.jsonl", "--store", "f.sqlite", "--replay", "judgments.jsonl", "--json")
     asked = ezxmc(*ask).json
     assert (asked["wanted"], asked["asked"], asked["statuses"]) == (360, 360, {"ok": 360})
+    recorded = ReplayTeacherConfig(judgments="judgments.jsonl")
+    by_python = annotate_shortlist(*inputs, "s.jsonl", recorded, "p.sqlite").to_dict()
+    timed = {"rows", "store", "seconds", "startup_seconds", "pairs_per_second"}
+    assert {name: by_python[name] for name in asked.keys() - timed} == {
+        name: asked[name] for name in asked.keys() - timed
+    }
     again = ezxmc(*ask).json
     assert (again["known"], again["asked"]) == (360, 0)
     with FeedbackStore(tmp_path / "f.sqlite") as store:
@@ -151,6 +162,12 @@ def test_the_line_step_by_step(ezxmc: Ezxmc, catalog: Path, tiny_encoder: Path, 
     trained = ezxmc("train", *inputs, "f.sqlite", "-o", "student", "--epochs", 4, *learn, "--json").json
     assert trained["out"] == "student" and len(trained["losses"]) == 4 and trained["documents"] > 20
 
+    data = DataConfig(documents=inputs[0], labels=inputs[1])
+    config = TrainingConfig(
+        encoder=str(tiny_encoder), epochs=4, held_out=0.4, batch_size=8, learning_rate=5e-3
+    )
+    by_python = train_on_store(data, "f.sqlite", "by-python", config=config).to_dict()
+    assert list(by_python["losses"]) == trained["losses"] and by_python["unused_judgments"] == 0
     indexed = ezxmc("index", "student", "labels.jsonl", "-o", "bundle", "--k", 5, "--json").json
     assert (indexed["labels"], indexed["dimension"]) == (25, 32)
 
@@ -159,6 +176,9 @@ def test_the_line_step_by_step(ezxmc: Ezxmc, catalog: Path, tiny_encoder: Path, 
     refused = ezxmc(*fit)
     assert refused.code == 1 and "own top 10 were never judged" in refused.err and "--missing" in refused.err
     lacking = ezxmc(*fit, "--missing", "missing.jsonl", "--json").json
+    by_python = missing_pairs("bundle", "documents.jsonl", "f.sqlite", "m.jsonl", held_out=0.4).to_dict()
+    assert {**lacking, "rows": 0} == {**by_python, "out": "missing.jsonl", "rows": 0}
+    assert (tmp_path / "m.jsonl").read_text() == (tmp_path / "missing.jsonl").read_text()
     asked = ezxmc("annotate", *inputs, "missing.jsonl", *ask[4:]).json
     assert asked["asked"] == lacking["pairs"] > 10
     fitted = ezxmc(*fit, "--json").json
@@ -168,6 +188,8 @@ def test_the_line_step_by_step(ezxmc: Ezxmc, catalog: Path, tiny_encoder: Path, 
 
     tagged = ezxmc("predict", "bundle", "documents.jsonl", "-o", "tags.jsonl", "--k", 10)
     assert tagged.code == 0 and tagged.out == ""
+    assert tag_file(Rule("bundle", k=10), "documents.jsonl", tmp_path / "by-python.jsonl").kept == 60
+    assert (tmp_path / "by-python.jsonl").read_text() == (tmp_path / "tags.jsonl").read_text()
     rows = [json.loads(line) for line in (tmp_path / "tags.jsonl").read_text().splitlines()]
     assert [row["uid"] for row in rows] == [f"d{i}" for i in range(60)]
     assert all(0 <= tag["probability"] <= 1 for row in rows for tag in row["tags"])
@@ -211,7 +233,7 @@ def test_plan_tells_what_a_run_will_cost(ezxmc: Ezxmc, catalog: Path, tmp_path: 
     shown = ezxmc("plan", catalog, "--max-pairs", 100)
     assert shown.code == 0 and "cycle 1" in shown.out and "left unasked by the budget" in shown.out
     default = inspect.signature(ezxmc_plan).parameters["probe_pairs"].default
-    assert inspect.signature(teacher.plan).parameters["probe_pairs"].default == default
+    assert inspect.signature(of_runs.plan).parameters["probe_pairs"].default == default
     # The run finds what the probe asked.
     assert ezxmc("run", catalog, "--json").json["cycles"][0]["pairs_known"] >= 40
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from ezxmc.cli import data as data_cli
 from ezxmc.data import card_files, read_gold
+from ezxmc.data.inspect import inspect_files
 from ezxmc.errors import ConfigError, DataError
 
 
@@ -100,6 +101,14 @@ def test_convert(tmp_path: Path) -> None:
     (source / "Y.trn.txt").write_text("0,1\n7\n")
     assert isinstance(call("convert", source, tmp_path / "out", "--strict").exception, DataError)
     assert isinstance(call("convert", tmp_path, tmp_path / "out").exception, DataError)
+
+
+def test_inspect_is_a_library_call(tmp_path: Path) -> None:
+    own(tmp_path)
+    files = [str(tmp_path / f"{name}.jsonl") for name in ("documents", "labels")]
+    gold = str(next(tmp_path.glob("gold.*")))
+    told = answered("inspect", files[0], "--labels", files[1], "--gold", gold, code=3)
+    assert told == inspect_files(files[:1], files[1], gold).to_dict() and told["gold"]["pairs"] == 5
 
 
 @pytest.mark.parametrize("command", ["list", "show", "stats", "check", "convert"])

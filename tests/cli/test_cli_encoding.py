@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ezxmc.bundle.bundle import add_calibrator, load_bundle, save_bundle
 from ezxmc.bundle.predict import Predictor
 from ezxmc.calibration import Calibrator, Isotonic
-from ezxmc.cli.bench_speed import encoding
+from ezxmc.cli.bench import encoding
 from ezxmc.cli.bundle import register
 from ezxmc.records import Document, Label
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from ezxmc.bench.index import bench_index, labels_of_size, synthetic
 from ezxmc.bundle.bundle import save_bundle
 from ezxmc.bundle.predict import Predictor
-from ezxmc.cli import bench_speed as command
+from ezxmc.cli import bench as command
 from ezxmc.cli import bundle as labels_cli
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.records import Document, Label

@@ -18,6 +18,7 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 from support.commands import forked
+from support.xmc_files import write_label_text, write_pairs, write_raw_text, write_sparse
 
 from ezxmc.config import DataConfig
 from ezxmc.data import Catalog, RowReport, XmcRepo, convert, read_documents, read_gold, read_labels
@@ -26,10 +27,6 @@ from ezxmc.data.xmc_files import (
     iter_gold,
     iter_sparse,
     label_columns,
-    write_label_text,
-    write_pairs,
-    write_raw_text,
-    write_sparse,
 )
 from ezxmc.errors import DataError
 from ezxmc.records import Document, Label
@@ -329,8 +326,7 @@ ENTRIES = st.lists(
 @given(rows=ENTRIES)
 def test_sparse_files_come_back(tmp_path: Path, rows: list[list[tuple[int, float]]]) -> None:
     path = tmp_path / "m_X_Y.txt"
-    path.unlink(missing_ok=True)
-    write_sparse(path, rows, (len(rows), 50))
+    write_sparse(path, rows, 50)
     report = RowReport()
     assert [entries for *_, entries in iter_sparse(path, report)] == rows and not report.counts
     # As pyxclib's C reader does: header, then column:value by white space.
@@ -341,15 +337,9 @@ def test_sparse_files_come_back(tmp_path: Path, rows: list[list[tuple[int, float
     ] == rows
 
 
-def test_a_wrong_shape_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="2 rows where shape says 1"):
-        write_sparse(tmp_path / "m.txt", [[], []], (1, 1))
-
-
 @given(pairs=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 10**9)), max_size=30))
 def test_pair_files_come_back(tmp_path: Path, pairs: list[tuple[int, int]]) -> None:
     path = tmp_path / "filter.txt"
-    path.unlink(missing_ok=True)
     write_pairs(path, pairs)
     # numpy reads it as the public evaluation code does.
     read = np.fromfile(path, sep=" ").astype(int).reshape(-1, 2)
@@ -384,8 +374,6 @@ def test_raw_text_files_come_back(
         )
         for i, (title, text, columns) in enumerate(rows)
     ]
-    for former in tmp_path.glob("*.gz"):
-        former.unlink()
     write_label_text(tmp_path / "lbl.json.gz", labels)
     write_raw_text(tmp_path / "trn.json.gz", documents)
     data = repo(tmp_path)

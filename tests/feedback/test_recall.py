@@ -12,8 +12,7 @@ from support.fakes import FakeTeacher
 from support.tinyworld import document, label_rows, topical, write_rows
 from typer.testing import CliRunner
 
-from ezxmc.cli import calibrate
-from ezxmc.cli import run as pipeline
+from ezxmc.cli import bundle, steps
 from ezxmc.errors import DataError
 from ezxmc.feedback import recall
 from ezxmc.feedback.annotate import annotate, pairs_of
@@ -162,8 +161,8 @@ def test_train_and_calibrate_use_the_answers_on_present_texts(
     ask(tmp_path / "s.sqlite", cut(DOCUMENTS), LABELS, FakeTeacher(lambda pair: -9.0))
     ask(tmp_path / "s.sqlite", DOCUMENTS, LABELS, FakeTeacher(topical))
     app = typer.Typer()
-    pipeline.register(app)
-    calibrate.register(app)
+    steps.register(app)
+    bundle.register(app)
 
     def call(*args: object) -> tuple[dict[str, Any], str]:
         done = CliRunner().invoke(app, [*map(str, args), "--json"], catch_exceptions=False)

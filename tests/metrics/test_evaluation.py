@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from ezxmc.cli import predict as command
 from ezxmc.data import RowReport
 from ezxmc.data.predictions import read_predictions
-from ezxmc.errors import DataError
+from ezxmc.errors import ArgumentError, DataError
 from ezxmc.metrics import (
     Terms,
     brier,
@@ -30,6 +30,7 @@ from ezxmc.metrics import (
     psp_at_k,
 )
 from ezxmc.metrics.evaluation import compare, constant_answer, evaluate
+from ezxmc.metrics.files import evaluate_files
 from ezxmc.records import Prediction
 
 
@@ -301,12 +302,20 @@ def test_command(tmp_path: Path) -> None:
     assert sides[0]["values"]["P@1"] == sides[1]["values"]["P@1"]
     judged = [sum(one["n"] for one in side["reliability"]["1"]) for side in sides]
     assert judged[1] == judged[0] + 1
+    assert ezxmc("--threshold", 2).exit_code == 2
     for wrong in (
-        ("--threshold", 2),
         ("--propensity", 0.5, 0.4),
         ("--train-gold", tmp_path / "g.tsv", "--propensity", 0.5, 0),
     ):
-        assert ezxmc(*wrong).exit_code == 2, wrong
+        refused = ezxmc(*wrong).exception
+        assert isinstance(refused, ArgumentError) and "--propensity" in refused.cure
+    (tmp_path / "g.tsv").write_text("\n".join(pairs))
+    names = [str(tmp_path / name) for name in ("p.jsonl", "g.tsv", "q.jsonl", "f.tsv")]
+    by_python = evaluate_files(
+        *names[:2], train_gold=names[1], compared=names[2], filtered=names[3], threshold=0.5
+    )
+    by_command = json.loads(ezxmc(*more, "--filter", names[3], "--json").stdout)
+    assert json.loads(json.dumps(by_python.to_dict())) == by_command
 
 
 def test_bad_predictions_are_named(tmp_path: Path) -> None:

@@ -28,8 +28,6 @@ from ezxmc.bundle.manifest import read_manifest, write_manifest
 from ezxmc.calibration import Calibrator, Isotonic
 from ezxmc.calibration.decisions import Decision, Guarantee
 from ezxmc.cli import bundle as labels_cli
-from ezxmc.cli import calibrate
-from ezxmc.cli import calibrate as decide
 from ezxmc.config import RunConfig
 from ezxmc.disk import exchange
 from ezxmc.pipeline import run as pipeline
@@ -51,8 +49,7 @@ RULE = Decision("missed_rate", 25, threshold=0.2, promise=Guarantee(0.5, 60))
 
 def command(*arguments: object) -> None:
     app = typer.Typer()
-    for one in (calibrate, decide, labels_cli):
-        one.register(app)
+    labels_cli.register(app)
     done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
     assert done.exit_code in (0, 3), done.output  # 3: gold that names a label that was removed
 

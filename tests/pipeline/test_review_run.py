@@ -21,11 +21,11 @@ from typer.testing import CliRunner
 from ezxmc.bundle.bundle import load_bundle
 from ezxmc.bundle.labels import add_labels
 from ezxmc.bundle.predict import Predictor
-from ezxmc.cli import calibrate, review
-from ezxmc.cli import run as cli_pipeline
+from ezxmc.cli import bundle as bundle_cli
+from ezxmc.cli import review, steps
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog
-from ezxmc.errors import ConfigError, TrainingError
+from ezxmc.errors import ArgumentError, ConfigError, TrainingError
 from ezxmc.feedback import reviews as of_people
 from ezxmc.feedback.annotate import annotate, pairs_of
 from ezxmc.feedback.reviews import FEWEST_REVIEWED, Answer, Review, ReviewedLists, Reviews
@@ -36,7 +36,7 @@ from ezxmc.pipeline import deliver
 from ezxmc.pipeline.run import run
 from ezxmc.progress import NoProgress
 from ezxmc.records import Label, Pair
-from ezxmc.review.material import Material
+from ezxmc.review.material import Material, pick_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -76,7 +76,7 @@ def folder(made: Path) -> Iterator[Path]:
 def call(*args: object, code: int = 0) -> dict[str, Any]:
     app = typer.Typer()
     review.register(app)
-    calibrate.register(app)
+    bundle_cli.register(app)
     done = CliRunner().invoke(app, [*map(str, args), "--json"])
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
@@ -107,6 +107,8 @@ def test_doubtful_pairs_out_and_what_people_say_is_learnt(
     found = call("review", "export", place, "--count", 40, "--per-document", 2)
     rows = [json.loads(line) for line in (place / "review.jsonl").read_text().splitlines()]
     assert found["pairs"] == len(rows) > 0 and sum(row["reason"] == "label_quality" for row in rows) > 0
+    picked, _ = pick_pairs(place, "training", 40, per_document=2)
+    assert [row["id"] for row in rows] == [pick.id for pick in picked]
     train = {catalog.documents[i].uid for i in catalog.to_train}
     assert {row["doc"] for row in rows} <= train
     # Like documents are mostly judged rightly, so it is mostly mistakes they object to.
@@ -300,9 +302,9 @@ def test_train_by_hand_learns_from_people_but_not_about_the_calibration_part(
         given.append(verdicts)
         raise TrainingError("seen enough")
 
-    monkeypatch.setattr("ezxmc.feedback.targets.build_targets", spy)
+    monkeypatch.setattr("ezxmc.pipeline.steps.build_targets", spy)
     app = typer.Typer()
-    cli_pipeline.register(app)
+    steps.register(app)
     inputs = (folder / "documents.jsonl", folder / "labels.jsonl", store)
     split = ("--held-out", config.training.held_out, "--seed", config.seed)
     done = CliRunner().invoke(app, ["train", *map(str, (*inputs, *split))])
@@ -341,11 +343,12 @@ def test_calibrating_on_a_store_is_calibrating_on_gold(folder: Path) -> None:
         reviews.add([replace(last, answer=Answer.SKIP, at=last.at + 1)])
     skipped = call(*common, "--reviewed", place / "feedback.sqlite")
     assert (skipped["documents"], skipped["pairs"]) == (20, rows - 1)
-    app = typer.Typer()
-    calibrate.register(app)
-    for options in (["--gold", str(tags), "--reviewed", "x"], ["--reviewed", "x", "--target", "teacher"]):
-        done = CliRunner().invoke(app, ["b", str(folder / "documents.jsonl"), *options])
-        assert done.exit_code == 2 and "--" in done.output
+    for options, cure in (
+        (["--gold", tags, "--reviewed", "x"], "not both"),
+        (["--reviewed", "x", "--target", "teacher"], "give --store"),
+    ):
+        with pytest.raises(ArgumentError, match=cure):
+            call(*common, *options)
 
 
 def test_bad_rows_end_with_3(folder: Path) -> None:

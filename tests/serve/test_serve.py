@@ -25,8 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ezxmc.bundle.bundle import add_decision, save_bundle
 from ezxmc.bundle.labels import add_labels, remove_labels
-from ezxmc.bundle.occlusion import MOST_PARTS
-from ezxmc.bundle.predict import Predictor, prediction_row
+from ezxmc.bundle.predict import MOST_PARTS, Predictor, prediction_row
 from ezxmc.calibration.decisions import Decision, Guarantee
 from ezxmc.errors import BundleError
 from ezxmc.records import Label, Prediction

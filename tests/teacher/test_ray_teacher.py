@@ -24,15 +24,14 @@ from support.fake_server import FakeServer, Reply, save_tokenizer
 from support.fakes import catalog
 from support.tinyworld import write_catalog, write_rows
 
-from ezxmc.bundle import tagging_ray
+from ezxmc.bundle import tagging
 from ezxmc.bundle.bundle import save_bundle
-from ezxmc.bundle.predict import WINDOW
-from ezxmc.bundle.tagging import Row, RowFile, Rule, tag_rows
-from ezxmc.bundle.tagging_ray import RayTagger
+from ezxmc.bundle.tagging import RayTagger, Row, Rule, tag_rows
 from ezxmc.cluster import RayConfig, connection
 from ezxmc.config import RunConfig
 from ezxmc.config.teacher import HttpTeacherConfig, VllmTeacherConfig
 from ezxmc.data import RowReport
+from ezxmc.data.predictions import WINDOW, RowFile
 from ezxmc.errors import TeacherError
 from ezxmc.feedback.annotate import AnnotateSummary, annotate, pairs_of
 from ezxmc.feedback.exchange import merge_shards
@@ -300,7 +299,7 @@ def test_a_catalog_is_encoded_as_by_one_process_on_this_machine_alone_and_what_i
 def test_a_file_is_tagged_as_by_one_process_and_what_is_done_is_kept(
     cluster: RayConfig, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tagging_ray, "SHARD", 2)
+    monkeypatch.setattr(tagging, "SHARD", 2)
     monkeypatch.chdir(tmp_path)  # which is not where the workers are
     save_bundle(tmp_path / "bundle", BiEncoder(encoder), LABELS, max_length=32, k=3)
     rows = [
