@@ -14,6 +14,6 @@ def _soon_refined(request: pytest.FixtureRequest) -> Iterator[None]:
     Files that compare with runs in processes of their own refine as those do.
     """
     with pytest.MonkeyPatch.context() as patch:
-        if request.module.__name__.rpartition(".")[2] not in ("test_resume", "test_update", "test_termination"):
+        if request.path.stem not in ("test_resume", "test_update", "test_termination"):
             patch.setattr("ezxmc.training.label_vectors._STEPS", 20)
         yield
