@@ -78,7 +78,7 @@ def export(
     Example: ezxmc judgments export feedback.sqlite judgments.parquet
     """
     from ezxmc.feedback.exchange import export_judgments
-    from ezxmc.feedback.store import existing_store
+    from ezxmc.feedback.recall import existing_store
 
     with show_progress() as watch, existing_store(store) as feedback:
         rows = export_judgments(feedback, out, teacher=teacher, progress=watch.stage("export"))

@@ -21,7 +21,8 @@ import pyarrow
 from ezxmc.data import RowReport, iter_rows
 from ezxmc.data.writers import row_format, whole_rows
 from ezxmc.errors import StoreError
-from ezxmc.feedback.store import FeedbackStore, existing_store
+from ezxmc.feedback.recall import existing_store
+from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Judgment, Result, Status
 from ezxmc.teacher.shards import COLUMNS, Shard, left_behind
 

@@ -17,8 +17,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ezxmc.errors import DataError
-from ezxmc.feedback.store import FeedbackStore, existing_store
+from ezxmc.errors import DataError, StoreError
+from ezxmc.feedback.store import FeedbackStore
 from ezxmc.hashing import judgment_key, judgment_keys
 from ezxmc.records import Document, Judgment, Label, Pair
 from ezxmc.teacher.base import Teacher
@@ -312,3 +312,18 @@ def _change(name: str, old: Any, new: Any) -> str:
     if isinstance(old, dict) or isinstance(new, dict):
         return f"other {name}"
     return f"{name} {str(old)[:_SHOWN]}, now {str(new)[:_SHOWN]}"
+
+
+def existing_store(path: str | Path) -> FeedbackStore:
+    """A feedback store that is there already.
+
+    Raises:
+        StoreError: It is not, or as for `FeedbackStore`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise StoreError(f"no feedback store at {path}", "make one with `ezxmc annotate`")
+    if path.is_file() and not path.stat().st_size:
+        # SQLite would take it for a store to be filled, and fill it.
+        raise StoreError(f"{path} is empty: no feedback store", "make one with `ezxmc annotate`")
+    return FeedbackStore(path)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ezxmc.errors import ArgumentError, InputTypeError, StoreError, instance_of, number_between, whole_number
+from ezxmc.errors import ArgumentError, InputTypeError, instance_of, number_between, whole_number
 from ezxmc.feedback.database import SqliteTable
 from ezxmc.records import Judgment, Status
 
@@ -308,9 +308,7 @@ class FeedbackStore(SqliteTable):
                 `log_odds` is missing where there was none.
 
         Example:
-            >>> from tempfile import TemporaryDirectory
-            >>> folder = TemporaryDirectory()
-            >>> with FeedbackStore(f"{folder.name}/feedback.sqlite") as store:
+            >>> with FeedbackStore("answers.sqlite") as store:
             ...     session = store.open_session("mine", {"model": "a model"})
             ...     answer = Judgment("0" * 64, "d1", "music", Status.OK, 2.5, 0.75)
             ...     stored = store.append(session, [answer], seconds=0.5)
@@ -449,18 +447,3 @@ def _raw(keys: Sequence[str]) -> list[bytes]:
 
 def _judgment(row: tuple[Any, ...]) -> Judgment:
     return Judgment(row[0].hex(), row[1], row[2], Status(row[3]), *row[4:])
-
-
-def existing_store(path: str | Path) -> FeedbackStore:
-    """A feedback store that is there already.
-
-    Raises:
-        StoreError: It is not, or as for `FeedbackStore`.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise StoreError(f"no feedback store at {path}", "make one with `ezxmc annotate`")
-    if path.is_file() and not path.stat().st_size:
-        # SQLite would take it for a store to be filled, and fill it.
-        raise StoreError(f"{path} is empty: no feedback store", "make one with `ezxmc annotate`")
-    return FeedbackStore(path)

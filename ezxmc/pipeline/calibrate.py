@@ -40,9 +40,8 @@ from ezxmc.data import calibration_part
 from ezxmc.data.catalog import Gold, Rows, Source, WithoutGold, documents_in, reviewed_gold
 from ezxmc.data.predictions import check_shortlist, write_shortlist
 from ezxmc.errors import ArgumentError, ConfigError, TrainingError, number_between, whole_number
-from ezxmc.feedback.recall import newest_judgments
+from ezxmc.feedback.recall import existing_store, newest_judgments
 from ezxmc.feedback.reviews import ReviewedPairs, tag_verdicts
-from ezxmc.feedback.store import existing_store
 from ezxmc.feedback.targets import teacher_verdicts
 from ezxmc.progress import NoProgress, Progress
 from ezxmc.records import Document, Prediction

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import re
 import runpy
 import sys
@@ -39,7 +38,6 @@ from ezxmc import (
 )
 from ezxmc.data.in_memory import as_documents, as_labels
 from ezxmc.errors import ArgumentError, DataError, InputTypeError, TrainingError
-from ezxmc.feedback import store as feedback_store
 from ezxmc.feedback.targets import Targets
 from ezxmc.records import Pair, Status
 from ezxmc.training import held_out_agreement
@@ -305,7 +303,6 @@ def test_a_store_gives_rows_to_train_on(tmp_path: Path) -> None:
     assert found.column_names == every.column_names == names
     rows = [dict(zip(names, (*astuple(one)[1:], one.key), strict=True)) for one in stored]
     assert every.to_list() == rows and every[-1]["log_odds"] is every[-1]["mass"] is None
-    assert doctest.testmod(feedback_store).attempted > 0 == doctest.testmod(feedback_store).failed
 
 
 def test_a_name_of_the_catalog_means_its_pinned_weights(
