@@ -15,7 +15,7 @@ from support.commands import forked
 from support.fakes import FakeTeacher
 from support.faults import KILLED, KINDS, Fault, Kind
 from support.spying import Messages
-from support.tinyworld import topical
+from support.tinyworld import REFINED, topical
 
 from ezxmc.bundle.bundle import load_bundle
 from ezxmc.config import RunConfig
@@ -23,6 +23,13 @@ from ezxmc.errors import EzxmcError
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.report import RunReport, page
 from ezxmc.report import figures as drift_figures
+from ezxmc.training import label_vectors
+
+
+def soon(call: Callable[..., None], *arguments: object) -> None:
+    """In a process that was forked: refine label vectors as `pipeline/conftest.py` has it in this one."""
+    label_vectors._STEPS = REFINED
+    call(*arguments)
 
 
 class Interrupting(Messages):
@@ -86,7 +93,7 @@ def killed_and_resumed(
     killed = 0
     for attempt in range(attempts):
         log = logs / f"asked-{attempt}"
-        process = forked(target, str(config), str(log))
+        process = forked(soon, target, str(config), str(log))
         if attempt < attempts - 1:
             while not log.exists() and process.is_alive():
                 time.sleep(0.01)
@@ -134,7 +141,7 @@ def done_on_failing_disks(
     def attempt(config: Path, kind: Kind, at: int) -> tuple[int | None, set[str], str]:
         """One attempt's exit code, what it asked, and what it told."""
         log, told = (logs / f"{name}-{next(number)}" for name in ("asked", "told"))
-        process = forked(faulty, target, str(config), str(log), str(told), kind, at)
+        process = forked(soon, faulty, target, str(config), str(log), str(told), kind, at)
         process.join()
         asked = log.read_text().split() if log.exists() else []
         assert len(asked) == len(set(asked))

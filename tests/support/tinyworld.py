@@ -17,6 +17,8 @@ TOPICS = {
     "gardening": ["seed", "soil", "rose", "hedge", "compost"],
     "astronomy": ["star", "planet", "comet", "telescope", "orbit"],
 }
+REFINED = 20
+"""Steps by which label vectors are refined where they need only be there."""
 TOPIC_OF = {word: topic for topic, words in TOPICS.items() for word in words}
 _FILLER = ["the", "a", "about", "and", "of", "great", "old", "new", "small", "story"]
 
