@@ -553,5 +553,9 @@ def test_a_fuzzer_finds_no_error_of_the_service(described: Any, operation: str, 
         assume(len(Request(**case.as_transport_kwargs()).prepare().url or "") < 60_000)
         statuses.add(case.call_and_validate(checks=checks, timeout=PATIENCE).status_code)
 
-    fuzz()
-    assert 200 in statuses or (valid, method) == (True, "DELETE") or not valid
+    answered = not valid or method == "DELETE"
+    for _ in range(5):  # as few as they are, they may all be none
+        fuzz()
+        if answered or 200 in statuses:
+            break
+    assert answered or 200 in statuses
