@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ezxmc.feedback.targets import targets_from_rows as targets_from_rows
     from ezxmc.metrics.evaluation import evaluate as evaluate
     from ezxmc.pipeline.calibrate import calibrate as calibrate
-    from ezxmc.pipeline.calibrate import decide as decide
+    from ezxmc.pipeline.decide import decide as decide
     from ezxmc.pipeline.run import run as run
     from ezxmc.records import Document as Document
     from ezxmc.records import Judgment as Judgment
@@ -58,7 +58,7 @@ _HOMES = {
     "annotate": "feedback.annotate",
     "build_targets": "feedback.targets",
     "calibrate": "pipeline.calibrate",
-    "decide": "pipeline.calibrate",
+    "decide": "pipeline.decide",
     "evaluate": "metrics.evaluation",
     "load_teacher": "teacher",
     "predictions_dataset": "data.predictions",

@@ -6,6 +6,7 @@
     calibrator.json        scores to probabilities (absent until calibrated)
     decision.json          which tags to keep (absent until decided)
     head.safetensors       a sparse classifier head (absent unless trained)
+    offsets.safetensors    what people's decisions add to scores; comes and goes with their calibrator
     manifest.json          versions, settings, the SHA-256 of every other file
 
 A change writes new files (`labels.r1.jsonl`), then the manifest in one step, then takes the old files away:
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +38,7 @@ from ezxmc.bundle.manifest import (
     INDEX,
     LABELS,
     MANIFEST,
+    OFFSETS,
     STUDENT,
     Manifest,
     check_bundle_place,
@@ -68,12 +70,13 @@ from ezxmc.retrieval import LabelIndex
 if TYPE_CHECKING:
     from ezxmc.retrieval import BiEncoder, SparseHead
     from ezxmc.retrieval.export import Conversion
+    from ezxmc.retrieval.label_offsets import IndexOffsets, LabelOffsets
 
 
 def add_head(path: Path, head: SparseHead) -> None:
     """Put a head into a bundle, or replace the one it has.
 
-    A calibrator and a decision in it go: they were made on the former scores.
+    A calibrator, offsets and a decision in it go: they were made on the former scores.
 
     Args:
         path: The bundle.
@@ -85,7 +88,7 @@ def add_head(path: Path, head: SparseHead) -> None:
     with writing(path) as manifest:
         name = manifest.new_name(HEAD) if manifest.file(HEAD) else HEAD
         head.save(path / name)
-        commit(path, manifest, [name], manifest.holding([HEAD, CALIBRATOR, DECISION]))
+        commit(path, manifest, [name], manifest.holding([HEAD, OFFSETS, CALIBRATOR, DECISION]))
 
 
 def open_head(file: Path, index: LabelIndex, encoder: BiEncoder) -> SparseHead:
@@ -135,6 +138,7 @@ class Bundle:
         calibrator: Scores to probabilities, if fitted.
         decision: Which tags to keep, if decided.
         head: Ranks beside the index, if trained.
+        offsets: What people's decisions add to scores, if any.
         strays: Files in the folder that are not part of it; nothing reads them.
     """
 
@@ -146,6 +150,7 @@ class Bundle:
     calibrator: Calibrator | None
     decision: Decision | None = None
     head: SparseHead | None = None
+    offsets: IndexOffsets | None = None
     strays: tuple[str, ...] = ()
 
     def rows(self) -> dict[str, int]:
@@ -157,15 +162,19 @@ class Bundle:
         return {self.labels[row].uid: self.labels[row].title for row in self.index.rows.tolist()}
 
     def search(self, vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """`LabelIndex.search`, fused with the head where there is one."""
+        """`LabelIndex.search`, fused with the head and moved by the offsets, where there are any."""
+        if self.offsets is not None:
+            plain = replace(self, offsets=None)
+            return self.offsets.search(plain.search, plain.scores, vectors, k)
         return self.head.search(self.index, vectors, k) if self.head else self.index.search(vectors, k)
 
     def scores(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The scores (N, K) that `search` gives these K index rows, of N documents."""
-        cosines: NDArray[np.float32] = vectors @ self.index.vectors(rows).T
-        if self.head is None:
-            return cosines
-        return self.head.fusion(cosines, self.head.scores(vectors, np.tile(rows, (len(vectors), 1))))
+        found: NDArray[np.float32] = vectors @ self.index.vectors(rows).T
+        every = np.tile(rows, (len(vectors), 1))
+        if self.head is not None:
+            found = self.head.fusion(found, self.head.scores(vectors, every))
+        return found if self.offsets is None else found + self.offsets.of(vectors, every)
 
 
 def save_bundle(
@@ -310,7 +319,12 @@ def _open(path: Path, manifest: Manifest, contents: bool, backend: Backend, prec
     calibrator = Calibrator.load(files[CALIBRATOR]) if CALIBRATOR in files else None
     decision = Decision.load(files[DECISION]).among(index.size) if DECISION in files else None
     head = open_head(files[HEAD], index, encoder) if HEAD in files else None
-    return Bundle(path, manifest, encoder, index, labels, calibrator, decision, head, tuple(strays))
+    offsets = None
+    if OFFSETS in files:
+        from ezxmc.retrieval.label_offsets import LabelOffsets
+
+        offsets = LabelOffsets.load(files[OFFSETS]).on(labels, index)
+    return Bundle(path, manifest, encoder, index, labels, calibrator, decision, head, offsets, tuple(strays))
 
 
 def _warn_of(path: Path, strays: Sequence[str]) -> None:
@@ -334,44 +348,52 @@ def _labels(path: Path, manifest: Manifest) -> tuple[list[Label], LabelIndex]:
     return labels, index
 
 
-def add_calibrator(path: str | Path, calibrator: Calibrator, *, by_run: bool = False) -> None:
-    """Put a calibrator into a bundle, or replace the one it has.
+def add_calibrator(
+    path: str | Path,
+    calibrator: Calibrator,
+    *,
+    offsets: LabelOffsets | None = None,
+    by_run: bool = False,
+) -> None:
+    """Put a calibrator into a bundle, or replace the one it has, and with it the label offsets.
 
     A decision in it goes: it was made on the former probabilities.
 
     Args:
         path: The bundle.
-        calibrator: Fitted to its scores.
+        calibrator: Fitted to its scores, with the offsets.
+        offsets: What people's decisions add to scores; former ones go where none are given.
         by_run: Whether a run fits it as a matter of course, and may do so again; what a person had fitted,
             it leaves alone.
 
     Raises:
         BundleError: `path` holds no readable bundle, or cannot be written.
     """
-    _put(Path(path), CALIBRATOR, calibrator.save, voided=DECISION, by_run=by_run)
+    saves = {CALIBRATOR: calibrator.save} | ({OFFSETS: offsets.save} if offsets else {})
+    _put(Path(path), saves, voided=[DECISION, OFFSETS], by_run=by_run)
 
 
 def add_decision(path: Path, decision: Decision) -> None:
     """Put a decision into a bundle, or replace the one it has; raises as `add_calibrator`."""
-    _put(path, DECISION, decision.save)
+    _put(path, {DECISION: decision.save})
 
 
 def _put(
     path: Path,
-    part: str,
-    save: Callable[[Path], None],
+    saves: Mapping[str, Callable[[Path], None]],
     *,
-    voided: str | None = None,
+    voided: Sequence[str] = (),
     by_run: bool | None = None,
 ) -> None:
     with writing(path) as manifest:
-        name = manifest.new_name(part) if manifest.file(part) else part
-        save(path / name)
+        names = {part: manifest.new_name(part) if manifest.file(part) else part for part in saves}
+        for part, save in saves.items():
+            save(path / names[part])
         if by_run is not None:
             # Its hash: what a release that knows nothing of this puts in is not taken for it.
-            maker = {part: file_hash(path / name) if by_run else "people"}
+            maker = {CALIBRATOR: file_hash(path / names[CALIBRATOR]) if by_run else "people"}
             manifest = manifest.model_copy(update={"origin": {**manifest.origin, **maker}})
-        commit(path, manifest, [name], manifest.holding([part, voided] if voided else [part]))
+        commit(path, manifest, names.values(), manifest.holding(dict.fromkeys([*saves, *voided])))
 
 
 def add_student_files(path: Path, files: Mapping[str, Path]) -> None:

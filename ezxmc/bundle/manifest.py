@@ -25,15 +25,17 @@ from ezxmc.hashing import file_hash
 from ezxmc.models.trust import check_encoder, read_json
 from ezxmc.records import Label
 
-FORMAT, HEAD_FORMAT = 2, 3
+FORMAT, HEAD_FORMAT, OFFSETS_FORMAT = 2, 3, 4
 """1: an exact index, all labels in use. 2: any kind of index, labels that came and went, a decision.
-3: with a head. Who does not know of it would rank otherwise than the calibrator was fitted for."""
+3: with a head, 4: with label offsets. Who does not know of these would rank otherwise than the calibrator
+was fitted for."""
 MANIFEST, STUDENT = "manifest.json", "student"
 LABELS, INDEX, CHANGES = "labels.jsonl", "index.faiss", "index.npz"
 CALIBRATOR, DECISION, HEAD = "calibrator.json", "decision.json", "head.safetensors"
+OFFSETS = "offsets.safetensors"
 
 _CONVERTED = f"{STUDENT}/onnx/"
-_PARTS = (LABELS, INDEX, "index.json", CHANGES, CALIBRATOR, DECISION, HEAD)
+_PARTS = (LABELS, INDEX, "index.json", CHANGES, CALIBRATOR, DECISION, HEAD, OFFSETS)
 _SUFFIXES = frozenset(
     ".json .jsonl .txt .md .model .safetensors .faiss .npz .onnx .jinja".split()  # noqa: SIM905
 )
@@ -97,9 +99,10 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > HEAD_FORMAT:
+        if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > OFFSETS_FORMAT:
             raise BundleError(
-                f"bundle {path}: {MANIFEST} has format {raw['format']}, this ezxmc reads up to {HEAD_FORMAT}",
+                f"bundle {path}: {MANIFEST} has format {raw['format']}, this ezxmc reads up to "
+                f"{OFFSETS_FORMAT}",
                 "upgrade ezxmc",
             )
         return Manifest.model_validate(raw)
@@ -263,7 +266,8 @@ def commit(path: Path, manifest: Manifest, written: Iterable[str], former: Colle
         sync_tree(path / name)
     files = {**kept, **hashes(path, written)}
     manifest = manifest.model_copy(update={"files": files})
-    manifest = manifest.model_copy(update={"format": HEAD_FORMAT if manifest.file(HEAD) else FORMAT})
+    grown = OFFSETS_FORMAT if manifest.file(OFFSETS) else HEAD_FORMAT if manifest.file(HEAD) else FORMAT
+    manifest = manifest.model_copy(update={"format": grown})
     check_files(path, manifest, contents=False)
     write_manifest(path, manifest)
     for name in former:

@@ -192,28 +192,14 @@ class Predictor:
             raise DataError(f"{len(documents)} documents have {len(vectors)} vectors", "encode just these")
         depth = decision.depth if decision else self.bundle.manifest.k if k is None else int(k)
         scores, rows = self.bundle.search(vectors, depth)
-        kept = np.ones(rows.shape, dtype=np.bool_)
-        probabilities = None
+        kept, probabilities = None, None
         if self.bundle.calibrator is not None:
             probabilities = self.bundle.calibrator.transform(scores)
             if decision is not None:
                 kept = decision.keep(probabilities)
             elif threshold is not None:
                 kept = probabilities >= threshold
-        predictions = []
-        for position, document in enumerate(documents):
-            chosen = kept[position].nonzero()[0]
-            labels = [self.bundle.labels[row] for row in rows[position, chosen]]
-            predictions.append(
-                Prediction(
-                    document.uid,
-                    tuple(label.uid for label in labels),
-                    tuple(label.title for label in labels),
-                    tuple(map(float, scores[position, chosen])),
-                    tuple(map(float, probabilities[position, chosen])) if probabilities is not None else (),
-                )
-            )
-        return predictions
+        return predictions_of(self.bundle, documents, scores, rows, probabilities, kept)
 
     def explain(self, document: Any, *, k: int | None = None) -> tuple[Prediction, list[Evidence | None]]:
         """Tag one document, and say what in it speaks for each tag.
@@ -261,6 +247,41 @@ class Predictor:
         self._row_of = self._row_of or self.bundle.rows()
         rows = np.array([self._row_of[uid] for uid in prediction.labels], dtype=np.int64)
         return strongest(np.array(prediction.scores), self.bundle.scores(vectors, rows), parts)
+
+
+def predictions_of(
+    bundle: Bundle,
+    documents: Sequence[Document],
+    scores: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    probabilities: NDArray[np.float64] | None = None,
+    kept: NDArray[np.bool_] | None = None,
+) -> list[Prediction]:
+    """What was found for N documents, as predictions.
+
+    Args:
+        bundle: Whose labels these are.
+        documents: The documents.
+        scores: (N, K), best first.
+        rows: (N, K) index rows.
+        probabilities: (N, K), if there are any.
+        kept: (N, K), which of them count; all by default.
+    """
+    kept = np.ones(rows.shape, dtype=np.bool_) if kept is None else kept
+    predictions = []
+    for position, document in enumerate(documents):
+        chosen = kept[position].nonzero()[0]
+        labels = [bundle.labels[row] for row in rows[position, chosen]]
+        predictions.append(
+            Prediction(
+                document.uid,
+                tuple(label.uid for label in labels),
+                tuple(label.title for label in labels),
+                tuple(map(float, scores[position, chosen])),
+                tuple(map(float, probabilities[position, chosen])) if probabilities is not None else (),
+            )
+        )
+    return predictions
 
 
 def rounded(probability: float) -> float:

@@ -23,7 +23,7 @@ from ezxmc.cli.console import (
 from ezxmc.config import Backend, Precision
 
 if TYPE_CHECKING:
-    from ezxmc.pipeline.calibrate import TagRule
+    from ezxmc.pipeline.decide import TagRule
 
 Folder = Annotated[Path, typer.Argument(help="Bundle folder.")]
 _TOLD_OF_INDEX = ("kind", "reason", "recall", "recall_at", "advice")
@@ -60,8 +60,12 @@ def calibrate(
     ] = None,
     kind: Annotated[
         Literal["isotonic", "platt", "temperature", "ranked"] | None,
-        typer.Option(help="Default: the one that foretells best."),
+        typer.Option(help="Default: the one that predicts best."),
     ] = None,
+    ranks: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of people's documents that may change ranks; 0: none."),
+    ] = 1.0,
     depth: Annotated[int, typer.Option(min=1, help="Ranks per document used.")] = 10,
     held_out: Annotated[
         float | None, typer.Option(help="As given to `ezxmc train`; else all are used.")
@@ -76,10 +80,14 @@ def calibrate(
 ) -> None:
     """Turn a bundle's scores into probabilities.
 
-    With --store they foretell the teacher, with --gold people. With both, or
-    with --gold --target both on a bundle that foretells its teacher, the
+    With --store they predict the teacher, with --gold people. With both, or
+    with --gold --target both on a bundle that predicts its teacher, the
     teacher gives the shape and 50 to 200 reviewed documents correct it. Instead
     of --gold, --reviewed takes what `ezxmc review` put into a store.
+
+    From 20 documents on, what people decided changes ranks too, where
+    cross-validation says that it gains. For a guarantee of `ezxmc decide` on
+    the same documents, keep some of them from that: --ranks 0.5.
 
     Use documents the student was not trained on: --held-out and --seed as in
     `ezxmc train` pick the part it kept apart, or give a file of their own. The
@@ -105,6 +113,7 @@ def calibrate(
                 reviewed=reviewed,
                 target=target,
                 kind=kind,
+                ranks=ranks,
                 without_gold=without_gold,
                 **common,
             )
@@ -163,7 +172,7 @@ def decide(
 
     Example: ezxmc decide bundle reviewed.jsonl reviewed.tsv --missed-rate 0.2
     """
-    from ezxmc.pipeline.calibrate import decide as choose
+    from ezxmc.pipeline.decide import decide as choose
 
     with show_progress() as watch:
         found = choose(

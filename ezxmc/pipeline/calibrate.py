@@ -1,18 +1,18 @@
-"""A bundle's scores become probabilities, and probabilities tags: `ezxmc calibrate` and `ezxmc decide`.
+"""A bundle's scores become probabilities, and people's decisions change its ranks: `ezxmc calibrate`.
 
-Both look at documents the student was not trained on, with the teacher's judgments of them, or with
+It looks at documents the student was not trained on, with the teacher's judgments of them, or with
 people's tags, which come as gold (all right labels of a document) or as what `ezxmc review` collected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from ezxmc.bundle.bundle import add_calibrator, add_decision
-from ezxmc.bundle.manifest import check_changeable
+from ezxmc.bundle.bundle import add_calibrator, load_bundle
+from ezxmc.bundle.manifest import OFFSETS, check_changeable, read_manifest
 from ezxmc.bundle.predict import Predictor
 from ezxmc.calibration import (
     KINDS,
@@ -27,24 +27,17 @@ from ezxmc.calibration import (
     judged_rows,
     unjudged,
 )
-from ezxmc.calibration.decisions import Decision
-from ezxmc.calibration.guarantees import (
-    GRID,
-    control_false_tag_rate,
-    control_missed_rate,
-    control_top_error,
-    maximise_f1,
-)
-from ezxmc.calibration.rates import Rates, ReviewedDocuments, rates
 from ezxmc.data import calibration_part
 from ezxmc.data.catalog import Gold, Rows, Source, WithoutGold, documents_in, reviewed_gold
 from ezxmc.data.predictions import check_shortlist, write_shortlist
 from ezxmc.errors import ArgumentError, ConfigError, TrainingError, number_between, whole_number
 from ezxmc.feedback.recall import existing_store, newest_judgments
-from ezxmc.feedback.reviews import ReviewedPairs, tag_verdicts
+from ezxmc.feedback.reviews import ReviewedPairs, document_hash, tag_verdicts
 from ezxmc.feedback.targets import teacher_verdicts
+from ezxmc.pipeline.people_ranks import by_review, by_tags, part_for_ranks, peoples_ranks
 from ezxmc.progress import NoProgress, Progress
 from ezxmc.records import Document, Prediction
+from ezxmc.retrieval.label_offsets import LabelOffsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +48,19 @@ class Calibrated:
         bundle: The bundle.
         calibrator: What it has now.
         rows: How reading each input went, by name.
+        offsets: What people's decisions add to scores, if they changed ranks.
     """
 
     bundle: Path
     calibrator: Calibrator
     rows: Rows = field(default_factory=dict)
+    offsets: LabelOffsets | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """What a person asks of it, JSON-ready: whose answers, which curve, on how much, how good."""
         one = self.calibrator
         facts = {
+            "ranks_gain": dict(self.offsets.gain) if self.offsets else None,
             "target": one.target,
             "kind": one.kind,
             "documents": one.documents,
@@ -86,6 +82,7 @@ def calibrate(
     reviewed: str | Path | None = None,
     target: Target | None = None,
     kind: Kind | None = None,
+    ranks: float = 1.0,
     depth: int = 10,
     held_out: float | None = None,
     seed: int = 0,
@@ -95,8 +92,8 @@ def calibrate(
 ) -> Calibrated:
     """Fit probabilities to a bundle's scores, and put them into the bundle.
 
-    With a store they foretell its newest teacher, with people's tags people. With both, or with people's
-    tags and the target "both" on a bundle that foretells its teacher, the teacher gives the shape and 50 to
+    With a store they predict its newest teacher, with people's tags people. With both, or with people's
+    tags and the target "both" on a bundle that predicts its teacher, the teacher gives the shape and 50 to
     200 reviewed documents correct it.
 
     Args:
@@ -105,8 +102,11 @@ def calibrate(
         store: A feedback store with the teacher's judgments of the bundle's own top labels.
         gold: People's tags, all that are right among the top labels: a file, or label uids by document uid.
         reviewed: In place of `gold`, a store with people's decisions, on half of a top list or more.
-        target: Whose answers are foretold; by default as what is given says.
-        kind: The shape of the curve; by default the one that foretells best.
+        target: Whose answers are predicted; by default as what is given says.
+        kind: The shape of the curve; by default the one that predicts best.
+        ranks: The share of people's documents that may change ranks too (`peoples_ranks`), where
+            cross-validation says that it gains. The others can prove a guarantee of `decide`; with 0 ranks
+            stay as they are.
         depth: Ranks per document used.
         held_out: The share given to the training, whose part for calibration is taken; all by default.
         seed: The one given to the training.
@@ -133,19 +133,26 @@ def calibrate(
         raise ArgumentError("people's tags are given twice", "give --gold or --reviewed, not both")
     if kind not in (None, *KINDS):
         raise ArgumentError(f"the kind is {kind!r}", f"choose of {', '.join(KINDS)}")
-    kinds = (kind,) if kind else KINDS
-    scored = _Scored.read(bundle, documents, depth, columns, watch, held_out=held_out, seed=seed)
+    kinds, ranks = (kind,) if kind else KINDS, number_between(ranks, "ranks", 0, 1)
+    scored = Scored.read(bundle, documents, depth, columns, watch, held_out=held_out, seed=seed)
     human: Verdict = tag_verdicts({})
     if gold is not None:
-        human = tag_verdicts(scored.tags(gold, without_gold))
-    predictions = scored.predictions()
+        tags = scored.tags(gold, without_gold)
+        human = tag_verdicts(tags)
+    predictions, offsets = scored.predictions(), None
     if reviewed is not None:
         with existing_store(reviewed):
             decided = ReviewedPairs.load(reviewed, scored.documents, scored.predictor.bundle.labels)
         lists = decided.lists(predictions, depth)
         watch.say(f"{decided.line}; {lists.counts}")
-        if aim != "teacher":
-            human = completed(predictions, lists, depth)
+    if aim != "teacher" and ranks:
+        said = by_tags(predictions, tags) if reviewed is None else by_review(lists, decided)
+        some = {uid: said[uid] for uid in part_for_ranks(said, ranks)}
+        moved = peoples_ranks(scored.predictor.bundle, scored.documents, some, depth, watch)
+        watch.say(moved.line)
+        offsets, predictions = moved.offsets, scored.take(moved.predictions)
+    if aim != "teacher" and reviewed is not None:
+        human = completed(predictions, decided.lists(predictions, depth), depth)
     if aim == "human":
         calibrator = fit_calibrator(predictions, human, target="human", k=depth, kinds=kinds)
     elif store is None:
@@ -160,8 +167,8 @@ def calibrate(
             calibrator = fit_calibrator(predictions, teacher, target="teacher", k=depth, kinds=kinds)
         else:
             calibrator = fit_few_shot(predictions, teacher, human, k=depth, kinds=kinds)
-    add_calibrator(bundle, calibrator)
-    return Calibrated(bundle, calibrator, scored.rows)
+    add_calibrator(bundle, calibrator, offsets=offsets)
+    return Calibrated(bundle, calibrator, scored.rows, offsets)
 
 
 def _target(teacher: bool, people: bool, wanted: Target | None) -> Target:
@@ -229,7 +236,9 @@ def missing_pairs(
     inputs = [one for one in (documents, store) if isinstance(one, str | Path)]
     check_shortlist(Path(out), inputs)
     watch = watch or NoProgress()
-    scored = _Scored.read(Path(bundle), documents, depth, columns, watch, held_out=held_out, seed=seed)
+    scored = Scored.read(
+        Path(bundle), documents, depth, columns, watch, held_out=held_out, seed=seed, plain=False
+    )
     scored.predictions()
     _, lacking = scored.judged(store)
     wanted = [{"doc": doc, "labels": labels} for doc, labels in lacking.items() if labels]
@@ -238,7 +247,7 @@ def missing_pairs(
 
 
 @dataclass(slots=True)
-class _Scored:
+class Scored:
     """Documents that a bundle scores, and who said what of its top labels."""
 
     predictor: Predictor
@@ -260,7 +269,9 @@ class _Scored:
         *,
         held_out: float | None = None,
         seed: int = 0,
-    ) -> _Scored:
+        plain: bool = True,
+    ) -> Scored:
+        """`plain`: without the label offsets there are, for others take their place."""
         depth = whole_number(depth, "depth")
         check_changeable(bundle)
         everything, rows = documents_in(documents, columns)
@@ -270,9 +281,13 @@ class _Scored:
             part = [document for document in everything if document.uid in wanted]
         if isinstance(documents, str | Path):
             rows.tell(watch.say, "documents")
-        return cls(Predictor(bundle), everything, part, depth, watch, {"documents": rows})
+        opened = load_bundle(bundle)
+        if plain:
+            opened = replace(opened, offsets=None)
+        return cls(Predictor(opened), everything, part, depth, watch, {"documents": rows})
 
     def tags(self, gold: Gold, without_gold: WithoutGold | None) -> dict[str, set[str]]:
+        """People's tags, by document uid."""
         tags, self.rows["gold"] = reviewed_gold(
             gold,
             self.everything,
@@ -284,11 +299,17 @@ class _Scored:
         return tags
 
     def predictions(self) -> list[Prediction]:
+        """Of the documents."""
         bar = self.watch.stage("scoring")
         for prediction in self.predictor.stream(self.documents, k=self.depth):
             self._found.append(prediction)
             bar(len(self._found), len(self.documents))
         return self._found
+
+    def take(self, predictions: list[Prediction]) -> list[Prediction]:
+        """Other predictions of the documents, to be calibrated on."""
+        self._found = predictions
+        return predictions
 
     def judged(self, store: str | Path) -> tuple[Verdict, dict[str, list[str]]]:
         """What the teacher said, and of which top labels it said nothing."""
@@ -296,6 +317,22 @@ class _Scored:
         found = newest_judgments(store, self.everything, labels, say).judgments
         asked = {(judgment.doc_uid, judgment.label_uid) for judgment in found}
         return teacher_verdicts(found), unjudged(self._found, asked, self.depth)
+
+    def for_proof(self, documents: Iterable[Document]) -> list[Document]:
+        """Those that did not fit the bundle's ranks: a promise is proved on others."""
+        bundle = self.predictor.bundle.path
+        name, some = read_manifest(bundle).file(OFFSETS), list(documents)
+        fitted = LabelOffsets.load(bundle / name).documents if name else frozenset()
+        left = [document for document in some if document_hash(document) not in fitted]
+        if out := len(some) - len(left):
+            line = f"{out:,} of {len(some):,} documents fitted the bundle's ranks, and can prove nothing"
+            if not left:
+                raise ConfigError(
+                    line,
+                    "give others, or calibrate with `--ranks 0.5` first: half of them then are kept for this",
+                )
+            self.watch.say(f"{line}: {len(left):,} are left")
+        return left
 
     def check(self, lacking: Mapping[str, Sequence[str]], *, alone: bool, command: str) -> None:
         """Tell of top labels nobody judged; refuse where they are many and no people correct the teacher."""
@@ -316,129 +353,3 @@ class _Scored:
                 f"with `{command}`, then calibrate again",
             )
         self.watch.say(line)
-
-
-@dataclass(frozen=True, slots=True)
-class TagRule:
-    """What `decide` put into a bundle, and what it does on the reviewed documents.
-
-    Attributes:
-        decision: The rule.
-        measured: What it keeps of the reviewed documents' labels is worth.
-        reviewed: These documents.
-        rows: How reading each input went, by name.
-    """
-
-    decision: Decision
-    measured: Rates
-    reviewed: ReviewedDocuments
-    rows: Rows = field(default_factory=dict)
-
-    def curve(self) -> list[dict[str, Any]]:
-        """The rates of plain thresholds, lowest first: what another choice would have been worth."""
-        p, depth = self.reviewed.probabilities, self.reviewed.probabilities.shape[1]
-        plain = {float(t): Decision.at_threshold(float(t), depth=depth) for t in GRID[::-1]}
-        return [{"threshold": t, **rates(self.reviewed, one.keep(p)).to_dict()} for t, one in plain.items()]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready form, without `rows`."""
-        return {
-            "decision": {name: value for name, value in self.decision.to_dict().items() if value is not None},
-            "guarantee": self.decision.guarantee,
-            "measured": self.measured.to_dict(),
-            "curve": self.curve(),
-        }
-
-
-def decide(
-    bundle: str | Path,
-    documents: Source,
-    gold: Gold,
-    *,
-    missed_rate: float | None = None,
-    false_tag_rate: float | None = None,
-    first_tag_error: float | None = None,
-    f1: bool = False,
-    document_f1: bool = False,
-    threshold: float | None = None,
-    top_k: int | None = None,
-    abstain_below: float | None = None,
-    confidence: float = 0.9,
-    depth: int = 50,
-    without_gold: WithoutGold | None = None,
-    columns: Mapping[str, str] | None = None,
-    watch: Progress | None = None,
-) -> TagRule:
-    """Choose which candidates become tags, with a guarantee where one is asked for, and put it into a bundle.
-
-    The documents must be a random sample of those to come, and used neither to train nor to calibrate:
-    every guarantee rests on that, and on those that nothing fits being among them.
-
-    Args:
-        bundle: The bundle's folder, with a calibrator; its decision is replaced.
-        documents: Documents that people reviewed: a file, or a list.
-        gold: All their right labels: a file, or label uids by document uid.
-        missed_rate: Of a document's right labels at most this share is missed.
-        false_tag_rate: Of a tagged document's tags at most this share is false.
-        first_tag_error: Of the documents tagged at most this share has a false first tag; others abstain.
-        f1: The threshold of the best expected micro F1.
-        document_f1: As many tags for each document as its expected F1 is best with.
-        threshold: Tags at least this probable.
-        top_k: The k best; with `first_tag_error`, of documents tagged.
-        abstain_below: No tag where the best is less probable than this.
-        confidence: Of `false_tag_rate` and `first_tag_error`; `missed_rate` holds on average.
-        depth: Candidates per document looked at.
-        without_gold: As for `calibrate`.
-        columns: As there.
-        watch: As there.
-
-    Raises:
-        ArgumentError: Not just one way to decide is given, or arguments do not go together.
-        ConfigError: The bundle has no calibrator, or the rate cannot be guaranteed on these documents.
-        BundleError, DataError: As for `calibrate`.
-
-    Example:
-        >>> found = decide("run/bundle", "documents.jsonl", "gold.tsv", missed_rate=0.2)
-        >>> found.measured.missed < 0.2
-        True
-    """
-    ways = [missed_rate, false_tag_rate, first_tag_error, f1 or None, document_f1 or None, threshold]
-    if sum(way is not None for way in ways) + (top_k is not None and first_tag_error is None) != 1:
-        raise ArgumentError(
-            "there must be one way to decide",
-            "give one of --missed-rate, --false-tag-rate, --first-tag-error, --f1, --document-f1, "
-            "--threshold, --top-k",
-        )
-    if first_tag_error is not None and abstain_below is not None:
-        raise ArgumentError("--first-tag-error chooses itself where to abstain", "drop --abstain-below")
-    if abstain_below is not None:
-        number_between(abstain_below, "abstain_below", 0, 1)
-    watch, bundle = watch or NoProgress(), Path(bundle)
-    depth = max(whole_number(depth, "depth"), 0 if top_k is None else whole_number(top_k, "top_k"))
-    scored = _Scored.read(bundle, documents, depth, columns, watch)
-    if scored.predictor.bundle.calibrator is None:
-        raise ConfigError(
-            f"a decision needs probabilities, and bundle {bundle} has no calibrator",
-            "run `ezxmc calibrate` on it first, with other documents than these",
-        )
-    tags = scored.tags(gold, without_gold)
-    scored.documents = [document for document in scored.documents if document.uid in tags]
-    reviewed = ReviewedDocuments.of(scored.predictions(), tags)
-    at_most, abstain = reviewed.probabilities.shape[1], abstain_below
-    if missed_rate is not None:
-        choice = control_missed_rate(reviewed, missed_rate, abstain_below=abstain)
-    elif false_tag_rate is not None:
-        choice = control_false_tag_rate(
-            reviewed, false_tag_rate, confidence=confidence, abstain_below=abstain
-        )
-    elif first_tag_error is not None:
-        k = min(top_k or 1, at_most)
-        choice = control_top_error(reviewed, first_tag_error, confidence=confidence, k=k)
-    elif threshold is not None:
-        choice = Decision.at_threshold(threshold, depth=at_most, abstain_below=abstain)
-    elif top_k is not None:
-        choice = Decision.top_k(min(top_k, at_most), abstain_below=abstain)
-    else:
-        choice = maximise_f1(reviewed, per_document=document_f1, abstain_below=abstain)
-    add_decision(bundle, choice)
-    return TagRule(choice, rates(reviewed, choice.keep(reviewed.probabilities)), reviewed, scored.rows)

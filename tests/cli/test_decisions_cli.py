@@ -21,7 +21,7 @@ from ezxmc.calibration.rates import ReviewedDocuments, missed
 from ezxmc.cli import bundle as labels
 from ezxmc.cli import predict as inference
 from ezxmc.errors import ArgumentError, ConfigError, DataError
-from ezxmc.pipeline.calibrate import decide
+from ezxmc.pipeline.decide import decide
 from ezxmc.records import Document, Label, Pair
 
 pytestmark = pytest.mark.usefixtures("one_thread")

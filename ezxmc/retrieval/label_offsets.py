@@ -1,0 +1,293 @@
+"""What people's decisions add to labels' scores: a bias and a shift of the vector of each.
+
+No title tells how often a catalog uses a label. People who decide on what a student answers tell it, for
+the labels at the head from the first dozen documents on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ezxmc.disk import disk_errors
+from ezxmc.errors import BundleError
+from ezxmc.files import loads, whole_file
+from ezxmc.records import Label
+from ezxmc.retrieval.index import LabelIndex
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+CANDIDATES = 100
+"""Labels the scores propose before the offsets; as many as are asked for where that is more."""
+_OWN = 50  # decided labels beside them, by their scores with the offsets
+_BIAS, _GROUP, _SHIFT = 0.8, 0.5, 2.0
+"""Standard deviations of the normal priors, in nats: of a label's bias, of its parent's, and of each
+component of its shift. Chosen on 500 documents of debtags outside the report part (tests/bench/people.py)."""
+_STEPS = 100
+_LEAST_SLOPE = 1.0  # nats per unit of score: a flatter one says that scores mean nothing
+_FORMAT = "1"
+_CURE = "calibrate the bundle again with people's decisions (`ezxmc calibrate --reviewed` or `--gold`)"
+
+
+@dataclass(frozen=True, slots=True)
+class DecidedPairs:
+    """P decisions of people on labels of N documents.
+
+    Attributes:
+        vectors: (N, D) float32, of the documents.
+        documents: (P,) rows of `vectors`.
+        labels: (P,) places in the label list.
+        scores: (P,) float32, the student's.
+        answers: (P,) bool, whether the label fits.
+        weights: (P,) float32, how many pairs each stands for.
+    """
+
+    vectors: Floats
+    documents: Rows
+    labels: Rows
+    scores: Floats
+    answers: NDArray[np.bool_]
+    weights: Floats
+
+    def of(self, kept: NDArray[np.bool_]) -> DecidedPairs:
+        """The pairs of some documents, (N,)."""
+        some = kept[self.documents]
+        parts = (self.documents, self.labels, self.scores, self.answers, self.weights)
+        return DecidedPairs(self.vectors, *(part[some] for part in parts))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelOffsets:
+    """A label's score becomes s + b_l + g_parent(l) + x·δ_l, x the document's vector.
+
+    Attributes:
+        labels: (uid, title) of M labels that people decided on; one with another title by now has no offset.
+        bias: (M,) float32.
+        shifts: (M, D) float32.
+        groups: g by parent.
+        documents: Hashes of the documents these were fitted on: none of them proves a guarantee.
+        gain: What cross-validation said they are worth, by name.
+    """
+
+    labels: tuple[tuple[str, str], ...]
+    bias: Floats
+    shifts: Floats
+    groups: Mapping[str, float] = field(default_factory=dict)
+    documents: frozenset[str] = frozenset()
+    gain: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def fit(cls, pairs: DecidedPairs, labels: Sequence[Label]) -> LabelOffsets | None:
+        """Fit them: a logistic regression with a normal prior on each offset.
+
+        Minimises, over a, c, b, g and δ::
+
+            Σ_p w_p BCE(σ(a s_p + c + b_l + g_parent(l) + x·δ_l), y_p)
+            + Σ b²/2σ_b² + Σ g²/2σ_g² + Σ |δ|²/2σ_δ²
+
+        and divides b, g and δ by a, so that scores stay on their scale. A label is held to its score the
+        more, the less was decided about it; labels of one parent share what is decided. The problem is
+        convex: L-BFGS finds its one solution.
+
+        Args:
+            pairs: What was decided.
+            labels: The label list that `pairs.labels` are places of.
+
+        Returns:
+            The offsets; `None` where yes does not rise with the scores, or all decisions are of one kind.
+        """
+        if not pairs.answers.any() or pairs.answers.all():
+            return None
+        known, columns = np.unique(pairs.labels, return_inverse=True)
+        decided = [labels[place] for place in known.tolist()]
+        names = sorted({label.parent for label in decided if label.parent})
+        place = {name: i for i, name in enumerate(names)}
+        # The last group is of labels without a parent, and stays 0.
+        group = torch.tensor([place.get(label.parent or "", len(names)) for label in decided])
+        found = _solve(pairs, torch.from_numpy(columns), group, len(known), len(names))
+        if found is None:
+            return None
+        bias, groups, shifts = found
+        return cls(
+            tuple((label.uid, label.title) for label in decided),
+            bias,
+            shifts,
+            dict(zip(names, groups.tolist(), strict=True)),
+        )
+
+    def on(self, labels: Sequence[Label], index: LabelIndex) -> IndexOffsets:
+        """The offsets of the rows of an index.
+
+        Args:
+            labels: Of each row.
+            index: Which rows can be found.
+
+        Raises:
+            BundleError: The index has another dimension.
+        """
+        if self.shifts.shape[1] != index.dimension:
+            raise BundleError(
+                f"label offsets are of {self.shifts.shape[1]} dimensions, the index of {index.dimension}",
+                _CURE,
+            )
+        place = {pair: i for i, pair in enumerate(self.labels)}
+        bias = np.array([self.groups.get(label.parent or "", 0.0) for label in labels], dtype=np.float32)
+        live = index.rows.tolist()
+        found = [
+            (row, i) for row in live if (i := place.get((labels[row].uid, labels[row].title))) is not None
+        ]
+        rows, places = np.array(found, dtype=np.int64).reshape(-1, 2).T
+        bias[rows] += self.bias[places]
+        return IndexOffsets(bias, rows, self.shifts[places])
+
+    def save(self, path: Path) -> None:
+        """Write them as safetensors, what is no number as JSON in its header.
+
+        Raises:
+            ConfigError: Something else is in the file's place.
+            DataError: The file cannot be written.
+        """
+        told = {
+            "format": _FORMAT,
+            "labels": json.dumps(self.labels),
+            "groups": json.dumps(dict(self.groups)),
+            "documents": json.dumps(sorted(self.documents)),
+            "gain": json.dumps(dict(self.gain)),
+        }
+        tensors = {"bias": torch.from_numpy(self.bias), "shifts": torch.from_numpy(self.shifts)}
+        with whole_file(path, "label offsets", made=loads(LabelOffsets.load)) as fresh, disk_errors():
+            save_file(tensors, fresh, metadata=told)
+
+    @classmethod
+    def load(cls, path: Path) -> LabelOffsets:
+        """Read what `save` wrote.
+
+        Raises:
+            BundleError: The file is damaged, or of a newer format.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                told = file.metadata() or {}
+                bias, shifts = (file.get_tensor(name).clone().numpy() for name in ("bias", "shifts"))
+            labels = tuple((str(uid), str(title)) for uid, title in json.loads(told["labels"]))
+            groups = {str(name): float(value) for name, value in json.loads(told["groups"]).items()}
+            gain = {str(name): float(value) for name, value in json.loads(told["gain"]).items()}
+            fault = None if told["format"] == _FORMAT else f"its format is {told['format']}, not {_FORMAT}"
+            found = cls(labels, bias, shifts, groups, frozenset(json.loads(told["documents"])), gain)
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise BundleError(f"label offsets {path} cannot be read: {error}", _CURE) from None
+        if fault := fault or found._fault():
+            raise BundleError(f"label offsets {path} cannot be used: {fault}", _CURE)
+        return found
+
+    def _fault(self) -> str | None:
+        m = len(self.labels)
+        if self.bias.shape != (m,) or self.shifts.ndim != 2 or len(self.shifts) != m:
+            return f"{m} labels have biases {self.bias.shape} and shifts {self.shifts.shape}"
+        if self.bias.dtype != np.float32 or self.shifts.dtype != np.float32:
+            return "its numbers are not float32"
+        numbers = (self.bias, self.shifts, np.array([*self.groups.values(), *self.gain.values()]))
+        return None if all(np.isfinite(part).all() for part in numbers) else "a number in it is not finite"
+
+
+def _solve(
+    pairs: DecidedPairs, columns: Tensor, group: Tensor, labels: int, groups: int
+) -> tuple[Floats, Floats, Floats] | None:
+    """B (M,), g (G,) and δ (M, D) on the scale of the scores."""
+    vectors, documents = torch.from_numpy(pairs.vectors), torch.from_numpy(pairs.documents)
+    scores, weights = torch.from_numpy(pairs.scores), torch.from_numpy(pairs.weights)
+    answers = torch.from_numpy(pairs.answers).to(scores)
+    line = torch.tensor([10.0, -5.0], requires_grad=True)
+    bias = torch.zeros(labels, requires_grad=True)
+    shared = torch.zeros(groups, requires_grad=True)
+    shifts = torch.zeros(labels, vectors.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [line, bias, shared, shifts], max_iter=_STEPS, line_search_fn="strong_wolfe", tolerance_change=1e-7
+    )
+
+    def cost() -> Tensor:
+        optimizer.zero_grad()
+        offsets = bias + torch.cat([shared, shared.new_zeros(1)])[group]
+        moved = (vectors[documents] * shifts[columns]).sum(dim=1)
+        logits = line[0] * scores + line[1] + offsets[columns] + moved
+        told = binary_cross_entropy_with_logits(logits, answers, weight=weights, reduction="sum")
+        priors = zip((bias, shared, shifts), (_BIAS, _GROUP, _SHIFT), strict=True)
+        value = told + sum(part.square().sum() / (2 * spread**2) for part, spread in priors)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(cost)  # type: ignore[no-untyped-call]
+    slope = float(line[0].detach())
+    if not slope >= _LEAST_SLOPE:
+        return None
+    return tuple((part.detach() / slope).numpy() for part in (bias, shared, shifts))  # type: ignore[return-value]
+
+
+Search = Callable[[Floats, int], tuple[Floats, Rows]]
+"""(N, D) vectors and k to (N, k) scores, best first, and the labels' rows."""
+Scores = Callable[[Floats, Rows], Floats]
+"""(N, D) vectors and (K,) rows to their (N, K) scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexOffsets:
+    """`LabelOffsets` by the rows of an index.
+
+    Attributes:
+        bias: (total,) float32, of every row.
+        rows: (m,) int64, ascending: those with a shift.
+        shifts: (m, D) float32.
+    """
+
+    bias: Floats
+    rows: Rows
+    shifts: Floats
+
+    def of(self, vectors: Floats, rows: Rows) -> Floats:
+        """What is added to the scores of (N, K) rows."""
+        added = self.bias[rows]
+        if len(self.rows) and rows.size:
+            places = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
+            moved = np.take_along_axis(vectors @ self.shifts.T, places, axis=1)
+            added += np.where(self.rows[places] == rows, moved, np.float32(0))
+        return added
+
+    def search(self, search: Search, scores: Scores, vectors: Floats, k: int) -> tuple[Floats, Rows]:
+        """The k best labels with their offsets.
+
+        Candidates are the best `CANDIDATES` without them, and the best decided labels with them.
+
+        Args:
+            search: Without the offsets.
+            scores: Likewise.
+            vectors: (N, D) float32.
+            k: How many, at least 1; clipped to what there is.
+
+        Returns:
+            Scores (N, k) float32, best first, and the labels' rows (N, k) int64.
+        """
+        s, found = search(vectors, max(k, CANDIDATES))
+        k = min(k, found.shape[1])
+        if not found.size:
+            return s[:, :k], found[:, :k]
+        s = s + self.of(vectors, found)
+        if len(self.rows):
+            own = scores(vectors, self.rows) + self.bias[self.rows] + vectors @ self.shifts.T
+            best = np.argsort(-own, axis=1, kind="stable")[:, :_OWN]
+            rows = self.rows[best]
+            told = np.take_along_axis(own, best, axis=1)
+            told[(rows[:, :, None] == found[:, None, :]).any(axis=2)] = -np.inf
+            s, found = np.hstack([s, told]), np.hstack([found, rows])
+        order = np.argsort(-s, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(s, order, 1), np.take_along_axis(found, order, 1)
