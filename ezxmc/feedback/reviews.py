@@ -42,6 +42,11 @@ class Answer(StrEnum):
         """Whether the label fits; `None` where that is left open."""
         return None if self is Answer.SKIP else self is not Answer.NO
 
+    @classmethod
+    def named(cls, before: Answer | None) -> Answer:
+        """What it is to name a label on which this was the last word: what was decided on was proposed."""
+        return cls.ADDED if before in (None, cls.ADDED) else cls.YES
+
 
 @dataclass(frozen=True, slots=True)
 class Review:

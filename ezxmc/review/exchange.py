@@ -17,7 +17,7 @@ import json
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -272,8 +272,9 @@ def import_reviews(
         last = max(decisions, key=lambda one: (_WEIGHT.index(one.answer), one.at))
         review = Review.of(last.document, last.label, last.answer, reviewer=last.reviewer, at=last.at)
         before = latest.get((review.doc_hash, review.label_hash))
-        said = {before.answer, Answer.ADDED if before.answer is Answer.YES else None} if before else set()
-        if before is None or (review.at > before.at and review.answer not in said):
+        if before and review.answer is Answer.ADDED:
+            review = replace(review, answer=Answer.named(before.answer))
+        if before is None or (review.at > before.at and review.answer != before.answer):
             fresh.append(review)
         else:
             known += 1
