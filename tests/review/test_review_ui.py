@@ -342,7 +342,7 @@ def test_decided_by_keyboard_in_a_browser(store: Path, browser: Browser, tmp_pat
 def test_a_missing_label_is_added_by_typing(store: Path, browser: Browser, tmp_path: Path) -> None:
     pairs, catalog = tmp_path / "review.jsonl", tmp_path / "labels.jsonl"
     write_picks(pairs, PICKS)
-    rows = [{"label": one.uid, "title": one.title, "text": one.text, "aliases": one.aliases} for one in MORE]
+    rows = [{"uid": one.uid, "title": one.title, "text": one.text, "aliases": one.aliases} for one in MORE]
     catalog.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "config.yaml").write_text(
         f"data:\n  documents: {tmp_path / 'documents.jsonl'}\n  labels: {catalog}\n"
