@@ -86,6 +86,9 @@ def import_(
 ) -> None:
     """Take decisions back: yes, no or skip in the column `decision`; rows without one are left open.
 
+    Rows may be added with the decision `added`, for labels that are missing on a
+    document; titles may stand there for the uids.
+
     The next `ezxmc run` or `ezxmc train` learns from them. Several rows on one
     pair must agree; a decision that is older than the last one is left out.
 
@@ -103,8 +106,8 @@ def import_(
         emit({**done.to_dict(), "rows": report.to_dict(), "store": str(run_dir / STORE)})
     else:
         typer.echo(
-            f"{done.new:,} new decisions in {run_dir / STORE}, {done.known:,} known before, "
-            f"{done.open:,} rows open"
+            f"{done.new:,} new decisions in {run_dir / STORE}, {done.added:,} of them added labels; "
+            f"{done.known:,} known before, {done.open:,} rows open"
         )
     bad_rows(**{**material.catalog.rows, "decisions": report})
 
@@ -120,7 +123,7 @@ def ui(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8001,
     reviewer: Reviewer = None,
 ) -> None:
-    """Decide on a page by keyboard: y yes, n no, s skip, u undo.
+    """Decide on a page by keyboard: y yes, n no, s skip, u undo, a for a label that is missing.
 
     Only this machine reaches it, by the address that is printed. Each decision
     is on disk before the next pair is shown; Ctrl-C ends it, and the same
@@ -133,7 +136,7 @@ def ui(
     except ModuleNotFoundError as error:
         raise ConfigError(f"the page needs {error.name}", "pip install 'ezxmc[serve]'") from None
     from ezxmc.review.exchange import check_picks, read_picks, write_picks
-    from ezxmc.review.material import PAIRS, STORE, pick_pairs
+    from ezxmc.review.material import PAIRS, STORE, labels_to_add, pick_pairs
 
     pairs = source / PAIRS if source.is_dir() else source
     if source.is_dir() and not pairs.exists():
@@ -145,5 +148,6 @@ def ui(
     if not store.exists():
         raise ConfigError(f"no feedback store at {store}", "name it with --store")
     picks = read_picks(pairs)
+    labels = labels_to_add(store.parent, lambda text: typer.echo(text, err=True))
     told = f"{len(picks):,} pairs to review at "
-    review(picks, store, port, lambda url: typer.echo(told + url, err=True), reviewer=reviewer)
+    review(picks, store, port, lambda url: typer.echo(told + url, err=True), reviewer=reviewer, labels=labels)

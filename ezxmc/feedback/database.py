@@ -94,6 +94,16 @@ CREATE TRIGGER reviews_are_final BEFORE UPDATE ON reviews
 BEGIN SELECT RAISE(ABORT, 'reviews are append-only'); END;
 """
 
+# Made by the first label that somebody adds. The review itself says 'yes', so that
+# stores of before and programs of before need not know of it.
+ADDED_TABLE = (
+    "CREATE TABLE IF NOT EXISTS added (review INTEGER PRIMARY KEY REFERENCES reviews(id))",
+    "CREATE TRIGGER IF NOT EXISTS added_is_kept BEFORE DELETE ON added "
+    "BEGIN SELECT RAISE(ABORT, 'reviews are append-only'); END",
+    "CREATE TRIGGER IF NOT EXISTS added_is_final BEFORE UPDATE ON added "
+    "BEGIN SELECT RAISE(ABORT, 'reviews are append-only'); END",
+)
+
 
 def _run(db: sqlite3.Connection, script: str) -> None:
     """Run a script statement by statement; `executescript` would commit first."""

@@ -11,11 +11,11 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from ezxmc.feedback.database import SqliteTable
+from ezxmc.feedback.database import ADDED_TABLE, SqliteTable
 from ezxmc.feedback.recall import alike
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label, Prediction
@@ -23,6 +23,7 @@ from ezxmc.records import Document, Label, Prediction
 FEWEST_REVIEWED = 50
 """Reviewed documents it takes until a run's probabilities predict people (`ReviewedLists`)."""
 _ID_DIGITS = 20
+_HAS_ADDED = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'added'"
 
 
 class Answer(StrEnum):
@@ -32,6 +33,19 @@ class Answer(StrEnum):
     NO = "no"
     SKIP = "skip"
     """Seen and left open; it teaches nothing."""
+    ADDED = "added"
+    """A yes to a label that nobody proposed: the person named it. It teaches like any yes, and tells nothing
+    of how often proposed labels fit."""
+
+    @property
+    def verdict(self) -> bool | None:
+        """Whether the label fits; `None` where that is left open."""
+        return None if self is Answer.SKIP else self is not Answer.NO
+
+    @classmethod
+    def named(cls, before: Answer | None) -> Answer:
+        """What it is to name a label on which this was the last word: what was decided on was proposed."""
+        return cls.ADDED if before in (None, cls.ADDED) else cls.YES
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +126,23 @@ class Reviews(SqliteTable):
                     "WHERE docs.name = ? AND labels.name = ?",
                     bytes.fromhex(review.doc_hash),
                     bytes.fromhex(review.label_hash),
-                    review.answer,
+                    Answer.YES if review.answer is Answer.ADDED else review.answer,
                     review.reviewer,
                     review.at,
                     review.doc_uid,
                     review.label_uid,
                 )
+                if review.answer is Answer.ADDED:
+                    for statement in ADDED_TABLE:
+                        self._db.run(statement)
+                    self._db.run("INSERT INTO added SELECT MAX(id) FROM reviews")
 
     def history(self) -> Iterator[Review]:
         """Every decision, those taken back included, by time and then in the order they were added."""
+        added = "SELECT review FROM added" if self._db.rows(_HAS_ADDED) else "NULL"
         for rows in self._db.batches(
-            "SELECT docs.name, labels.name, doc_hash, label_hash, answer, reviewer, at FROM reviews "
+            "SELECT docs.name, labels.name, doc_hash, label_hash, "
+            f"CASE WHEN reviews.id IN ({added}) THEN 'added' ELSE answer END, reviewer, at FROM reviews "
             "JOIN names AS docs ON docs.id = doc JOIN names AS labels ON labels.id = label "
             "ORDER BY at, reviews.id"
         ):
@@ -189,10 +209,8 @@ class ReviewedPairs:
 
     @property
     def verdicts(self) -> dict[tuple[str, str], bool]:
-        """Those that say yes or no."""
-        return {
-            pair: answer is Answer.YES for pair, answer in self.answers.items() if answer is not Answer.SKIP
-        }
+        """Those that say yes or no; a label that people added is a yes."""
+        return {pair: yes for pair, answer in self.answers.items() if (yes := answer.verdict) is not None}
 
     def verdicts_outside(self, apart: Collection[str]) -> dict[tuple[str, str], bool]:
         """Those on documents other than these: the calibration part, of which nothing is learnt."""
@@ -217,6 +235,7 @@ class ReviewedPairs:
         for (doc, label), yes in self.verdicts.items():
             verdicts.setdefault(doc, {})[label] = yes
         answers: dict[str, dict[str, bool]] = {}
+        added: dict[str, tuple[str, ...]] = {}
         whole = scarce = undecided = 0
         beside: list[bool] = []
         for p in predictions:
@@ -230,8 +249,12 @@ class ReviewedPairs:
             answers[p.uid] = known
             whole += len(known) == len(top)
             undecided += len(top) - len(known)
-            beside += [yes for label, yes in said.items() if label not in known]
-        return ReviewedLists(answers, whole, scarce, undecided, sum(beside), len(beside))
+            others = {label: yes for label, yes in said.items() if label not in known}
+            named = tuple(label for label in others if self.answers[p.uid, label] is Answer.ADDED)
+            if named:
+                added[p.uid] = named
+            beside += [yes for label, yes in others.items() if label not in named]
+        return ReviewedLists(answers, whole, scarce, undecided, sum(beside), len(beside), added)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +272,9 @@ class ReviewedLists:
         undecided: Top labels of the documents that count on which nobody decided.
         right_beside: Of `beside`, those that fit.
         beside: Decisions on labels of these documents that are not among the top: a former student
-            ranked them there.
+            ranked them there. Labels that people added are no part of it, for nobody proposed them.
+        added: By document uid, labels of these documents that people added (`Answer.ADDED`) and that are
+            not among the top.
     """
 
     answers: dict[str, dict[str, bool]]
@@ -258,6 +283,7 @@ class ReviewedLists:
     undecided: int = 0
     right_beside: int = 0
     beside: int = 0
+    added: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def verdict(self, doc_uid: str, label_uid: str) -> float | None:
         """1 for yes, 0 for no, `None` where nothing is known."""

@@ -4,10 +4,8 @@ Columns: `decision` (empty), `label_title`, `label_text`, `title`, `text`, `reas
 (see `Pick`), `doc` and `label` (uids), `id` (of the pair's content). JSON lines that come back may also
 tell `at` (ISO 8601) and `reviewer`. Of all these, `doc`, `label` and `decision` are needed.
 
-Label Studio's formats are those of https://labelstud.io/guide/task_format: a task holds `data`, and in an
-export `annotations`, each with `result`, a list of regions with `from_name`, `type` and `value`, and
-`was_cancelled` for a task that was skipped. Its JSON-MIN, CSV and TSV hold a flat row per annotation, in
-which `id` is the task's number there: our `id` is lost, so texts tell whether they are the exported ones.
+Rows may be added for labels that are missing on a document, with the decision `added`. There `title` and
+`label_title` may stand for `doc` and `label`, where they are the title of one document, and of one label.
 
 In CSV a cell that a spreadsheet would run as a formula gets a ' in front, which is taken off again, and a
 long text is cut: it is there to be read.
@@ -19,10 +17,11 @@ import json
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pyarrow
 
@@ -35,6 +34,17 @@ from ezxmc.errors import DataError
 from ezxmc.feedback.reviews import Answer, Review, Reviews, pair_id
 from ezxmc.files import check_file, write_file
 from ezxmc.records import Document, Label, Result
+from ezxmc.review.label_studio import (
+    CONFIG,
+    TEXTS_TELL,
+    as_task,
+    flat_row,
+    is_config,
+    is_export,
+    is_flat,
+    is_tasks,
+    labelled_tasks,
+)
 from ezxmc.review.picks import Pick, Reason
 
 _WHAT = "a file of pairs to review"
@@ -46,23 +56,10 @@ _ANSWERS = {
     **dict.fromkeys(("yes", "y", "true", "1"), Answer.YES),
     **dict.fromkeys(("no", "n", "false", "0"), Answer.NO),
     **dict.fromkeys(("skip", "s"), Answer.SKIP),
+    "added": Answer.ADDED,
 }
-
-_TEXTS_TELL = "label studio: texts tell"
-"""A column of rows whose texts, not an `id`, tell whether they are those that were exported."""
-_CONFIG = """<View>
-  <Header value="Does this label fit the document?"/>
-  <Text name="label_title" value="$label_title"/>
-  <Text name="label_text" value="$label_text"/>
-  <Choices name="decision" toName="text" choice="single" required="true" showInline="true">
-    <Choice value="yes" hotkey="y"/>
-    <Choice value="no" hotkey="n"/>
-    <Choice value="skip" hotkey="s"/>
-  </Choices>
-  <Header value="$title"/>
-  <Text name="text" value="$text"/>
-</View>
-"""
+_WEIGHT = (Answer.SKIP, Answer.ADDED, Answer.YES, Answer.NO)
+_One = TypeVar("_One", Document, Label)
 
 
 def check_picks(out: Path) -> None:
@@ -74,8 +71,8 @@ def check_picks(out: Path) -> None:
     """
     form = row_format(out, [".json"])
     if form == ".json":
-        check_file(out, _WHAT, made=_is_tasks)
-        check_file(out.with_suffix(".xml"), "a labeling configuration", made=_is_config)
+        check_file(out, _WHAT, made=is_tasks)
+        check_file(out.with_suffix(".xml"), "a labeling configuration", made=is_config)
     else:
         check_file(out, _WHAT, made=rows_made(_COLUMNS, _is_pick))
     there = _rows(out, RowReport()) if out.is_file() and out.stat().st_size else ()
@@ -85,18 +82,6 @@ def check_picks(out: Path) -> None:
 
 def _is_pick(row: dict[str, Any]) -> bool:
     return row.keys() - {"at", "reviewer"} == set(_COLUMNS)
-
-
-def _is_tasks(path: Path) -> bool:
-    try:
-        tasks = json.loads(path.read_text(encoding="utf-8-sig"))
-        return isinstance(tasks, list) and all(one["data"].keys() >= _TASK for one in tasks)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return False
-
-
-def _is_config(path: Path) -> bool:
-    return path.read_bytes() == _CONFIG.encode()
 
 
 def write_picks(out: Path, picks: Sequence[Pick]) -> list[Path]:
@@ -125,10 +110,10 @@ def write_picks(out: Path, picks: Sequence[Pick]) -> list[Path]:
         return [out]
     config, tasks = (
         out.with_suffix(".xml"),
-        json.dumps([_task(row) for row in rows], ensure_ascii=False, indent=1),
+        json.dumps([as_task(row) for row in rows], ensure_ascii=False, indent=1),
     )
-    write_file(config, _CONFIG.encode(), "a labeling configuration", made=_is_config)
-    write_file(out, tasks.encode("utf-8", "replace"), _WHAT, made=_is_tasks)
+    write_file(config, CONFIG.encode(), "a labeling configuration", made=is_config)
+    write_file(out, tasks.encode("utf-8", "replace"), _WHAT, made=is_tasks)
     return [out, config]
 
 
@@ -136,7 +121,6 @@ _COLUMNS = (
     *("decision", "label_title", "label_text", "title", "text", "reason", "teacher", "student"),
     *("doc", "label", "id"),
 )
-_TASK = frozenset(_COLUMNS) - {"decision", "teacher", "student"}
 _SCHEMA = pyarrow.schema(
     [(name, pyarrow.float64() if name in ("teacher", "student") else pyarrow.string()) for name in _COLUMNS]
 )
@@ -202,11 +186,13 @@ class ImportedReviews(Result):
         new: Decisions added to the store.
         known: Decisions it held already, or that are older than the last word on their pair.
         open: Rows without a decision.
+        added: Of the new, labels that nobody had proposed.
     """
 
     new: int
     known: int
     open: int
+    added: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,10 +224,10 @@ def import_reviews(
         reviews: Of the store.
         source: What `write_picks` wrote, with decisions; or Label Studio's export of it (JSON, JSON-MIN,
             CSV or TSV).
-        report: Receives rows with neither yes, no nor skip (`bad_decision`), no or no readable uid or time
-            (`bad_review`), a uid that is not in the catalog (`unknown_document`, `unknown_label`), texts
-            that are not the exported ones (`changed_text`), and all rows of a pair that gets both yes and
-            no (`contradiction`).
+        report: Receives rows with neither yes, no, skip nor added (`bad_decision`), no or no readable uid or
+            time (`bad_review`), what is not in the catalog (`unknown_document`, `unknown_label`) or has its
+            title in common with others (`ambiguous_title`), texts that are not the exported ones
+            (`changed_text`), and all rows of a pair that gets both yes and no (`contradiction`).
         documents: The catalog's.
         labels: The catalog's.
         reviewer: Who decided, where a row does not tell.
@@ -250,7 +236,7 @@ def import_reviews(
         DataError: The file cannot be read.
         StoreError: The store cannot be written; nothing was added.
     """
-    docs, tags = {d.uid: d for d in documents}, {label.uid: label for label in labels}
+    catalog = _Named("document", "doc", "title", documents), _Named("label", "label", "label_title", labels)
     if not source.is_file():
         raise DataError(f"no file at {source}", "check the path")
     written = source.stat().st_mtime
@@ -258,8 +244,11 @@ def import_reviews(
     undecided = 0
     for file, line, row in _rows(source, report):
         try:
-            document, label = _pair(row, docs, tags)
             answer = _answer(row)
+            document, label = _pair(row, *catalog, by_title=answer is Answer.ADDED)
+            if answer is Answer.ADDED and row.get("id"):
+                # The pair was exported: somebody did propose it.
+                answer = Answer.YES
             if answer is not None:
                 who = row_uid(row.get("reviewer"), "reviewer") or reviewer
                 decision = _Decision(file, line, document, label, answer, who, _time(row.get("at"), written))
@@ -273,59 +262,103 @@ def import_reviews(
     fresh: list[Review] = []
     known = 0
     for decisions in found.values():
-        if {Answer.YES, Answer.NO} <= {one.answer for one in decisions}:
+        if {True, False} <= {one.answer.verdict for one in decisions}:
             lines = ", ".join(str(one.line) for one in decisions)
             for one in decisions:
                 report.add(one.file, one.line, "contradiction", f"yes and no for one pair in rows {lines}")
             continue
         report.kept += len(decisions)
-        # Who skips does not contradict who decides.
-        last = max(decisions, key=lambda one: (one.answer is not Answer.SKIP, one.at))
+        # Who skips does not contradict who decides, and who names a label not who was asked about it.
+        last = max(decisions, key=lambda one: (_WEIGHT.index(one.answer), one.at))
         review = Review.of(last.document, last.label, last.answer, reviewer=last.reviewer, at=last.at)
         before = latest.get((review.doc_hash, review.label_hash))
+        if before and review.answer is Answer.ADDED:
+            review = replace(review, answer=Answer.named(before.answer))
         if before is None or (review.at > before.at and review.answer != before.answer):
             fresh.append(review)
         else:
             known += 1
     if fresh:
         reviews.add(fresh)
-    return ImportedReviews(len(fresh), known, undecided)
+    added = sum(review.answer is Answer.ADDED for review in fresh)
+    return ImportedReviews(len(fresh), known, undecided, added)
 
 
 def _rows(source: Path, report: RowReport) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    if _is_export(source):
-        yield from _labelled_tasks(source, report)
+    if is_export(source):
+        yield from labelled_tasks(source, report)
         return
     cells = source_kind(source) in (".csv", ".tsv", ".xlsx")
     for file, line, row in iter_rows(source, report):
-        if cells or _is_flat(row):
+        if cells or is_flat(row):
             # A spreadsheet may have changed the names' case, and whoever filled it in added columns.
             row = {str(name).strip().casefold(): value for name, value in row.items()}
-        if _is_flat(row):
-            yield file, line, _flat_row(row)
+        if is_flat(row):
+            yield file, line, flat_row(row)
         else:
             yield file, line, {name: _uncell(value) for name, value in row.items()} if cells else row
 
 
+class _Named(Generic[_One]):
+    """Documents or labels as rows name them.
+
+    Args:
+        what: One of them, for a person.
+        uids: The column of their uids.
+        titles: The column of their titles.
+        known: Those there are.
+    """
+
+    def __init__(self, what: str, uids: str, titles: str, known: Sequence[_One]) -> None:
+        self._what, self._uids, self._titles, self._known = what, uids, titles, known
+        self._by_uid = {one.uid: one for one in known}
+
+    @cached_property
+    def _by_title(self) -> dict[str, list[_One]]:
+        found: dict[str, list[_One]] = {}
+        for one in self._known:
+            found.setdefault(_plain(one.title), []).append(one)
+        return found
+
+    def of(self, row: Mapping[str, Any], by_title: bool) -> _One:
+        """The one that a row names.
+
+        Raises:
+            RowError: It names none or several.
+        """
+        if uid := row_uid(row.get(self._uids), self._uids):
+            found = [self._by_uid[uid]] if uid in self._by_uid else []
+        elif by_title and (uid := _plain(row.get(self._titles) or "")):
+            found = self._by_title.get(uid, [])
+        else:
+            raise RowError("bad_review", f"no {self._uids} in the columns {reprlib.repr(list(row))}")
+        if not found:
+            raise RowError(f"unknown_{self._what}", reprlib.repr(uid))
+        title = _plain(row.get(self._titles) or "")
+        if by_title and title not in ("", _plain(found[0].title)) and not title.endswith(" …"):
+            # A row was copied, and its uid is still that of another.
+            detail = f"{self._titles} is not the title of {self._uids} {reprlib.repr(found[0].uid)}"
+            raise RowError("changed_text", detail)
+        if len(found) > 1:
+            raise RowError("ambiguous_title", f"{len(found):,} {self._what}s are called {reprlib.repr(uid)}")
+        return found[0]
+
+
+def _plain(title: Any) -> str:
+    return " ".join(str(title).casefold().split())
+
+
 def _pair(
-    row: Mapping[str, Any], documents: Mapping[str, Document], labels: Mapping[str, Label]
+    row: Mapping[str, Any], documents: _Named[Document], labels: _Named[Label], *, by_title: bool
 ) -> tuple[Document, Label]:
-    uid, label_uid = (row_uid(row.get(name), name) for name in ("doc", "label"))
-    if not uid or not label_uid:
-        raise RowError(
-            "bad_review", f"no {'label' if uid else 'doc'} in the columns {reprlib.repr(list(row))}"
-        )
-    if uid not in documents:
-        raise RowError("unknown_document", reprlib.repr(uid))
-    if label_uid not in labels:
-        raise RowError("unknown_label", reprlib.repr(label_uid))
-    document, label = documents[uid], labels[label_uid]
+    document, label = documents.of(row, by_title), labels.of(row, by_title)
     given = row.get("id")
-    if _TEXTS_TELL in row:
+    if TEXTS_TELL in row:
         given = "" if _same_texts(row, document, label) else "another"
     if given and given != pair_id(document, label):
         raise RowError(
-            "changed_text", f"{reprlib.repr(uid)} or {reprlib.repr(label_uid)} is not what was exported"
+            "changed_text",
+            f"{reprlib.repr(document.uid)} or {reprlib.repr(label.uid)} is not what was exported",
         )
     return document, label
 
@@ -345,7 +378,7 @@ def _answer(row: Mapping[str, Any]) -> Answer | None:
     value = row["decision"]
     said = "" if value is None else str(value).strip().casefold()
     if said and said not in _ANSWERS:
-        raise RowError("bad_decision", f"{reprlib.repr(value)} is neither yes, no nor skip")
+        raise RowError("bad_decision", f"{reprlib.repr(value)} is neither yes, no, skip nor added")
     return _ANSWERS.get(said)
 
 
@@ -359,90 +392,3 @@ def _time(value: Any, otherwise: float) -> float:
         raise RowError("bad_review", f"at is no time: {error}") from None
     # A clock that is ahead must not outvote every later decision.
     return min(seconds, datetime.now(UTC).timestamp())
-
-
-def _task(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A pair as a task. What teacher and student say is left out: it would lead the annotator."""
-    return {
-        "data": {name: value for name, value in row.items() if name not in ("decision", "teacher", "student")}
-    }
-
-
-def _is_export(source: Path) -> bool:
-    """Whether a file holds one JSON array, as Label Studio's exports do."""
-    try:
-        with source.open("rb") as handle:
-            return (
-                source.suffix == ".json"
-                and handle.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-            )
-    except OSError as error:
-        raise DataError(f"{source} cannot be read: {error}", "check the path") from None
-
-
-def _labelled_tasks(source: Path, report: RowReport) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """The annotations of an export as rows: `(file, number of the task, columns)`.
-
-    Args:
-        source: The export.
-        report: Receives tasks that cannot be read (`bad_task`).
-
-    Raises:
-        DataError: The file is no JSON.
-    """
-    file = str(source)
-    try:
-        tasks = json.loads(source.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{file} is no readable JSON: {error}", "export it from Label Studio again") from None
-    for number, one in enumerate(tasks, start=1):
-        try:
-            yield from ((file, number, row) for row in _task_rows(one))
-        except (TypeError, KeyError, AttributeError, ValueError) as error:
-            report.add(file, number, "bad_task", f"no task of Label Studio: {reprlib.repr(error)}")
-
-
-def _task_rows(one: dict[str, Any]) -> list[dict[str, Any]]:
-    if "data" not in one and _is_flat(one):
-        return [_flat_row(one)]
-    data = dict(one["data"])
-    annotations = one.get("annotations") or []
-    return [{**data, **_said(annotation)} for annotation in annotations] or [{**data, "decision": None}]
-
-
-def _is_flat(row: Mapping[str, Any]) -> bool:
-    """Whether a row is of Label Studio's JSON-MIN, CSV or TSV."""
-    return "annotation_id" in row or "lead_time" in row
-
-
-def _flat_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of these as columns."""
-    said = row.get("decision")
-    if isinstance(said, dict):
-        said = said.get("choices")
-    if isinstance(said, list):
-        said = " ".join(map(str, said))
-    who = row.get("annotator")
-    return {
-        **{name: value for name, value in row.items() if name != "id"},
-        "decision": said or None,
-        "at": row.get("updated_at") or row.get("created_at"),
-        "reviewer": who.get("email") if isinstance(who, dict) else who,
-        _TEXTS_TELL: True,
-    }
-
-
-def _said(annotation: dict[str, Any]) -> dict[str, Any]:
-    choices = [
-        choice
-        for region in annotation.get("result") or []
-        if region.get("from_name") == "decision"
-        for choice in region["value"]["choices"]
-    ]
-    who = annotation.get("completed_by")
-    return {
-        # A task that was skipped there has no choice.
-        "decision": "skip" if annotation.get("was_cancelled") else " ".join(map(str, choices)) or None,
-        "at": annotation.get("updated_at") or annotation.get("created_at"),
-        "reviewer": who.get("email") if isinstance(who, dict) else who,
-    }

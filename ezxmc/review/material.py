@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from ezxmc.calibration import JudgedRows, Platt
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog, RowReport
-from ezxmc.errors import ConfigError
+from ezxmc.data.catalog import labels_in
+from ezxmc.errors import ConfigError, EzxmcError
 from ezxmc.feedback.recall import newest_judgments
 from ezxmc.feedback.reviews import FEWEST_REVIEWED, ReviewedPairs, Reviews
 from ezxmc.feedback.targets import DocumentTargets, build_targets, context_of
 from ezxmc.pipeline.snapshot import Snapshot
 from ezxmc.progress import NoProgress, Progress
-from ezxmc.records import Document
+from ezxmc.records import Document, Label
 from ezxmc.review.exchange import ImportedReviews, import_reviews
 from ezxmc.review.picks import (
     Floats,
@@ -237,6 +238,23 @@ def _scored(
     wrong, margins = suspects(teacher >= 0.5, votes.shares)
     found = Suspects(wrong & (votes.support >= _LEAST_SUPPORT), margins)
     return JudgedPairs(numbers, rows, teacher, student, found, undecided)
+
+
+def labels_to_add(run_dir: Path, say: Callable[[str], None]) -> list[Label] | None:
+    """The labels of a run's catalog; `None` where the folder holds no run, or they cannot be read.
+
+    Args:
+        run_dir: The run's folder.
+        say: Told why they cannot be read.
+    """
+    if not (run_dir / "config.yaml").exists():
+        return None
+    try:
+        data = RunConfig.load(run_dir / "config.yaml").data
+        return labels_in(data.labels, data.columns, strict=data.strict)[0]
+    except EzxmcError as error:
+        say(f"only labels of the pairs can be added: {error.message}")
+        return None
 
 
 def pick_pairs(

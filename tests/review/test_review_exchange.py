@@ -200,6 +200,70 @@ def test_a_pair_decided_twice_in_one_file(store: Reviews, tmp_path: Path) -> Non
     assert (done.new, report.kept, report.bad) == (2, 4, 2)
 
 
+def test_a_row_may_add_a_label_that_is_missing(store: Reviews, tmp_path: Path) -> None:
+    documents = [*DOCS, Document("d3", "Zero", ""), Document("d4", "Alone", "text")]
+    labels = [
+        *LABELS,
+        Label("l2", "Twice"),
+        Label("l3", "twice"),
+        Label("l4", "Guitar Music"),
+        Label("l5", ""),
+    ]
+    path = tmp_path / "review.csv"
+    write_picks(path, PICKS)
+    rows = [row | {"decision": ""} for row in rows_of(path)]
+    empty = dict.fromkeys(rows[0], "")
+    added = [
+        {"doc": "d4", "label": "l4"},
+        {"doc": "d0", "label": "l2", "label_title": "Twice"},
+        {"title": "alone", "label": "l3", "label_title": ""},
+        {"doc": "007", "label_title": "guitar  music"},
+        {"title": EVIL, "label_title": "guitar music"},
+        {"title": "zero", "label": "l4"},
+        {"doc": "d4", "label_title": "TWICE"},
+        {"doc": "d4", "label_title": "Unheard <b>"},
+        {"title": "Nowhere", "label": "l4"},
+        {"doc": "d4", "label": "gone"},
+        {"doc": "d4"},
+        {"doc": "d4", "label": "l2", "label_title": "Guitar Music"},
+        {"doc": "d4", "label_title": "Guitar Music", "decision": "yes"},
+    ]
+    rows[0]["decision"] = rows[2]["decision"] = "Added"
+    rows[1]["decision"] = "no"
+    more = [
+        {"doc": "d0", "label": "=l1", "decision": "added"},
+        {"doc": "d0", "label": "l0", "decision": "added"},
+    ]
+    save(path, [*rows, *({**empty, "decision": " Added ", **row} for row in [*added, *more])])
+
+    def again() -> tuple[ImportedReviews, RowReport]:
+        report = RowReport()
+        return import_reviews(store, path, report, documents, labels, reviewer="ann"), report
+
+    done, report = again()
+    assert done == ImportedReviews(new=7, known=0, open=3, added=5)
+    assert held(store) == {
+        ("d0", "l0"): Answer.YES,  # it was proposed
+        ("-5", "l0"): Answer.YES,
+        ("d4", "l4"): Answer.ADDED,
+        ("d0", "l2"): Answer.ADDED,
+        ("d4", "l3"): Answer.ADDED,
+        ("007", "l4"): Answer.ADDED,
+        ("d0", "l4"): Answer.ADDED,
+    }
+    assert [one.kind for one in report.problems] == [
+        *("ambiguous_title", "ambiguous_title", "unknown_label", "unknown_document", "unknown_label"),
+        *("bad_review", "changed_text", "bad_review", "contradiction", "contradiction"),
+    ]
+    assert all(one.file.endswith("review.csv") and one.line > 1 for one in report.problems)
+    assert "unheard <b>" in report.problems[2].detail and "2 documents" in report.problems[0].detail
+    assert again()[0] == ImportedReviews(0, 7, 3)
+    # Who names a label later does not unsay that somebody was asked about it.
+    os.utime(path, (NOW, NOW))
+    save(path, [{**empty, "doc": "-5", "label": "l0", "decision": "added"}])
+    assert again()[0] == ImportedReviews(0, 1, 0) and held(store)["-5", "l0"] is Answer.YES
+
+
 NAMES = [
     *("doc", "label", "decision", "at", "id", "reviewer"),
     *("data", "annotations", "result", "value", "choices", "from_name"),

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sqlite3
 import tempfile
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,58 @@ def test_what_was_added_survives_a_kill(tmp_path: Path) -> None:
     process.join()
     assert process.exitcode == -9
     assert answers(path) == {(f"d{number}", "l0"): "yes" for number in range(3)}
+
+
+def test_what_people_add_is_a_yes_to_stores_and_programs_of_before(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+
+    def rows(query: str) -> list[Any]:
+        with closing(sqlite3.connect(path)) as db:
+            return db.execute(query).fetchall()
+
+    with Reviews(path) as reviews:
+        reviews.add([say(0, 0, Answer.YES, 1.0)])
+    tables = rows("SELECT name FROM sqlite_master")
+    assert answers(path) == {("d0", "l0"): "yes"} and ("added",) not in tables
+    with Reviews(path) as reviews, Reviews(path) as other:
+        reviews.add([say(1, 1, Answer.ADDED, 2.0), say(1, 2, Answer.NO, 3.0), say(2, 0, Answer.ADDED, 4.0)])
+        other.add([say(2, 0, None, 5.0), say(3, 1, Answer.ADDED, 6.0)])
+        reviews.add([say(3, 1, Answer.YES, 7.0)])
+    assert answers(path) == {
+        ("d0", "l0"): "yes",
+        ("d1", "l1"): "added",
+        ("d1", "l2"): "no",
+        ("d2", "l0"): None,
+        ("d3", "l1"): "yes",
+    }
+    assert rows("SELECT answer FROM reviews ORDER BY at") == [
+        (said,) for said in ("yes", "yes", "no", "yes", None, "yes", "yes")
+    ]
+    for statement in ("DELETE FROM added", "UPDATE added SET review = 1"):
+        with pytest.raises(sqlite3.DatabaseError, match="append-only"):
+            rows(statement)
+
+
+def test_what_people_add_teaches_and_tells_nothing_of_what_students_propose() -> None:
+    top = [Prediction("d0", ("l0", "l1", "l2"), (), ()), Prediction("d1", ("l0", "l1", "l2"), (), ())]
+    proposed = {("d0", f"l{i}"): Answer.YES if i == 1 else Answer.NO for i in range(3)}
+    proposed |= {("d0", "former"): Answer.NO, ("d0", "right before"): Answer.YES}
+    named = {("d0", "l0"): Answer.ADDED, ("d0", "far"): Answer.ADDED, ("d0", "off"): Answer.ADDED}
+    alone = {("d1", "l0"): Answer.ADDED, ("d1", "far"): Answer.ADDED}
+    before = ReviewedPairs(proposed).lists(top, 3)
+    assert (before.beside, before.right_beside, before.added) == (2, 1, {})
+    decided = ReviewedPairs(proposed | named | alone)
+    found = decided.lists(top, 3)
+    assert found.answers == {"d0": {"l0": True, "l1": True, "l2": False}} and found.scarce == 1
+    assert (found.whole, found.beside, found.right_beside) == (1, 2, 1)
+    assert found.added == {"d0": ("far", "off")}
+    assert decided.verdicts["d1", "far"] is True and decided.verdicts_outside({"d0"}) == {
+        ("d1", "l0"): True,
+        ("d1", "far"): True,
+    }
+    assert [answer.verdict for answer in (Answer.YES, Answer.NO, Answer.SKIP, Answer.ADDED)] == [
+        *(True, False, None, True)
+    ]
 
 
 def test_decisions_wait_for_the_disk(tmp_path: Path) -> None:
