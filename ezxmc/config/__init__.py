@@ -226,7 +226,10 @@ class RunConfig(Part):
     seed: int = Field(0, ge=0, lt=2**63, description="of splits, exploration and training")
     cycles: int = Field(2, ge=1, description="shortlist -> annotate -> train rounds at most")
     patience: int = Field(
-        1, ge=1, description="stop after so many cycles in a row without a gain; the best student is kept"
+        1,
+        ge=1,
+        description="stop after so many cycles in a row without a gain; the last student is kept, unless "
+        "another is better by more than chance",
     )
     min_gain: float = Field(
         0.0, ge=0, description="a gain is more than this, in held-out agreement with the teacher (nDCG@5)"

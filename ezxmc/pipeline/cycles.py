@@ -3,7 +3,7 @@
 Students are compared on held-out documents by the teacher's judgments, all on
 the same pairs, and each one's own first labels are among them: pairs that a
 former student proposed show the mistakes of that one alone. Cycles that bring no
-gain end the round; the best student is kept.
+gain end the round. The last student is kept, unless another is better by more than chance.
 """
 
 from __future__ import annotations
@@ -96,27 +96,26 @@ class Cycles(Delivery):
         """Do the cycles.
 
         Returns:
-            The student that agrees best with the teacher.
+            The student that is kept: see `compared`.
         """
-        students, scores = self._students, [0.0]
+        students, scores, kept = self._students, [0.0], 0
         students.append(self._cycle(1, None))
         for number in range(2, self.config.cycles + 1):
             students.append(self._cycle(number, students[-1]))
-            scores = self._compare(number, students)
+            scores, kept = self._compare(number, students)
             idle = idle_cycles(scores, self.config.min_gain)
             if idle >= self.config.patience and number < self.config.cycles:
                 self.watch.say(f"no gain since cycle {number - idle}: no further cycle")
                 break
-        # Of equal ones the last, which has seen most.
-        best = max(range(len(students)), key=lambda i: (scores[i], i))
         if None not in (cycle.agreement for cycle in self.findings):
-            plain = f"the student of cycle {best + 1} agrees best with the teacher"
+            plain = f"the student of cycle {kept + 1} agrees best with the teacher"
             self.watch.say(self.findings[-1].compared or plain)
         elif len(students) > 1:
             self.watch.say(
-                f"the student of cycle {best + 1} is kept: none was compared, for want of judgments"
+                f"the student of cycle {kept + 1} is kept: none was compared, for want of judgments"
             )
-        return students[best]
+        self.findings[kept].kept = True
+        return students[kept]
 
     def identity(self, student: Path | None) -> str:
         """Tells a student's weights from any others; `None`: the untrained encoder's."""
@@ -275,8 +274,8 @@ class Cycles(Delivery):
         """The teacher's opinion alone, from the cycles' judgments and `more`."""
         return self._targets([*self._judgments(), *more], self._priors(), None)
 
-    def _compare(self, number: int, students: Sequence[Path]) -> list[float]:
-        """How well each student agrees with the teacher on the selection part: the same pairs for all."""
+    def _compare(self, number: int, students: Sequence[Path]) -> tuple[list[float], int]:
+        """How well each student agrees with the teacher on the selection part, and which is kept."""
         judgments, priors = self._judgments(), self._priors()
 
         def compare() -> dict[str, Any]:
@@ -284,10 +283,13 @@ class Cycles(Delivery):
             found = self.judge_tops([self._top(student) for student in students], title, number)
             targets = self.plain_targets(found.judgments)
             documents = self.annotator.documents(found.documents)
-            agreement, best = compared(map(self.encoder, students), documents, self.catalog.labels, targets)
+            agreement, kept, told = compared(
+                map(self.encoder, students), documents, self.catalog.labels, targets
+            )
             return {
                 "agreement": agreement,
-                "best": best,
+                "best": told,
+                "kept": kept,
                 "documents": len(documents),
                 "pairs": found.pairs,
                 "whole": found.whole,
@@ -316,7 +318,10 @@ class Cycles(Delivery):
             cycle.agreed = _COMPARED if "pairs" in made else _COMPARED_ONCE
         self.findings[-1].compared = made.get("best", "")
         # Without a held-out judgment there is nothing to choose or to stop by.
-        return [float(number) if score is None else score for number, score in enumerate(agreements)]
+        scores = [float(number) if score is None else score for number, score in enumerate(agreements)]
+        # Runs of former releases kept the best, of equal ones the last.
+        best = max(range(len(scores)), key=lambda i: (scores[i], i))
+        return scores, made.get("kept", best)
 
     def judge_tops(
         self, tops: Sequence[NDArray[np.int64]], title: str, cycle: int | None = None

@@ -75,6 +75,7 @@ class CycleResults:
     """How that was found."""
     compared: str = ""
     """Which student so far agrees best, and how sure that is, in words."""
+    kept: bool = False
 
 
 @dataclass(slots=True)
@@ -249,6 +250,7 @@ def _cycle(number: int, cycle: CycleResults, *, fused: bool) -> CycleSummary:
         training=training,
         held_out={} if cycle.agreement is None else {cycle.agreed: cycle.agreement},
         compared=cycle.compared,
+        kept=cycle.kept,
     )
 
 

@@ -23,7 +23,7 @@ FEWEST = 20
 _TOP = 20  # of a document all of whose labels are known, so many count one by one
 _DRAWN = 500  # and so many stand for all the others
 _ADDED = 0.3  # who added one missing label may have left others out
-_FOLDS, _SHARES = 5, (0.25, 0.5, 1.0)
+_FOLDS, _SHARES = 5, (0.5, 1.0)
 _MEASURES = "P@1", "P@5", "nDCG@5"
 _NEXT = 50
 
@@ -102,8 +102,8 @@ def peoples_ranks(
     """Fit a bundle's label offsets to what people decided, and say what they are worth.
 
     Five times the offsets are fitted without a fifth of the documents, which are then ranked by them: of the
-    labels on which something is known, in the order with and without offsets, P@1, P@5 and nDCG@5. With a
-    quarter and half of the other documents too: that shows what more would bring.
+    labels on which something is known, in the order with and without offsets, P@1, P@5 and nDCG@5. With half
+    of the other documents too: that shows what more would bring.
 
     Args:
         bundle: Without offsets of its own.

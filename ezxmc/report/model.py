@@ -190,6 +190,7 @@ class CycleSummary(Part):
         training: The training round.
         held_out: The student against the teacher on documents never trained on.
         compared: After this cycle, which student agrees best with the teacher, and how sure that is.
+        kept: Whether its student is the bundle's; unknown in reports of former releases.
     """
 
     number: int
@@ -198,6 +199,7 @@ class CycleSummary(Part):
     training: TrainingSummary | None = None
     held_out: dict[str, float] = Field(default_factory=dict)
     compared: str = ""
+    kept: bool = False
 
 
 def _former_bin(value: Any) -> Any:

@@ -34,7 +34,7 @@ _OWN = 50  # decided labels beside them, by their scores with the offsets
 _BIAS, _GROUP, _SHIFT = 0.8, 0.5, 2.0
 """Standard deviations of the normal priors, in nats: of a label's bias, of its parent's, and of each
 component of its shift. Chosen on 500 documents of debtags outside the report part (tests/bench/people.py)."""
-_STEPS = 100
+_STEPS, _WHOLE = 100, 8
 _LEAST_SLOPE = 1.0  # nats per unit of score: a flatter one says that scores mean nothing
 _FORMAT = "1"
 _CURE = "calibrate the bundle again with people's decisions (`ezxmc calibrate --reviewed` or `--gold`)"
@@ -205,7 +205,10 @@ def _solve(
     pairs: DecidedPairs, columns: Tensor, group: Tensor, labels: int, groups: int
 ) -> tuple[Floats, Floats, Floats] | None:
     """B (M,), g (G,) and δ (M, D) on the scale of the scores."""
-    vectors, documents = torch.from_numpy(pairs.vectors), torch.from_numpy(pairs.documents)
+    used, places = np.unique(pairs.documents, return_inverse=True)
+    vectors, documents = torch.from_numpy(pairs.vectors[used]), torch.from_numpy(places)
+    # A matrix product and a look into it, where the pairs are not far fewer than all there could be.
+    whole = len(used) * labels <= _WHOLE * len(places)
     scores, weights = torch.from_numpy(pairs.scores), torch.from_numpy(pairs.weights)
     answers = torch.from_numpy(pairs.answers).to(scores)
     line = torch.tensor([10.0, -5.0], requires_grad=True)
@@ -219,7 +222,10 @@ def _solve(
     def cost() -> Tensor:
         optimizer.zero_grad()
         offsets = bias + torch.cat([shared, shared.new_zeros(1)])[group]
-        moved = (vectors[documents] * shifts[columns]).sum(dim=1)
+        if whole:
+            moved = (vectors @ shifts.T)[documents, columns]
+        else:
+            moved = (vectors[documents] * shifts[columns]).sum(dim=1)
         logits = line[0] * scores + line[1] + offsets[columns] + moved
         told = binary_cross_entropy_with_logits(logits, answers, weight=weights, reduction="sum")
         priors = zip((bias, shared, shifts), (_BIAS, _GROUP, _SHIFT), strict=True)

@@ -253,11 +253,9 @@ def test_cycles_without_gain_end_the_run_and_go_on_when_asked(copy: Callable[...
     assert len(again.report.cycles) == 2 and again.report.skipped_cycles == 2
     assert "no gain since cycle 1: no further cycle" in watch.said
     assert any("2 of 4 cycles were done" in line for line in story(again.report))
-    # The best student is kept, though it did not gain enough.
-    told = "agreement, each student's first 5 labels judged"
-    agreements = [cycle.held_out[told] for cycle in again.report.cycles]
-    best = again.place / "cycles" / ("2" if agreements[1] >= agreements[0] else "1") / "student"
-    assert same_weights(best, again.place / "bundle")
+    # The last student is kept, though it did not gain enough: that it is worse might be chance.
+    assert [cycle.kept for cycle in again.report.cycles] == [False, True]
+    assert same_weights(again.place / "cycles" / "2" / "student", again.place / "bundle")
     assert again.report.budget is not None and again.report.teacher is not None
     assert again.report.budget.unspent == {"pairs": 100_000 - again.report.teacher.judgments}
     assert "Not spent: 99," in again.report.budget.line
@@ -427,17 +425,18 @@ def test_a_student_gains_nothing_by_its_unjudged_mistakes(
         cycles.identity = str  # type: ignore[method-assign, assignment]
         cycles.findings = [CycleResults({}, [], AnnotateSummary(), {}) for _ in students]
         before = len(teacher.asked)
-        first, second = cycles._compare(2, list(students))
+        (first, second), kept = cycles._compare(2, list(students))
         assert 0 < len(teacher.asked) - before == budget.compared <= budget.comparing
         proposals = cycles.plain_targets([])
         one, two = (held_out_agreement(s, texts, tags, proposals).mean() for s in students.values())  # type: ignore[arg-type]
     assert two - one > second - first + 0.03, "so without"
     said = re.fullmatch(
         r"the student of cycle . agrees best with the teacher: .* on (\d+) documents, .[\d.]+ \(95 % "
-        r"interval (.\d\.\d+) to .*\)(, which leaves open which is better)?",
+        r"interval (.\d\.\d+) to .*\)(, which leaves open which is better.*)?",
         cycles.findings[-1].compared,
     )
     assert said and int(said[1]) > 20 and (float(said[2]) <= 0) == bool(said[3])
+    assert kept == (1 if said[3] or second >= first else 0)
     assert abs(first - second) < 0.04 if noise == 1 else first > second + 0.04
 
 
