@@ -310,8 +310,9 @@ class _Named(Generic[_One]):
     """
 
     def __init__(self, what: str, uids: str, titles: str, known: Sequence[_One]) -> None:
-        self._what, self._uids, self._titles, self._known = what, uids, titles, known
-        self._by_uid = {one.uid: one for one in known}
+        self._what, self._uids, self._titles = what, uids, titles
+        self._known: Sequence[_One] = known
+        self._by_uid: dict[str, _One] = {one.uid: one for one in known}
 
     @cached_property
     def _by_title(self) -> dict[str, list[_One]]:
@@ -327,7 +328,7 @@ class _Named(Generic[_One]):
             RowError: It names none or several.
         """
         if uid := row_uid(row.get(self._uids), self._uids):
-            found = [self._by_uid[uid]] if uid in self._by_uid else []
+            found: list[_One] = [self._by_uid[uid]] if uid in self._by_uid else []
         elif by_title and (uid := _plain(row.get(self._titles) or "")):
             found = self._by_title.get(uid, [])
         else:
