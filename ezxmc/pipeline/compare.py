@@ -8,6 +8,7 @@ At the end the new bundle is compared with the former one, and calibrated.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,8 @@ def compare_and_calibrate(
     `compared`: whether its student is another than the former one.
     """
     fresh, depth, k = Predictor(bundle), update.depth, update.config.inference.k
+    # Students are compared: what people's decisions add to the one, they will add to the other.
+    before = Predictor(replace(update.student.bundle, offsets=None))
     uids = [document.uid for document in update.catalog.documents]
     documents = in_hash_order(uids, [*update.checked, *update.new_apart])
     texts = update.annotator.documents(documents)
@@ -224,7 +227,7 @@ def compare_and_calibrate(
     rankings: list[list[Prediction]] = []
     if compared:
         old = update.annotator.documents(update.checked)
-        rankings = [rank_among(one, old, update.seen, k) for one in (update.student, fresh)]
+        rankings = [rank_among(one, old, update.seen, k) for one in (before, fresh)]
     wanted = {p.uid: list(p.labels) for p in answers}
     for ranking in rankings:
         for one in ranking:
@@ -239,14 +242,18 @@ def compare_and_calibrate(
     found = None
     if rankings:
         former, new = ([p for p in side if p.uid in complete] for side in rankings)
-        found = _compare(update, former, new, answers)
+        found = _compare(update, before, former, new, answers)
     said = [judgment for judgment in judgments if judgment.doc_uid in complete]
     calibrator, update.reviews = update.calibrate(bundle, everything, said)
     return found, calibrator
 
 
 def _compare(
-    update: Update, former: Sequence[Prediction], new: Sequence[Prediction], answers: Sequence[Prediction]
+    update: Update,
+    before: Predictor,
+    former: Sequence[Prediction],
+    new: Sequence[Prediction],
+    answers: Sequence[Prediction],
 ) -> Comparison | None:
     judgments = update.known()
     # The zero point is that of everything judged; nothing is taught here.
@@ -270,7 +277,7 @@ def _compare(
     answer_of = {p.uid: p for p in answers}
     return with_calibration(
         found,
-        update.student.predict(texts, k=update.depth),
+        before.predict(texts, k=update.depth),
         [answer_of[text.uid] for text in texts],
         teacher_verdicts(judgments),
         update.depth,

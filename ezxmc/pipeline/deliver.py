@@ -27,6 +27,7 @@ from ezxmc.feedback.budget import JUDGED_TOP
 from ezxmc.feedback.reviews import ReviewedLists, ReviewedPairs
 from ezxmc.feedback.targets import Targets, build_targets, teacher_verdicts
 from ezxmc.pipeline.people import peoples_calibrator
+from ezxmc.pipeline.people_ranks import by_review, peoples_ranks
 from ezxmc.pipeline.rundir import ENCODING, RunDir
 from ezxmc.progress import Progress
 from ezxmc.records import Document, Judgment, Prediction
@@ -45,6 +46,7 @@ from ezxmc.training.head_fusion import (
 
 if TYPE_CHECKING:
     from ezxmc.pipeline.cycles import Cycles, JudgedTops
+    from ezxmc.retrieval.label_offsets import LabelOffsets
 
 UNKEYED = {"processes", "revision"}
 """Settings of training that no stage depends on as such: the revision is part of the encoder's identity."""
@@ -173,12 +175,28 @@ class Delivery:
     ) -> tuple[Calibrator | None, str]:
         """`calibrate`, to what people and the teacher said of predictions on documents kept apart.
 
+        Where people reviewed enough of them, ranks follow their decisions too: see `peoples_ranks`.
+
         Returns:
             The calibrator, and what people's reviews gave, in words.
         """
-        reviewed = self.decided.lists(predictions, self.depth)
+        reviewed, offsets = self.decided.lists(predictions, self.depth), None
+        line = reviewed.line
+        if reviewed.enough and not peoples_calibrator(bundle):
+            documents = {document.uid: document for document in self.catalog.documents}
+            moved = peoples_ranks(
+                replace(load_bundle(bundle), offsets=None),
+                [documents[prediction.uid] for prediction in predictions],
+                by_review(reviewed, self.decided),
+                self.depth,
+                self.watch,
+            )
+            line, offsets = f"{line}; {moved.line}", moved.offsets
+            if offsets:
+                predictions = moved.predictions
+                reviewed = self.decided.lists(predictions, self.depth)
         teacher = teacher_verdicts(judgments)
-        return calibrate(bundle, predictions, teacher, reviewed, self.depth, self.watch), reviewed.line
+        return calibrate(bundle, predictions, teacher, reviewed, self.depth, self.watch, offsets), line
 
     def tags(self, predictor: Predictor, k: int) -> Iterator[Prediction]:
         """Tag every document."""
@@ -195,6 +213,7 @@ def calibrate(
     reviewed: ReviewedLists,
     depth: int,
     watch: Progress,
+    offsets: LabelOffsets | None = None,
 ) -> Calibrator | None:
     """Put a calibrator into a bundle: to people where they reviewed enough, else to the teacher.
 
@@ -208,6 +227,7 @@ def calibrate(
         reviewed: What people decided of these documents.
         depth: Ranks used.
         watch: Hears where there is too little to fit on.
+        offsets: By which the predictions are ranked.
     """
     if peoples := _peoples(bundle):
         return peoples
@@ -231,7 +251,7 @@ def calibrate(
         watch.say(f"probabilities could not be fitted to {line}")
     if peoples := _peoples(bundle):
         return peoples
-    add_calibrator(bundle, fitted, by_run=True)
+    add_calibrator(bundle, fitted, offsets=offsets, by_run=True)
     return fitted
 
 

@@ -22,6 +22,7 @@ from ezxmc.bundle.manifest import (
     CALIBRATOR,
     DECISION,
     HEAD,
+    OFFSETS,
     STUDENT,
     Manifest,
     guarantee_of,
@@ -35,6 +36,7 @@ from ezxmc.disk import temporary
 from ezxmc.files import replacing
 from ezxmc.pipeline.snapshot import Snapshot, label_content
 from ezxmc.records import Label
+from ezxmc.retrieval.label_offsets import LabelOffsets
 
 FORMER = "former"
 """Where in a run directory calibrators and decisions lie that do not fit the bundle any more."""
@@ -169,13 +171,14 @@ def carry_over(former: Path, fresh: Path, aside: Path) -> None:
     by_run, files = _fitted_by_run(former, one.manifest), one.manifest.places(former)
     assert one.calibrator is not None
     if _same_scores(one, other):
-        add_calibrator(fresh, one.calibrator, by_run=by_run)
+        offsets = LabelOffsets.load(files[OFFSETS]) if OFFSETS in files else None
+        add_calibrator(fresh, one.calibrator, offsets=offsets, by_run=by_run)
         if DECISION in files:
             before, now = one.titles(), other.titles()
             changed = sum(before.get(uid) != now.get(uid) for uid in before | now)
             add_decision(fresh, Decision.load(files[DECISION]).after(changed))
         return
-    for part in (*(() if by_run else (CALIBRATOR,)), DECISION):
+    for part in (*(() if by_run else (CALIBRATOR, OFFSETS)), DECISION):
         if part in files:
             # Named by its content: twice is once.
             stem, _, suffix = part.partition(".")
