@@ -2,7 +2,7 @@
 # Every check and test, the real-LLM ones included.
 #   --fast       the linters, and the tests that need no weights: after each edit
 #   --long       the large forms of tests too, and many examples of every property
-#   --coverage   which lines the tests without an LLM run; needs the package coverage, in one process
+#   --coverage   which lines the tests without an LLM run, in all processes
 #   ARGUMENTS    pytest with these, without the linters; -m "not llm..." in two processes
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -34,12 +34,13 @@ case "${1:-}" in
     lint-imports
     ;;
 --coverage)
-    python -c "import coverage" 2>/dev/null || {
-        echo "coverage is not installed: .venv/bin/pip install coverage" >&2
-        exit 2
-    }
-    OMP_NUM_THREADS=1 coverage run --source ezxmc -m pytest -m "not llm" "${@:2}" || failed=$?
-    coverage report --skip-covered --sort=cover
+    # A file of each process, put together at the end; what is killed leaves none.
+    lines=$(mktemp -d)
+    trap 'rm -rf "$lines"' EXIT
+    export COVERAGE_FILE=$lines/lines
+    OMP_NUM_THREADS=1 coverage run -m pytest -m "not llm" "${two[@]}" "${@:2}" || failed=$?
+    coverage combine --quiet
+    coverage report
     exit "${failed:-0}"
     ;;
 *)

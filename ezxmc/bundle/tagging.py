@@ -81,7 +81,7 @@ class Tagger:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class TaggingOptions:
     """How documents are tagged, in words that can travel.
 
     Attributes:
@@ -226,7 +226,7 @@ class RayTagger:
     files named by what is in them: those that were finished when a job was killed are not tagged again.
 
     Args:
-        rule: How; the bundle lies on a file system that all nodes share.
+        options: How; the bundle lies on a file system that all nodes share.
         cluster: Where the workers are.
         folder: Of the shards, on a shared file system; deleted with the context's end, unless by an error.
         start: Number of the first window, so that a job that goes on cuts its shards as before.
@@ -237,13 +237,19 @@ class RayTagger:
     """
 
     def __init__(
-        self, rule: Rule, cluster: RayConfig, folder: Path, *, start: int = 0, say: Say | None = None
+        self,
+        options: TaggingOptions,
+        cluster: RayConfig,
+        folder: Path,
+        *,
+        start: int = 0,
+        say: Say | None = None,
     ) -> None:
         # Workers on other nodes have working directories of their own.
-        rule = replace(rule, bundle=str(Path(rule.bundle).absolute()))
-        self._state, self._folder, self._number = rule.state, folder.absolute(), start
+        options = replace(options, bundle=str(Path(options.bundle).absolute()))
+        self._state, self._folder, self._number = options.state, folder.absolute(), start
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._pool = Pool(cluster, _Tagging(rule, self._state), gpus=True, say=say)
+        self._pool = Pool(cluster, _Tagging(options, self._state), gpus=True, say=say)
         self._shard: Window = []
         self._due: list[Path] = []
         """Shards not yet given out, in order."""
@@ -293,17 +299,17 @@ class RayTagger:
 
 @dataclass(frozen=True, slots=True)
 class _Tagging:
-    """The workers' job: tag shards as this rule says."""
+    """The workers' job: tag shards as these options say."""
 
-    rule: Rule
+    options: TaggingOptions
     state: str
 
     def open(self, slot: int) -> _Tag:
         """See `ezxmc.cluster.pool.Job`."""
-        tagger = self.rule.tagger()
-        if self.rule.state != self.state:
+        tagger = self.options.tagger()
+        if self.options.state != self.state:
             raise ConfigError(
-                f"bundle {self.rule.bundle} was changed while it tagged",
+                f"bundle {self.options.bundle} was changed while it tagged",
                 "start again, without --resume: half a file would be tagged with the old labels",
             )
         return _Tag(tagger)
@@ -324,7 +330,7 @@ class _Tag:
 
 
 def tag_file(
-    rule: Rule,
+    options: TaggingOptions,
     documents: str | Path,
     out: Path | Callable[[list[Row]], None],
     *,
@@ -337,10 +343,10 @@ def tag_file(
     """Tag the documents of a source, a row each, in their order and in bounded memory.
 
     Args:
-        rule: How, and with which bundle.
+        options: How, and with which bundle.
         documents: Anything `iter_documents` reads.
         out: A file of `check_tags`; or a function that is given a window of rows at a time.
-        resume: Go on after what the file holds already, of the same documents and rule.
+        resume: Go on after what the file holds already, of the same documents and options.
         cluster: Who tags, if not this process; for a file only.
         columns: Columns by the field they serve as.
         strict: Stop at the first bad row.
@@ -350,18 +356,18 @@ def tag_file(
         How reading went; a bad row has its answer too.
 
     Raises:
-        BundleError, ConfigError, ModelError: As of `Rule.tagger` and `RowFile`.
+        BundleError, ConfigError, ModelError: As of `TaggingOptions.tagger` and `RowFile`.
         DataError: The source cannot be read, or holds nothing usable.
         ClusterError: As of `RayTagger`.
 
     Example:
-        >>> tag_file(Rule("run/bundle", threshold=0.5), "documents.jsonl", Path("new.jsonl")).kept
+        >>> tag_file(TaggingOptions("run/bundle", threshold=0.5), "documents.jsonl", Path("new.jsonl")).kept
         60
     """
     watch, rows = watch or NoProgress(), RowReport(strict=strict)
     rows.say = watch.say
     named = columns_for("documents", columns)
-    inputs: list[str | Path] = [rule.bundle, documents]
+    inputs: list[str | Path] = [options.bundle, documents]
     with ExitStack() as stack:
         tagging: Tagging
         write: Callable[[list[Row]], None]
@@ -369,7 +375,7 @@ def tag_file(
         if isinstance(out, Path):
             check_tags(out, resume=resume, inputs=inputs)
             stack.enter_context(sole_writer(out))
-        tagging = tagger = rule.tagger()
+        tagging = tagger = options.tagger()
         if isinstance(out, Path):
             stack.callback(_tell_of_part, out, watch)
             file = stack.enter_context(RowFile(out, resume=resume, inputs=inputs))
@@ -382,7 +388,7 @@ def tag_file(
             watch.say(f"{out}: going on after row {skip:,}")
         if cluster and isinstance(out, Path):
             shards = out.with_name(f"{out.name}-shards")
-            ray = RayTagger(rule, cluster, shards, start=skip // WINDOW, say=watch.say)
+            ray = RayTagger(options, cluster, shards, start=skip // WINDOW, say=watch.say)
             tagging = stack.enter_context(ray)
         bar = watch.stage("tagging")
         tag_rows(tagging, documents, rows, write, skip=skip, columns=named, progress=bar)

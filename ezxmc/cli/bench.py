@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +18,7 @@ _TRAIN = TrainingConfig()
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     bench = typer.Typer(no_args_is_help=True, help="Measure ezxmc on this machine against alternatives.")
-    for command in (teacher, methods, index, encoding, serving):
+    for command in (teacher, index, encoding, serving):
         bench.command()(command)
     app.add_typer(bench, name="bench")
 
@@ -72,7 +71,7 @@ def _show_teacher(found: dict[str, Any], title: str) -> None:
         "unshared": "(a) one full prompt per pair",
         "top20": "(b) top-20 log-probabilities",
     }
-    _figures(
+    show_figures(
         title,
         [{"way": name, **found[way]} for way, name in names.items()],
         ("", "way"),
@@ -91,136 +90,6 @@ def _show_teacher(found: dict[str, Any], title: str) -> None:
         "engine start" + ", model compiled" * found["compiled"]: f"{found['start_seconds']:.0f} s",
     }
     table("", ["ezxmc against", ""], [list(item) for item in against.items()])
-
-
-def methods(
-    documents: Annotated[str, typer.Argument(help="All documents.")],
-    labels: Annotated[str, typer.Argument(help="Their labels.")],
-    gold: Annotated[str, typer.Argument(help="Gold tags of as many documents as there are.")],
-    judgments: Annotated[
-        Path | None, typer.Option(help="The teacher's: a feedback store, or recorded ones.")
-    ] = None,
-    report_judgments: Annotated[
-        Path | None, typer.Option(help="The same, of documents reported on: for teacher re-ranking.")
-    ] = None,
-    methods: Annotated[str | None, typer.Option(help="Some, with commas; default: all.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method that depends on one.")] = 3,
-    report_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of documents reported on, by hash of the uid.")
-    ] = 0.2,
-    report: Annotated[
-        Path | None, typer.Option(help="Instead of a share: a file of the uids reported on.")
-    ] = None,
-    proposer: Annotated[
-        str | None, typer.Option(help="The former student that proposed the pairs: fused with the teacher.")
-    ] = None,
-    judgments_at: Annotated[
-        str, typer.Option(help="Also run the judgment-fed methods on so many judgments: 1000,2000,...")
-    ] = "",
-    labelled: Annotated[
-        str, typer.Option(help="Train the supervised method also on so many documents.")
-    ] = "100,300,1000,3000",
-    encoder: Annotated[str, typer.Option(help="The initial encoder.")] = _TRAIN.encoder,
-    pairs_per_second: Annotated[
-        float | None, typer.Option(min=1e-9, help="The teacher's speed; default: what the store tells.")
-    ] = None,
-    propensity: Annotated[
-        tuple[float, float], typer.Option(help="A and B of PSP; .5 .4 for Wikipedia, .6 2.6 for Amazon.")
-    ] = (0.55, 1.5),
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="JSON; finished runs in it are not run again.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Compare ways to tag under one evaluation, from no information to gold labels.
-
-    Documents reported on are never judged and never trained on. Methods:
-    untrained, tfidf-word, tfidf-char, bm25, rts, maclr, lmtx, lmtx4,
-    lmtx-small, student, student-titles, teacher, supervised.
-
-    Example: ezxmc bench methods documents.jsonl labels.jsonl gold.tsv --judgments feedback.sqlite -o out.json
-    """
-    from ezxmc.bench.methods import bench_methods
-
-    inputs: dict[str, Any] = {"judgments": judgments, "report_judgments": report_judgments, "report": report}
-    inputs |= {"proposer": proposer, "report_share": report_share, "propensity": propensity}
-    with show_progress() as watch:
-        found, bad = bench_methods(
-            documents,
-            labels,
-            gold,
-            names=_listed(methods or ""),
-            judgments_at=_listed(judgments_at),
-            labelled=_listed(labelled),
-            seeds=seeds,
-            pairs_per_second=pairs_per_second,
-            out=out,
-            config=TrainingConfig(encoder=encoder),
-            **inputs,
-            watch=watch,
-        )
-    if json:
-        emit(found)
-    else:
-        _show_methods(found)
-    bad_rows(bad)
-
-
-def _listed(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _show_methods(found: dict[str, Any]) -> None:
-    rows = [{"method": name, **row} for name, row in found["methods"].items()]
-
-    def percent(metric: str) -> Callable[[dict[str, Any]], str]:
-        def cell(row: dict[str, Any]) -> str:
-            spread = f" ±{100 * row['spread'][metric]:.1f}" if metric in row["spread"] else ""
-            return f"{100 * row['mean'][metric]:.1f}{spread}" if metric in row["mean"] else ""
-
-        return cell
-
-    first = ("P@1", "P@3", "P@5", "R@5", "R@10", "R@50", "nDCG@5", "PSP@5")
-    groups = [f"{metric} {group}" for metric in ("P@5", "R@10") for group in ("head", "torso", "tail")]
-    for title, metrics in (("quality, %", first), ("by frequency of the label, %", groups)):
-        _figures(title, rows, ("method", "method"), *((metric, percent(metric)) for metric in metrics))
-    _figures(
-        "cost",
-        [
-            {**row, **{name: row[name] or None for name in ("judgments", "labelled_documents")}}
-            for row in rows
-        ],
-        ("method", "method"),
-        ("uses", "uses"),
-        ("judgments", "judgments", ","),
-        ("labelled documents", "labelled_documents", ","),
-        ("teacher, minutes", "teacher_minutes", ".1f"),
-        ("this machine, minutes", "seconds", ".1f", 1 / 60),
-    )
-    if found["student_minus"]:
-        table(
-            "student minus, points, 95% interval over documents",
-            ["method", "P@1", "P@5", "R@10", "documents"],
-            [
-                [name, *(_interval(value) for value in row.values()), str(row["P@1"]["documents"])]
-                for name, row in found["student_minus"].items()
-            ],
-        )
-    if found["human_equivalent"]:
-        table(
-            "equals a supervised model on so many human-labelled documents",
-            ["method", "by P@1", "by P@5", "by R@10"],
-            [
-                [name, *(f"{'' if sign == '=' else sign}{count:,.0f}" for sign, count in row.values())]
-                for name, row in found["human_equivalent"].items()
-            ],
-        )
-
-
-def _interval(value: dict[str, Any]) -> str:
-    if not value["documents"]:
-        return ""
-    return f"{100 * value['mean']:+.1f} [{100 * value['low']:+.1f}, {100 * value['high']:+.1f}]"
 
 
 def encoding(
@@ -260,7 +129,7 @@ def encoding(
 
 
 def _show_encoding(found: dict[str, Any]) -> None:
-    _figures(
+    show_figures(
         f"{found['documents']:,} documents together, {found['singles']:,} alone, {found['threads']} threads",
         found["rows"],
         ("", "way"),
@@ -299,7 +168,8 @@ def index(
     """
     from ezxmc.bench.index import bench_files
 
-    names, wanted = _listed(methods), _numbers(sizes, "--sizes")
+    names = [name for part in methods.split(",") if (name := part.strip())]
+    wanted = _numbers(sizes, "--sizes")
     with show_progress() as watch:
         found, rows = bench_files(
             labels, documents, wanted, encoder=encoder, methods=names, count=count, seed=seed, watch=watch
@@ -323,7 +193,7 @@ def _numbers(text: str, option: str) -> list[int]:
 
 
 def _show_index(found: dict[str, Any]) -> None:
-    _figures(
+    show_figures(
         f"{found['real_labels']:,} real labels, {found['queries']} documents, {found['cores']} cores",
         found["rows"],
         ("labels", "labels", ","),
@@ -374,7 +244,7 @@ def serving(
 
 
 def _show_serving(found: dict[str, Any]) -> None:
-    _figures(
+    show_figures(
         f"{found['generator']} {found['version']}, one document a request, {found['bytes']:,} bytes",
         found["runs"],
         ("batching", lambda row: "on" if row["batching"] else "off"),
@@ -387,7 +257,7 @@ def _show_serving(found: dict[str, Any]) -> None:
     )
 
 
-def _figures(title: str, rows: list[dict[str, Any]], *columns: tuple[Any, ...]) -> None:
+def show_figures(title: str, rows: list[dict[str, Any]], *columns: tuple[Any, ...]) -> None:
     """A table of figures; a column is a head, a key or function of a row, a format, and a factor.
 
     What a row has no figure for, `None`, is left blank.

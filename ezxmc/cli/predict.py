@@ -77,7 +77,7 @@ def predict(
 
     Example: ezxmc predict run/bundle new.jsonl --threshold 0.5 -o tags.jsonl --resume
     """
-    from ezxmc.bundle.tagging import Rule, tag_file
+    from ezxmc.bundle.tagging import TaggingOptions, tag_file
     from ezxmc.files import json_line
 
     def show(rows: list[dict[str, Any]]) -> None:
@@ -89,10 +89,10 @@ def predict(
         if resume or ray:
             raise typer.BadParameter("--resume and --engine ray need --out")
         standard_output()
-    rule = Rule(str(bundle), backend, precision, k, threshold, decide)
+    options = TaggingOptions(str(bundle), backend, precision, k, threshold, decide)
     how: dict[str, Any] = {"resume": resume, "cluster": ray, "columns": columns_of(column), "strict": strict}
     with show_progress() as watch:
-        rows = tag_file(rule, documents, out or show, **how, watch=watch)
+        rows = tag_file(options, documents, out or show, **how, watch=watch)
     bad_rows(documents=rows)
 
 

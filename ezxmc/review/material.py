@@ -171,7 +171,7 @@ class Material:
             cure = "raise training.held_out, or give `ezxmc calibrate --gold` documents that no run has seen"
         return (
             f"{min(count, apart):,} documents, of {apart:,} that no training sees: a run's probabilities "
-            f"foretell people from {FEWEST_REVIEWED} on; {cure}"
+            f"predict people's decisions from {FEWEST_REVIEWED} on; {cure}"
         )
 
     def _predictor(self) -> Predictor:
@@ -206,7 +206,7 @@ def _scored(
     """What student and like documents say of P pairs.
 
     The student's scores are put on the teacher's scale by a logistic curve over all pairs: a bundle's own
-    probabilities foretell the raw share of "yes", whose zero point depends on the prompt's wording.
+    probabilities predict the raw share of "yes", whose zero point depends on the prompt's wording.
 
     Args:
         predictor: The student.

@@ -172,7 +172,7 @@ def _ordered(pool: Sequence[Example]) -> list[Example]:
 
 
 def _with_bonus(fusion: Fusion, told: Sequence[tuple[Floats, Floats, NDArray[np.float64]]]) -> Fusion:
-    """The bonus of known labels at which fused scores foretell the judgments best: a logistic regression."""
+    """The bonus of known labels at which fused scores predict the judgments best: a logistic regression."""
     fused = np.concatenate([fusion(s, z) for s, z, _ in told])
     known = np.concatenate([~np.isnan(z) for _, z, _ in told])
     p = np.concatenate([gains for _, _, gains in told])

@@ -18,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from contrastive import pseudo_positives, title_and_sentences
 from former import HEADS, figures, first_student, opened, recorded
+from methods import METHODS
 from shortlists import Remembering, recall
+from task import Task
 
-from ezxmc.bench.contrastive import pseudo_positives, title_and_sentences
-from ezxmc.bench.methods import METHODS
-from ezxmc.bench.task import Task
 from ezxmc.config import ShortlistConfig, TrainingConfig
 from ezxmc.data import read_gold
 from ezxmc.feedback.targets import DocumentTargets, PriorCorrection, Targets

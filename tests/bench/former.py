@@ -1,4 +1,4 @@
-"""What `ezxmc bench methods` needs for a student of two cycles, from recorded judgments.
+"""What `tests/bench/methods.py` needs for a student of two cycles, from recorded judgments.
 
     python tests/bench/former.py DOCUMENTS LABELS GOLD JUDGMENTS OUT --report UIDS \\
         --first PART ... --then PART ...
@@ -22,9 +22,9 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from benchmark import Benchmark, load_benchmark
+from task import Task
 
-from ezxmc.bench.benchmark import Benchmark, load_benchmark
-from ezxmc.bench.task import Task
 from ezxmc.config import TrainingConfig
 from ezxmc.feedback.targets import build_targets
 from ezxmc.progress import NoProgress

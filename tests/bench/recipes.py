@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from former import HEADS, figures, first_student, opened, recorded
+from methods import METHODS
 
-from ezxmc.bench.methods import METHODS
 from ezxmc.config import TrainingConfig
 
 LOSSES = ("listwise_kl", "soft_topk", "dcl", "mw", "bce", "triplet_ohnm")

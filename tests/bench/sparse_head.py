@@ -36,11 +36,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmark import read_judgments
 from numpy.typing import NDArray
 from scipy.sparse import csc_array
 from sklearn.linear_model import LogisticRegression
 
-from ezxmc.bench.benchmark import read_judgments
 from ezxmc.bundle.bundle import load_bundle
 from ezxmc.config import HeadConfig, TrainingConfig
 from ezxmc.data import read_documents, read_gold

@@ -1,4 +1,4 @@
-"""`ezxmc bench methods`: every method runs, none learns from what is reported on, figures add up."""
+"""The bench of methods: every method runs, none learns from what is reported on, figures add up."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import baselines as dense
+import contrastive
+import methods as bench
 import numpy as np
 import pytest
 import torch
 import typer
+from benchmark import Benchmark, difference, human_equivalent, load_benchmark
+from contrastive import fit, info_nce
+from methods import METHODS
 from support.tinyworld import TOPIC_OF, label_rows, topical, write_catalog, write_rows
+from task import Task
 from typer.testing import CliRunner
 
-from ezxmc.bench import baselines as dense
-from ezxmc.bench import contrastive
-from ezxmc.bench import methods as bench
-from ezxmc.bench.benchmark import Benchmark, difference, human_equivalent, load_benchmark
-from ezxmc.bench.contrastive import fit, info_nce
-from ezxmc.bench.methods import METHODS
-from ezxmc.bench.task import Task
-from ezxmc.cli import bench as command
 from ezxmc.config import TrainingConfig
 from ezxmc.data import read_documents, split_documents
 from ezxmc.errors import ConfigError, DataError
@@ -81,19 +80,19 @@ def loaded(world: Path, encoder: Path, **changes: Any) -> Benchmark:
     return load_benchmark(*paths, **{**given, **changes})
 
 
-def ezxmc(world: Path, encoder: Path, *options: object) -> Any:
+def run_command(world: Path, encoder: Path, *options: object) -> Any:
     app = typer.Typer()
-    command.register(app)
+    app.command()(bench.methods)
     paths = [world / name for name in ("documents.jsonl", "labels.jsonl", "gold.tsv")]
     common = ["--judgments", world / "judgments.jsonl", "--report-share", SHARE, "--encoder", encoder]
-    done = CliRunner().invoke(app, [str(x) for x in ("bench", "methods", *paths, *common, *options)])
+    done = CliRunner().invoke(app, [str(x) for x in (*paths, *common, *options)])
     assert done.exit_code == 0, f"{done.output}\n{done.exception}"
     return done
 
 
 def test_every_method_runs_through_the_command_line(world: Path, tiny_encoder: Path) -> None:
     options = ("--report-judgments", world / "report.jsonl", "--seeds", 2, "--labelled", "10,9999")
-    done = ezxmc(
+    done = run_command(
         world,
         tiny_encoder,
         *options,
@@ -137,7 +136,7 @@ def test_every_method_runs_through_the_command_line(world: Path, tiny_encoder: P
         "supervised",
         "supervised@10",
     }
-    shown = ezxmc(
+    shown = run_command(
         world, tiny_encoder, *options, "--out", world / "o.json", "--methods", "untrained,lmtx,student"
     )
     assert "student minus" in shown.stdout
@@ -394,7 +393,7 @@ def test_recomputed_activations_give_the_same_gradients(
     texts = [f"guitar {n} great story" for n in range(20)]
 
     def trained(kept: int) -> list[torch.Tensor]:
-        monkeypatch.setattr("ezxmc.bench.contrastive._TEXTS_KEPT", kept)
+        monkeypatch.setattr("contrastive._TEXTS_KEPT", kept)
         encoder = BiEncoder(tiny_encoder, max_length=32)
         fit(
             encoder,

@@ -19,7 +19,7 @@ from support.tinyworld import document, label_rows, topical, write_catalog, writ
 from typer.testing import CliRunner
 
 from ezxmc.bundle.bundle import save_bundle
-from ezxmc.bundle.tagging import Rule, tag_file
+from ezxmc.bundle.tagging import TaggingOptions, tag_file
 from ezxmc.cli import app as program
 from ezxmc.cli import console
 from ezxmc.cli import run as of_runs
@@ -188,7 +188,9 @@ def test_the_line_step_by_step(ezxmc: Ezxmc, catalog: Path, tiny_encoder: Path, 
 
     tagged = ezxmc("predict", "bundle", "documents.jsonl", "-o", "tags.jsonl", "--k", 10)
     assert tagged.code == 0 and tagged.out == ""
-    assert tag_file(Rule("bundle", k=10), "documents.jsonl", tmp_path / "by-python.jsonl").kept == 60
+    assert (
+        tag_file(TaggingOptions("bundle", k=10), "documents.jsonl", tmp_path / "by-python.jsonl").kept == 60
+    )
     assert (tmp_path / "by-python.jsonl").read_text() == (tmp_path / "tags.jsonl").read_text()
     rows = [json.loads(line) for line in (tmp_path / "tags.jsonl").read_text().splitlines()]
     assert [row["uid"] for row in rows] == [f"d{i}" for i in range(60)]

@@ -14,7 +14,7 @@ for _name in (
     *("ezxmc.pipeline.run", "ezxmc.pipeline.update", "ezxmc.bundle.tagging", "ezxmc.serve.app", "uvicorn"),
     *("sentence_transformers", "ezxmc.retrieval.encoder", "ezxmc.retrieval.sparse_head"),
     *("bm25s", "scipy.optimize", "scipy.stats", "sklearn.isotonic", "matplotlib.figure"),
-    *("datasets", "ezxmc.bench.methods", "torch._dynamo"),
+    *("datasets", "sklearn.svm", "sklearn.feature_extraction.text", "torch._dynamo"),
     *("hypothesis.strategies", "hypothesis.extra.numpy"),
 ):
     with suppress(ImportError):

@@ -26,7 +26,7 @@ from support.tinyworld import write_catalog, write_rows
 
 from ezxmc.bundle import tagging
 from ezxmc.bundle.bundle import save_bundle
-from ezxmc.bundle.tagging import RayTagger, Row, Rule, tag_rows
+from ezxmc.bundle.tagging import RayTagger, Row, TaggingOptions, tag_rows
 from ezxmc.cluster import RayConfig, connection
 from ezxmc.config import RunConfig
 from ezxmc.config.teacher import HttpTeacherConfig, VllmTeacherConfig
@@ -309,9 +309,9 @@ def test_a_file_is_tagged_as_by_one_process_and_what_is_done_is_kept(
     rows[700] = "{"
     source, alone, out = tmp_path / "in.jsonl", tmp_path / "alone.jsonl", tmp_path / "out.jsonl"
     source.write_text("\n".join(rows))
-    rule = Rule("bundle", precision="float32", k=2)
+    options = TaggingOptions("bundle", precision="float32", k=2)
     with RowFile(alone) as file:
-        tag_rows(rule.tagger(), source, RowReport(), file.write)
+        tag_rows(options.tagger(), source, RowReport(), file.write)
 
     def tag(*, fails_after: int | None = None) -> None:
         left = count(1)
@@ -323,7 +323,7 @@ def test_a_file_is_tagged_as_by_one_process_and_what_is_done_is_kept(
 
         with RowFile(out, resume=True) as file:
             start = file.skip // WINDOW
-            with RayTagger(rule, cluster, Path("shards"), start=start) as tagging:
+            with RayTagger(options, cluster, Path("shards"), start=start) as tagging:
                 tag_rows(tagging, source, RowReport(), write, skip=file.skip)
 
     with pytest.raises(KeyboardInterrupt):

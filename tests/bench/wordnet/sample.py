@@ -4,7 +4,7 @@ Of the 12,000, 2,000 that were never judged are named in OUT/development.txt, to
 
     python tests/bench/wordnet/sample.py WORDNET_FOLDER OUT
     cp tests/bench/wordnet/run.yaml OUT && ezxmc run OUT/run.yaml
-    ezxmc bench methods OUT/all.jsonl OUT/labels.jsonl OUT/qrels.tsv --report OUT/report.txt \\
+    python tests/bench/methods.py OUT/all.jsonl OUT/labels.jsonl OUT/qrels.tsv --report OUT/report.txt \\
         --judgments OUT/run/feedback.sqlite --proposer OUT/run/cycles/1/student
 
 `tests/bench/wordnet/judgments.parquet` holds the judgments of such a run; with `tests/bench/former.py` they

@@ -53,13 +53,13 @@ from typing import TypeVar
 import faiss
 import numpy as np
 import torch
+from baselines import tfidf_rows
 from numpy.typing import NDArray
+from task import Method, Ranking, Task
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import get_linear_schedule_with_warmup
 
-from ezxmc.bench.baselines import tfidf_rows
-from ezxmc.bench.task import Method, Ranking, Task
 from ezxmc.errors import TrainingError
 from ezxmc.records import Document
 from ezxmc.retrieval import BiEncoder, LabelIndex

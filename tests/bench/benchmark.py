@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from task import Task
 
-from ezxmc.bench.task import Task
 from ezxmc.config import TrainingConfig
 from ezxmc.data import RowReport, iter_rows, read_documents, read_gold, read_labels, split_documents
 from ezxmc.errors import DataError

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csc_matrix, csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import LinearSVC
+from task import DEPTH, Method, Ranking, Task, best_rows
 
-from ezxmc.bench.task import DEPTH, Method, Ranking, Task, best_rows
 from ezxmc.feedback.targets import build_targets
 from ezxmc.metrics import precision_at_k
 from ezxmc.records import Document

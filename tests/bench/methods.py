@@ -1,21 +1,26 @@
-"""Every method on one catalog under one evaluation, resumable, with what it costs.
+"""Which way to tag is best on one catalog, from no information to gold labels, under one evaluation?
 
-A method is a function of a task and a seed.
+    python tests/bench/methods.py DOCUMENTS LABELS GOLD --judgments FEEDBACK.SQLITE --out OUT.json
+    python tests/bench/methods.py --help
+
+A method is a function of a task and a seed (`task.py`): `baselines.py` and `contrastive.py` have them,
+`benchmark.py` makes the task of files and judges the rankings. What each costs is measured with it; finished
+runs in OUT.json are not run again.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
-
-from ezxmc.bench.baselines import (
+import typer
+from baselines import (
     BM25,
     STUDENT,
     STUDENT_TITLES,
@@ -25,11 +30,16 @@ from ezxmc.bench.baselines import (
     TFIDF_WORD,
     UNTRAINED,
 )
-from ezxmc.bench.benchmark import PAIRED, Benchmark, difference, human_equivalent, load_benchmark
-from ezxmc.bench.contrastive import LMTX, LMTX4, LMTX_SMALL, MACLR, RTS
-from ezxmc.bench.task import Method, Task
+from benchmark import PAIRED, Benchmark, difference, human_equivalent, load_benchmark
+from contrastive import LMTX, LMTX4, LMTX_SMALL, MACLR, RTS
+from numpy.typing import NDArray
+from task import Method, Task
+
+from ezxmc.cli.bench import show_figures
+from ezxmc.cli.console import Json, bad_rows, emit, show_progress, table
+from ezxmc.config import TrainingConfig
 from ezxmc.errors import ConfigError, DataError, EzxmcError
-from ezxmc.files import Inputs, check_file, loads, write_file
+from ezxmc.files import check_file, loads, write_file
 from ezxmc.hashing import text_hash
 from ezxmc.progress import Progress
 
@@ -99,66 +109,6 @@ class Result:
 
     def _over_runs(self, metric: str) -> list[float]:
         return [run["values"][metric] for run in self.runs]
-
-
-def check_results(out: Path, inputs: Inputs = ()) -> None:
-    """Whether `run_methods` may keep its runs in a file; raises ConfigError as `check_file`."""
-    check_file(out, _WHAT, made=loads(_read), inputs=inputs)
-
-
-def bench_methods(
-    documents: str,
-    labels: str,
-    gold: str,
-    *,
-    names: Sequence[str] = (),
-    judgments_at: Sequence[str] = (),
-    labelled: Sequence[str] = (),
-    seeds: int = 3,
-    pairs_per_second: float | None = None,
-    out: Path | None = None,
-    watch: Progress,
-    **parts: Any,
-) -> tuple[dict[str, Any], int]:
-    """Compare methods on files: `load_benchmark`, `run_methods` and `summary`.
-
-    Args:
-        documents: All documents.
-        labels: Their labels.
-        gold: Gold tags of as many documents as there are.
-        names: Methods; all by default.
-        judgments_at: Numbers of judgments that methods fed by them are run on, too.
-        labelled: Numbers of documents that the supervised method is trained on, too.
-        seeds: As for `run_methods`.
-        pairs_per_second: The teacher's speed; by default what its store tells.
-        out: As for `run_methods`.
-        watch: Sees the parts.
-        **parts: What else `load_benchmark` takes.
-
-    Returns:
-        What `summary` gives, with the methods `skipped`; and the number of bad rows.
-
-    Raises:
-        ConfigError, DataError: As for these three.
-    """
-    if out:
-        sources = (
-            documents,
-            labels,
-            gold,
-            *(parts[name] for name in ("judgments", "report_judgments", "report")),
-        )
-        check_results(out, sources)
-    names = list(names or METHODS)
-    fed = [name for name in names if name in METHODS and METHODS[name].amount == "judgments"]
-    names += [f"{name}@{count}" for count in judgments_at for name in fed]
-    names += [f"supervised@{count}" for count in labelled if "supervised" in names]
-    benchmark = load_benchmark(documents, labels, gold, watch=watch, **parts)
-    for name, count in benchmark.counts.items():
-        watch.say(f"  {name}: {count:,}")
-    results, skipped = run_methods(benchmark, names, seeds=seeds, out=out, watch=watch)
-    speed = 1 / pairs_per_second if pairs_per_second else benchmark.seconds_per_judgment
-    return {**summary(results, benchmark, speed), "skipped": skipped}, benchmark.bad_rows
 
 
 def run_methods(
@@ -332,3 +282,147 @@ def _write(path: Path, results: dict[str, Result]) -> None:
     """In one step: a reader sees the old file or the whole new one."""
     rows = {"methods": [vars(result) for result in results.values()]}
     write_file(path, json.dumps(rows).encode(), _WHAT, made=loads(_read))
+
+
+def methods(
+    documents: Annotated[str, typer.Argument(help="All documents.")],
+    labels: Annotated[str, typer.Argument(help="Their labels.")],
+    gold: Annotated[str, typer.Argument(help="Gold tags of as many documents as there are.")],
+    judgments: Annotated[
+        Path | None, typer.Option(help="The teacher's: a feedback store, or recorded ones.")
+    ] = None,
+    report_judgments: Annotated[
+        Path | None, typer.Option(help="The same, of documents reported on: for teacher re-ranking.")
+    ] = None,
+    methods: Annotated[str | None, typer.Option(help="Some, with commas; default: all.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method that depends on one.")] = 3,
+    report_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of documents reported on, by hash of the uid.")
+    ] = 0.2,
+    report: Annotated[
+        Path | None, typer.Option(help="Instead of a share: a file of the uids reported on.")
+    ] = None,
+    proposer: Annotated[
+        str | None, typer.Option(help="The former student that proposed the pairs: fused with the teacher.")
+    ] = None,
+    judgments_at: Annotated[
+        str, typer.Option(help="Also run the judgment-fed methods on so many judgments: 1000,2000,...")
+    ] = "",
+    labelled: Annotated[
+        str, typer.Option(help="Train the supervised method also on so many documents.")
+    ] = "100,300,1000,3000",
+    encoder: Annotated[str, typer.Option(help="The initial encoder.")] = TrainingConfig().encoder,
+    pairs_per_second: Annotated[
+        float | None, typer.Option(min=1e-9, help="The teacher's speed; default: what the store tells.")
+    ] = None,
+    propensity: Annotated[
+        tuple[float, float], typer.Option(help="A and B of PSP; .5 .4 for Wikipedia, .6 2.6 for Amazon.")
+    ] = (0.55, 1.5),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSON; finished runs in it are not run again.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare ways to tag under one evaluation, from no information to gold labels.
+
+    Documents reported on are never judged and never trained on. Methods:
+    untrained, tfidf-word, tfidf-char, bm25, rts, maclr, lmtx, lmtx4,
+    lmtx-small, student, student-titles, teacher, supervised.
+
+    Example: python tests/bench/methods.py documents.jsonl labels.jsonl gold.tsv --judgments feedback.sqlite
+    """
+    if out:
+        inputs = (documents, labels, gold, judgments, report_judgments, report)
+        check_file(out, _WHAT, made=loads(_read), inputs=inputs)
+    names = _listed(methods or "") or list(METHODS)
+    fed = [name for name in names if name in METHODS and METHODS[name].amount == "judgments"]
+    names += [f"{name}@{count}" for count in _listed(judgments_at) for name in fed]
+    names += [f"supervised@{count}" for count in _listed(labelled) if "supervised" in names]
+    with show_progress() as watch:
+        benchmark = load_benchmark(
+            documents,
+            labels,
+            gold,
+            judgments=judgments,
+            report_judgments=report_judgments,
+            config=TrainingConfig(encoder=encoder),
+            proposer=proposer,
+            report_share=report_share,
+            report=report,
+            propensity=propensity,
+            watch=watch,
+        )
+        for name, count in benchmark.counts.items():
+            watch.say(f"  {name}: {count:,}")
+        results, skipped = run_methods(benchmark, names, seeds=seeds, out=out, watch=watch)
+    speed = 1 / pairs_per_second if pairs_per_second else benchmark.seconds_per_judgment
+    found = {**summary(results, benchmark, speed), "skipped": skipped}
+    if json:
+        emit(found)
+    else:
+        _show_methods(found)
+    bad_rows(benchmark.bad_rows)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _show_methods(found: dict[str, Any]) -> None:
+    rows = [{"method": name, **row} for name, row in found["methods"].items()]
+
+    def percent(metric: str) -> Callable[[dict[str, Any]], str]:
+        def cell(row: dict[str, Any]) -> str:
+            spread = f" ±{100 * row['spread'][metric]:.1f}" if metric in row["spread"] else ""
+            return f"{100 * row['mean'][metric]:.1f}{spread}" if metric in row["mean"] else ""
+
+        return cell
+
+    first = ("P@1", "P@3", "P@5", "R@5", "R@10", "R@50", "nDCG@5", "PSP@5")
+    groups = [f"{metric} {group}" for metric in ("P@5", "R@10") for group in ("head", "torso", "tail")]
+    for title, metrics in (("quality, %", first), ("by frequency of the label, %", groups)):
+        show_figures(title, rows, ("method", "method"), *((metric, percent(metric)) for metric in metrics))
+    show_figures(
+        "cost",
+        [
+            {**row, **{name: row[name] or None for name in ("judgments", "labelled_documents")}}
+            for row in rows
+        ],
+        ("method", "method"),
+        ("uses", "uses"),
+        ("judgments", "judgments", ","),
+        ("labelled documents", "labelled_documents", ","),
+        ("teacher, minutes", "teacher_minutes", ".1f"),
+        ("this machine, minutes", "seconds", ".1f", 1 / 60),
+    )
+    if found["student_minus"]:
+        table(
+            "student minus, points, 95% interval over documents",
+            ["method", "P@1", "P@5", "R@10", "documents"],
+            [
+                [name, *(_interval(value) for value in row.values()), str(row["P@1"]["documents"])]
+                for name, row in found["student_minus"].items()
+            ],
+        )
+    if found["human_equivalent"]:
+        table(
+            "equals a supervised model on so many human-labelled documents",
+            ["method", "by P@1", "by P@5", "by R@10"],
+            [
+                [name, *(f"{'' if sign == '=' else sign}{count:,.0f}" for sign, count in row.values())]
+                for name, row in found["human_equivalent"].items()
+            ],
+        )
+
+
+def _interval(value: dict[str, Any]) -> str:
+    if not value["documents"]:
+        return ""
+    return f"{100 * value['mean']:+.1f} [{100 * value['low']:+.1f}, {100 * value['high']:+.1f}]"
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(methods)
+    except EzxmcError as error:
+        sys.exit(f"error: {error}")
