@@ -365,6 +365,7 @@ def fit_few_shot(
     *,
     k: int,
     kinds: Sequence[Kind] = KINDS,
+    ranked: Sequence[Prediction] | None = None,
 ) -> Calibrator:
     """The shape by the teacher's answers, moved to people by 50 to 200 reviewed documents.
 
@@ -374,10 +375,11 @@ def fit_few_shot(
         human: People's decisions.
         k: Ranks used.
         kinds: Of shape, chosen from by cross-fitted NLL on people's decisions.
+        ranked: What people's decisions are of, where these changed ranks.
 
     Raises:
         TrainingError: Fewer than 20 pairs or 2 documents have a verdict of either.
     """
     answers = judged_rows(predictions, teacher, k)
     shapes = [Calibrator.fit(answers, target="teacher", kinds=[kind]) for kind in kinds]
-    return Calibrator.correct(shapes, judged_rows(predictions, human, k))
+    return Calibrator.correct(shapes, judged_rows(ranked or predictions, human, k))

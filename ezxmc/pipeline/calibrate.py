@@ -32,9 +32,9 @@ from ezxmc.data.catalog import Gold, Rows, Source, WithoutGold, documents_in, re
 from ezxmc.data.predictions import check_shortlist, write_shortlist
 from ezxmc.errors import ArgumentError, ConfigError, TrainingError, number_between, whole_number
 from ezxmc.feedback.recall import existing_store, newest_judgments
-from ezxmc.feedback.reviews import ReviewedPairs, document_hash, tag_verdicts
+from ezxmc.feedback.reviews import ReviewedPairs, document_hash
 from ezxmc.feedback.targets import teacher_verdicts
-from ezxmc.pipeline.people_ranks import by_review, by_tags, part_for_ranks, peoples_ranks
+from ezxmc.pipeline.people_ranks import by_review, by_tags, part_for_ranks, peoples_ranks, verdicts_of
 from ezxmc.progress import NoProgress, Progress
 from ezxmc.records import Document, Prediction
 from ezxmc.retrieval.label_offsets import LabelOffsets
@@ -135,29 +135,29 @@ def calibrate(
         raise ArgumentError(f"the kind is {kind!r}", f"choose of {', '.join(KINDS)}")
     kinds, ranks = (kind,) if kind else KINDS, number_between(ranks, "ranks", 0, 1)
     scored = Scored.read(bundle, documents, depth, columns, watch, held_out=held_out, seed=seed)
-    human: Verdict = tag_verdicts({})
-    if gold is not None:
-        tags = scored.tags(gold, without_gold)
-        human = tag_verdicts(tags)
+    tags = scored.tags(gold, without_gold) if gold is not None else {}
     predictions, offsets = scored.predictions(), None
+    ranked: Sequence[Prediction] = predictions
+    said = by_tags(predictions, tags)
+    human: Verdict = verdicts_of(said)
     if reviewed is not None:
         with existing_store(reviewed):
             decided = ReviewedPairs.load(reviewed, scored.documents, scored.predictor.bundle.labels)
         lists = decided.lists(predictions, depth)
         watch.say(f"{decided.line}; {lists.counts}")
+        said = by_review(lists, decided)
+        if aim != "teacher":
+            human = completed(predictions, lists, depth)
     if aim != "teacher" and ranks:
-        said = by_tags(predictions, tags) if reviewed is None else by_review(lists, decided)
         some = {uid: said[uid] for uid in part_for_ranks(said, ranks)}
         moved = peoples_ranks(scored.predictor.bundle, scored.documents, some, depth, watch)
         watch.say(moved.line)
-        offsets, predictions = moved.offsets, scored.take(moved.predictions)
-    if aim != "teacher" and reviewed is not None:
-        human = completed(predictions, decided.lists(predictions, depth), depth)
+        offsets, ranked = moved.offsets, moved.predictions
     if aim == "human":
-        calibrator = fit_calibrator(predictions, human, target="human", k=depth, kinds=kinds)
+        calibrator = fit_calibrator(ranked, human, target="human", k=depth, kinds=kinds)
     elif store is None:
         former = scored.predictor.bundle.calibrator
-        calibrator = Calibrator.correct([former] if former else [], judged_rows(predictions, human, depth))
+        calibrator = Calibrator.correct([former] if former else [], judged_rows(ranked, human, depth))
     else:
         teacher, lacking = scored.judged(store)
         name = documents if isinstance(documents, str | Path) else "DOCUMENTS"
@@ -166,7 +166,7 @@ def calibrate(
         if aim == "teacher":
             calibrator = fit_calibrator(predictions, teacher, target="teacher", k=depth, kinds=kinds)
         else:
-            calibrator = fit_few_shot(predictions, teacher, human, k=depth, kinds=kinds)
+            calibrator = fit_few_shot(predictions, teacher, human, k=depth, kinds=kinds, ranked=ranked)
     add_calibrator(bundle, calibrator, offsets=offsets)
     return Calibrated(bundle, calibrator, scored.rows, offsets)
 
@@ -305,11 +305,6 @@ class Scored:
             self._found.append(prediction)
             bar(len(self._found), len(self.documents))
         return self._found
-
-    def take(self, predictions: list[Prediction]) -> list[Prediction]:
-        """Other predictions of the documents, to be calibrated on."""
-        self._found = predictions
-        return predictions
 
     def judged(self, store: str | Path) -> tuple[Verdict, dict[str, list[str]]]:
         """What the teacher said, and of which top labels it said nothing."""

@@ -27,7 +27,7 @@ from ezxmc.feedback.budget import JUDGED_TOP
 from ezxmc.feedback.reviews import ReviewedLists, ReviewedPairs
 from ezxmc.feedback.targets import Targets, build_targets, teacher_verdicts
 from ezxmc.pipeline.people import peoples_calibrator
-from ezxmc.pipeline.people_ranks import by_review, peoples_ranks
+from ezxmc.pipeline.people_ranks import PeoplesRanks, by_review, peoples_ranks
 from ezxmc.pipeline.rundir import ENCODING, RunDir
 from ezxmc.progress import Progress
 from ezxmc.records import Document, Judgment, Prediction
@@ -46,8 +46,8 @@ from ezxmc.training.head_fusion import (
 
 if TYPE_CHECKING:
     from ezxmc.pipeline.cycles import Cycles, JudgedTops
-    from ezxmc.retrieval.label_offsets import LabelOffsets
 
+_BOTH, _PEOPLE = "people and teacher", "people alone"
 UNKEYED = {"processes", "revision"}
 """Settings of training that no stage depends on as such: the revision is part of the encoder's identity."""
 
@@ -180,7 +180,7 @@ class Delivery:
         Returns:
             The calibrator, and what people's reviews gave, in words.
         """
-        reviewed, offsets = self.decided.lists(predictions, self.depth), None
+        reviewed, moved = self.decided.lists(predictions, self.depth), None
         line = reviewed.line
         if reviewed.enough and not peoples_calibrator(bundle):
             documents = {document.uid: document for document in self.catalog.documents}
@@ -191,12 +191,9 @@ class Delivery:
                 self.depth,
                 self.watch,
             )
-            line, offsets = f"{line}; {moved.line}", moved.offsets
-            if offsets:
-                predictions = moved.predictions
-                reviewed = self.decided.lists(predictions, self.depth)
+            line = f"{line}; {moved.line}"
         teacher = teacher_verdicts(judgments)
-        return calibrate(bundle, predictions, teacher, reviewed, self.depth, self.watch, offsets), line
+        return calibrate(bundle, predictions, teacher, reviewed, self.depth, self.watch, moved), line
 
     def tags(self, predictor: Predictor, k: int) -> Iterator[Prediction]:
         """Tag every document."""
@@ -213,7 +210,7 @@ def calibrate(
     reviewed: ReviewedLists,
     depth: int,
     watch: Progress,
-    offsets: LabelOffsets | None = None,
+    moved: PeoplesRanks | None = None,
 ) -> Calibrator | None:
     """Put a calibrator into a bundle: to people where they reviewed enough, else to the teacher.
 
@@ -227,15 +224,16 @@ def calibrate(
         reviewed: What people decided of these documents.
         depth: Ranks used.
         watch: Hears where there is too little to fit on.
-        offsets: By which the predictions are ranked.
+        moved: Ranks that follow people's decisions, to be delivered with a calibrator fitted to people.
     """
     if peoples := _peoples(bundle):
         return peoples
     ways: dict[str, Callable[[], Calibrator]] = {}
     if reviewed.enough:
         people = partial(completed, predictions, reviewed, depth)
-        ways["people and teacher"] = lambda: fit_few_shot(predictions, teacher, people(), k=depth)
-        ways["people alone"] = lambda: fit_calibrator(predictions, people(), target="human", k=depth)
+        ranked = moved.predictions if moved else predictions
+        ways[_BOTH] = lambda: fit_few_shot(predictions, teacher, people(), k=depth, ranked=ranked)
+        ways[_PEOPLE] = lambda: fit_calibrator(ranked, people(), target="human", k=depth)
     ways["the teacher"] = lambda: fit_calibrator(predictions, teacher, target="teacher", k=depth)
     failed: list[str] = []
     for name, fit in ways.items():
@@ -251,6 +249,7 @@ def calibrate(
         watch.say(f"probabilities could not be fitted to {line}")
     if peoples := _peoples(bundle):
         return peoples
+    offsets = moved.offsets if moved and name in (_BOTH, _PEOPLE) else None
     add_calibrator(bundle, fitted, offsets=offsets, by_run=True)
     return fitted
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ezxmc.bundle.bundle import Bundle
 from ezxmc.bundle.predict import predictions_of
+from ezxmc.calibration import Verdict
 from ezxmc.feedback.reviews import ReviewedLists, ReviewedPairs, document_hash
 from ezxmc.hashing import text_hash
 from ezxmc.progress import NoProgress, Progress
@@ -71,6 +72,16 @@ def by_tags(predictions: Sequence[Prediction], tags: Mapping[str, Collection[str
     return {uid: Decided(frozenset(tags[uid]), top - set(tags[uid])) for uid, top in shown.items()}
 
 
+def verdicts_of(decided: Mapping[str, Decided]) -> Verdict:
+    """Whether a label fits a document, as people said: 1, 0, or `None`."""
+
+    def verdict(doc_uid: str, label_uid: str) -> float | None:
+        fits = decided[doc_uid].fits(label_uid) if doc_uid in decided else None
+        return None if fits is None else float(fits)
+
+    return verdict
+
+
 def part_for_ranks(uids: Iterable[str], share: float) -> list[str]:
     """A share of some documents, drawn by hash: those that may change ranks."""
     order = sorted(uids, key=lambda uid: text_hash("ranks", uid))
@@ -82,14 +93,14 @@ class PeoplesRanks:
     """Ranks by people's decisions.
 
     Attributes:
-        offsets: What they add to scores; `None` where that gains nothing.
         predictions: Of every document, ranked by decisions on others: what probabilities may be fitted to.
+        offsets: What they add to scores; `None` where that gains nothing.
         line: What cross-validation says, for a person.
     """
 
-    offsets: LabelOffsets | None
-    predictions: list[Prediction]
-    line: str
+    predictions: Sequence[Prediction]
+    offsets: LabelOffsets | None = None
+    line: str = ""
 
 
 def peoples_ranks(
@@ -118,7 +129,8 @@ def peoples_ranks(
     known = np.array([i for i, document in enumerate(documents) if document.uid in decided], dtype=np.int64)
     if len(known) < FEWEST:
         few = f"ranks stay: people decided on {len(known)} documents, from {FEWEST} on they may change"
-        return PeoplesRanks(None, predictions_of(bundle, documents, scores[:, :depth], rows[:, :depth]), few)
+        plain = predictions_of(bundle, documents, scores[:, :depth], rows[:, :depth])
+        return PeoplesRanks(plain, line=few)
     pairs = _pairs(bundle, vectors, [decided.get(document.uid) for document in documents], rows)
 
     def worth(found: NDArray[np.int64], i: int) -> tuple[float, float, float]:
@@ -155,7 +167,8 @@ def peoples_ranks(
         hashes = frozenset(document_hash(documents[i]) for i in known.tolist())
         offsets = replace(offsets, documents=hashes, gain=told)
     line = _line(len(known), before.mean(axis=0), gains, offsets is not None)
-    return PeoplesRanks(offsets, predictions_of(bundle, documents, scores[:, :depth], rows[:, :depth]), line)
+    found = predictions_of(bundle, documents, scores[:, :depth], rows[:, :depth])
+    return PeoplesRanks(found, offsets, line)
 
 
 def _measures(fits: Sequence[bool], right: int) -> tuple[float, float, float]:
@@ -176,8 +189,7 @@ def _pairs(
     for i, said in enumerate(decided):
         if said is None:
             continue
-        yes = [row_of[uid] for uid in said.yes if uid in row_of]
-        no = [row_of[uid] for uid in said.no if uid in row_of]
+        yes, no = (sorted(row_of[uid] for uid in some if uid in row_of) for some in (said.yes, said.no))
         weights = [1.0] * (len(yes) + len(no))
         if said.others:
             seen = {*yes, *no}
