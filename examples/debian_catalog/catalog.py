@@ -136,7 +136,10 @@ def catalog(tagged: Sequence[Package], vocabulary: Sequence[Tag]) -> tuple[dict[
     labels = [tag for tag in vocabulary if tag.uid in used]
 
     files = {
-        "labels.jsonl": _jsonl({"uid": tag.uid, "title": tag.title, "text": tag.text} for tag in labels),
+        "labels.jsonl": _jsonl(
+            {"uid": tag.uid, "title": tag.title, "text": tag.text, "parent": tag.uid.partition("::")[0]}
+            for tag in labels
+        ),
         "train.txt": "".join(f"{package.name}\n" for package in train),
         "report.txt": "".join(f"{package.name}\n" for package in reported),
     }

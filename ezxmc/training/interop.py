@@ -129,7 +129,7 @@ class DistillationLoss(nn.Module):
         return matryoshka_loss(self._cost, rows, columns["sentence_embedding"], batch, self.dimensions)
 
     def _cost(self, scores: Scored) -> Tensor:
-        cost: Tensor = self.loss(without_likely_positives(scores) if self.every_label else scores)
+        cost: Tensor = self.loss(without_likely_positives(scores))
         return cost
 
 
