@@ -55,8 +55,12 @@ class Document:
 class Label:
     """One tag. The models see `title`; `text` is an optional description.
 
+    Attributes:
+        count: How often the tag was used elsewhere, or is expected to be, in any unit: what no text tells.
+
     Raises:
-        InputTypeError: A part is no text, or the aliases are no tuple of texts.
+        InputTypeError: A part is no text, the aliases are no tuple of texts, or the count is no number from
+            0 on.
 
     Example:
         >>> Label("music", "Music", aliases=("songs",)).title
@@ -68,6 +72,7 @@ class Label:
     text: str = ""
     aliases: tuple[str, ...] = ()
     parent: str | None = None
+    count: float | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.uid, str) and isinstance(self.title, str) and isinstance(self.text, str)):
@@ -76,6 +81,12 @@ class Label:
             raise _no_text("label", parent=self.parent)
         if not isinstance(self.aliases, tuple) or not all(isinstance(alias, str) for alias in self.aliases):
             raise InputTypeError(f"a label's aliases are {self.aliases!r}", "give a tuple of texts")
+        if self.count is not None and not (_is_number(self.count) and 0 <= self.count < math.inf):
+            raise InputTypeError(f"a label's count is {self.count!r}", "give a number from 0 on, or None")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _no_text(record: str, **parts: object) -> InputTypeError:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -175,13 +176,15 @@ def write_labels(file: Path, labels: Iterable[Label]) -> None:
     """Write labels as JSON lines."""
     with replacing(file) as fresh, fresh.open("w", encoding="utf-8", newline="\n") as handle:
         for label in labels:
-            row = {
+            row: dict[str, Any] = {
                 "uid": label.uid,
                 "title": label.title,
                 "text": label.text,
                 "aliases": label.aliases,
                 "parent": label.parent,
             }
+            if label.count is not None:
+                row["count"] = label.count
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 

@@ -25,6 +25,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "text": ("text", "content", "body", "description", "abstract", "summary"),
     "aliases": ("aliases",),
     "parent": ("parent",),
+    "count": ("count",),
 }
 """Accepted column names of each field, in order of preference."""
 

@@ -277,7 +277,7 @@ def label_of(row: dict[str, Any]) -> Label:
     """The label in a row's columns.
 
     Raises:
-        RowError: `no_title`, `no_uid`, `bad_type` or `bad_unicode`.
+        RowError: `no_title`, `no_uid`, `bad_count`, `bad_type` or `bad_unicode`.
     """
     title = trim(_string(_column(row, "title"), "title"))
     given = _column(row, "uid")
@@ -295,7 +295,19 @@ def label_of(row: dict[str, Any]) -> Label:
         raise RowError("no_title", f"label {reprlib.repr(uid)} has no {_accepted('title')}")
     if not uid:
         raise _no_uid(row)
-    return Label(uid, title, text, kept, parent)
+    return Label(uid, title, text, kept, parent, _count(_column(row, "count")))
+
+
+def _count(value: Any) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        count = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        count = math.nan
+    if not 0 <= count < math.inf:
+        raise RowError("bad_count", f"{reprlib.repr(value)} is no number from 0 on")
+    return count
 
 
 def _column(row: dict[str, Any], field: str) -> Any:

@@ -122,7 +122,7 @@ def calibrate(
         StoreError: A store is missing or cannot be read.
 
     Example:
-        >>> found = calibrate("run/bundle", "documents.jsonl", gold="gold.tsv", kind="platt")
+        >>> found = calibrate("run/bundle", "documents.jsonl", gold="gold.tsv", ranks=0.5)
         >>> found.calibrator.target
         'human'
     """

@@ -205,7 +205,9 @@ def _pairs(
     for i in np.unique(documents):
         mine = documents == i
         scores[mine] = bundle.scores(vectors[i : i + 1], labels[mine])[0]
-    return DecidedPairs(vectors, documents, labels, scores, answers, weights_of.astype(np.float32))
+    return DecidedPairs(
+        vectors, documents, labels, scores, answers.astype(np.float32), weights_of.astype(np.float32)
+    )
 
 
 def _line(count: int, before: NDArray[Any], gains: Mapping[float, NDArray[Any]], kept: bool) -> str:

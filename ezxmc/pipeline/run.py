@@ -284,6 +284,8 @@ class _Run:
         inputs = [self.bundle_inputs, self.config.budget.model_dump(), said]
         if said:
             inputs.append("partly decided documents are completed")  # not so in records of former releases
+        if said and (counts := [label.count for label in self.catalog.labels if label.count is not None]):
+            inputs.append(counts)
         made = self.place.stage(
             "calibrate",
             inputs,

@@ -7,6 +7,7 @@ the labels at the head from the first dozen documents on.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,10 +32,12 @@ Rows = NDArray[np.int64]
 CANDIDATES = 100
 """Labels the scores propose before the offsets; as many as are asked for where that is more."""
 _OWN = 50  # decided labels beside them, by their scores with the offsets
-_BIAS, _GROUP, _SHIFT = 0.8, 0.5, 2.0
-"""Standard deviations of the normal priors, in nats: of a label's bias, of its parent's, and of each
-component of its shift. Chosen on 500 documents of debtags outside the report part (tests/bench/people.py)."""
+_BIAS, _GROUP, _SHIFT, _FREQUENCY = 0.8, 0.5, 2.0, 1.0
+"""Standard deviations of the normal priors, in nats: of a label's bias, of its parent's, of each component of
+its shift, and of what a nat of its logarithmic frequency is worth. Chosen on 500 documents of debtags outside
+the report part (tests/bench/people.py)."""
 _STEPS, _WHOLE = 100, 8
+_BOUND = 3.0  # nats a frequency may lie above or below the mean
 _LEAST_SLOPE = 1.0  # nats per unit of score: a flatter one says that scores mean nothing
 _FORMAT = "1"
 _CURE = "calibrate the bundle again with people's decisions (`ezxmc calibrate --reviewed` or `--gold`)"
@@ -49,7 +52,7 @@ class DecidedPairs:
         documents: (P,) rows of `vectors`.
         labels: (P,) places in the label list.
         scores: (P,) float32, the student's.
-        answers: (P,) bool, whether the label fits.
+        answers: (P,) float32 in [0, 1], whether the label fits.
         weights: (P,) float32, how many pairs each stands for.
     """
 
@@ -57,7 +60,7 @@ class DecidedPairs:
     documents: Rows
     labels: Rows
     scores: Floats
-    answers: NDArray[np.bool_]
+    answers: Floats
     weights: Floats
 
     def of(self, kept: NDArray[np.bool_]) -> DecidedPairs:
@@ -69,13 +72,16 @@ class DecidedPairs:
 
 @dataclass(frozen=True, slots=True)
 class LabelOffsets:
-    """A label's score becomes s + b_l + g_parent(l) + x·δ_l, x the document's vector.
+    """A label's score becomes s + b_l + g_parent(l) + β f_l + x·δ_l, x the document's vector.
+
+    f_l is the logarithm of a label's `count`, from the mean of all counted labels, at most 3 nats off it.
 
     Attributes:
         labels: (uid, title) of M labels that people decided on; one with another title by now has no offset.
         bias: (M,) float32.
         shifts: (M, D) float32.
         groups: g by parent.
+        frequency: β, and the mean logarithm.
         documents: Hashes of the documents these were fitted on: none of them proves a guarantee.
         gain: What cross-validation said they are worth, by name.
     """
@@ -84,6 +90,7 @@ class LabelOffsets:
     bias: Floats
     shifts: Floats
     groups: Mapping[str, float] = field(default_factory=dict)
+    frequency: tuple[float, float] = (0.0, 0.0)
     documents: frozenset[str] = frozenset()
     gain: Mapping[str, float] = field(default_factory=dict)
 
@@ -91,12 +98,12 @@ class LabelOffsets:
     def fit(cls, pairs: DecidedPairs, labels: Sequence[Label]) -> LabelOffsets | None:
         """Fit them: a logistic regression with a normal prior on each offset.
 
-        Minimises, over a, c, b, g and δ::
+        Minimises, over a, c, b, g, β and δ::
 
-            Σ_p w_p BCE(σ(a s_p + c + b_l + g_parent(l) + x·δ_l), y_p)
-            + Σ b²/2σ_b² + Σ g²/2σ_g² + Σ |δ|²/2σ_δ²
+            Σ_p w_p BCE(σ(a s_p + c + b_l + g_parent(l) + β f_l + x·δ_l), y_p)
+            + Σ b²/2σ_b² + Σ g²/2σ_g² + β²/2σ_β² + Σ |δ|²/2σ_δ²
 
-        and divides b, g and δ by a, so that scores stay on their scale. A label is held to its score the
+        and divides b, g, β and δ by a, so that scores stay on their scale. A label is held to its score the
         more, the less was decided about it; labels of one parent share what is decided. The problem is
         convex: L-BFGS finds its one solution.
 
@@ -107,7 +114,7 @@ class LabelOffsets:
         Returns:
             The offsets; `None` where yes does not rise with the scores, or all decisions are of one kind.
         """
-        if not pairs.answers.any() or pairs.answers.all():
+        if not len(pairs.answers) or pairs.answers.min() == pairs.answers.max():
             return None
         known, columns = np.unique(pairs.labels, return_inverse=True)
         decided = [labels[place] for place in known.tolist()]
@@ -115,15 +122,18 @@ class LabelOffsets:
         place = {name: i for i, name in enumerate(names)}
         # The last group is of labels without a parent, and stays 0.
         group = torch.tensor([place.get(label.parent or "", len(names)) for label in decided])
-        found = _solve(pairs, torch.from_numpy(columns), group, len(known), len(names))
+        centre = _centre(labels)
+        often = torch.from_numpy(_frequencies(decided, centre))
+        found = _solve(pairs, torch.from_numpy(columns), group, often, len(names))
         if found is None:
             return None
-        bias, groups, shifts = found
+        bias, groups, beta, shifts = found
         return cls(
             tuple((label.uid, label.title) for label in decided),
             bias,
             shifts,
             dict(zip(names, groups.tolist(), strict=True)),
+            (float(beta), centre),
         )
 
     def on(self, labels: Sequence[Label], index: LabelIndex) -> IndexOffsets:
@@ -142,7 +152,9 @@ class LabelOffsets:
                 _CURE,
             )
         place = {pair: i for i, pair in enumerate(self.labels)}
+        beta, centre = self.frequency
         bias = np.array([self.groups.get(label.parent or "", 0.0) for label in labels], dtype=np.float32)
+        bias += np.float32(beta) * _frequencies(labels, centre)
         live = index.rows.tolist()
         found = [
             (row, i) for row in live if (i := place.get((labels[row].uid, labels[row].title))) is not None
@@ -162,6 +174,7 @@ class LabelOffsets:
             "format": _FORMAT,
             "labels": json.dumps(self.labels),
             "groups": json.dumps(dict(self.groups)),
+            "frequency": json.dumps(self.frequency),
             "documents": json.dumps(sorted(self.documents)),
             "gain": json.dumps(dict(self.gain)),
         }
@@ -183,8 +196,10 @@ class LabelOffsets:
             labels = tuple((str(uid), str(title)) for uid, title in json.loads(told["labels"]))
             groups = {str(name): float(value) for name, value in json.loads(told["groups"]).items()}
             gain = {str(name): float(value) for name, value in json.loads(told["gain"]).items()}
+            beta, centre = map(float, json.loads(told["frequency"]))
             fault = None if told["format"] == _FORMAT else f"its format is {told['format']}, not {_FORMAT}"
-            found = cls(labels, bias, shifts, groups, frozenset(json.loads(told["documents"])), gain)
+            documents = frozenset(json.loads(told["documents"]))
+            found = cls(labels, bias, shifts, groups, (beta, centre), documents, gain)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise BundleError(f"label offsets {path} cannot be read: {error}", _CURE) from None
         if fault := fault or found._fault():
@@ -197,38 +212,56 @@ class LabelOffsets:
             return f"{m} labels have biases {self.bias.shape} and shifts {self.shifts.shape}"
         if self.bias.dtype != np.float32 or self.shifts.dtype != np.float32:
             return "its numbers are not float32"
-        numbers = (self.bias, self.shifts, np.array([*self.groups.values(), *self.gain.values()]))
+        few = np.array([*self.groups.values(), *self.frequency, *self.gain.values()])
+        numbers = (self.bias, self.shifts, few)
         return None if all(np.isfinite(part).all() for part in numbers) else "a number in it is not finite"
 
 
+def _centre(labels: Sequence[Label]) -> float:
+    known = [label.count for label in labels if label.count is not None]
+    return float(np.log1p(known).mean()) if known else 0.0
+
+
+def _frequencies(labels: Sequence[Label], centre: float) -> Floats:
+    """The f of some labels; 0 where there is no count."""
+    counts = np.array([math.nan if label.count is None else label.count for label in labels])
+    found: Floats = np.nan_to_num((np.log1p(counts) - centre).clip(-_BOUND, _BOUND)).astype(np.float32)
+    return found
+
+
 def _solve(
-    pairs: DecidedPairs, columns: Tensor, group: Tensor, labels: int, groups: int
-) -> tuple[Floats, Floats, Floats] | None:
-    """B (M,), g (G,) and δ (M, D) on the scale of the scores."""
+    pairs: DecidedPairs, columns: Tensor, group: Tensor, often: Tensor, groups: int
+) -> tuple[Floats, Floats, Floats, Floats] | None:
+    """The b (M,), g (G,), β () and δ (M, D) on the scale of the scores."""
+    labels = len(often)
     used, places = np.unique(pairs.documents, return_inverse=True)
     vectors, documents = torch.from_numpy(pairs.vectors[used]), torch.from_numpy(places)
     # A matrix product and a look into it, where the pairs are not far fewer than all there could be.
     whole = len(used) * labels <= _WHOLE * len(places)
     scores, weights = torch.from_numpy(pairs.scores), torch.from_numpy(pairs.weights)
-    answers = torch.from_numpy(pairs.answers).to(scores)
+    answers = torch.from_numpy(pairs.answers)
     line = torch.tensor([10.0, -5.0], requires_grad=True)
     bias = torch.zeros(labels, requires_grad=True)
-    shared = torch.zeros(groups, requires_grad=True)
+    shared, beta = torch.zeros(groups, requires_grad=True), torch.zeros((), requires_grad=True)
     shifts = torch.zeros(labels, vectors.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [line, bias, shared, shifts], max_iter=_STEPS, line_search_fn="strong_wolfe", tolerance_change=1e-7
+        [line, bias, shared, beta, shifts],
+        max_iter=_STEPS,
+        line_search_fn="strong_wolfe",
+        tolerance_change=1e-7,
     )
 
     def cost() -> Tensor:
         optimizer.zero_grad()
-        offsets = bias + torch.cat([shared, shared.new_zeros(1)])[group]
+        offsets = bias + torch.cat([shared, shared.new_zeros(1)])[group] + beta * often
         if whole:
             moved = (vectors @ shifts.T)[documents, columns]
         else:
             moved = (vectors[documents] * shifts[columns]).sum(dim=1)
         logits = line[0] * scores + line[1] + offsets[columns] + moved
         told = binary_cross_entropy_with_logits(logits, answers, weight=weights, reduction="sum")
-        priors = zip((bias, shared, shifts), (_BIAS, _GROUP, _SHIFT), strict=True)
+        spreads = _BIAS, _GROUP, _FREQUENCY, _SHIFT
+        priors = zip((bias, shared, beta, shifts), spreads, strict=True)
         value = told + sum(part.square().sum() / (2 * spread**2) for part, spread in priors)
         value.backward()  # type: ignore[no-untyped-call]
         return value
@@ -237,7 +270,7 @@ def _solve(
     slope = float(line[0].detach())
     if not slope >= _LEAST_SLOPE:
         return None
-    return tuple((part.detach() / slope).numpy() for part in (bias, shared, shifts))  # type: ignore[return-value]
+    return tuple((part.detach() / slope).numpy() for part in (bias, shared, beta, shifts))  # type: ignore[return-value]
 
 
 Search = Callable[[Floats, int], tuple[Floats, Rows]]

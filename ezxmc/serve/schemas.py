@@ -153,13 +153,13 @@ class LabelIn(_Body):
     text: Annotated[str, _cell("text")] = ""
     aliases: list[Text] = []
     parent: Uid = None
+    count: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     def label(self) -> Label:
         """As a record."""
         title = trim(self.title)
-        return Label(
-            title if self.uid is None else trim(self.uid), title, self.text, tuple(self.aliases), self.parent
-        )
+        uid = title if self.uid is None else trim(self.uid)
+        return Label(uid, title, self.text, tuple(self.aliases), self.parent, self.count)
 
 
 class LabelsIn(_Body):
@@ -177,6 +177,7 @@ class LabelOut(BaseModel):
     text: str
     aliases: list[str]
     parent: str | None
+    count: float | None
 
 
 class LabelPage(BaseModel):

@@ -5,7 +5,7 @@
 Of the documents that `--pool` names, so many are drawn, and people's decisions are simulated by gold: on the
 ten labels that the bundle puts first (as `ezxmc review export --for calibration` asks), or on all labels (as
 a reviewer does who also types what is missing). `ezxmc calibrate` takes them, and the documents that
-`--report` names are tagged. BUNDLE is without a calibrator, of a student that saw neither part; it stays as it is.
+`--report` names are tagged. BUNDLE is without a calibrator, of a student that saw neither part; it stays.
 
 The spreads of the priors in `ezxmc/retrieval/label_offsets.py` were chosen on debtags' development documents
 with a student of a small run (examples/debian_catalog), not on what is reported.

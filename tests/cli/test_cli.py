@@ -79,7 +79,7 @@ def test_all_commands_are_there() -> None:
     models = {"models list", "models pull", "models path"}
     judgments = {f"judgments {name}" for name in ("stats", "failures", "export", "import")}
     prompts = {"prompts list", "prompts show", "prompts check"}
-    benches = {f"bench {name}" for name in ("teacher", "methods", "index", "encoding", "serving")}
+    benches = {f"bench {name}" for name in ("teacher", "index", "encoding", "serving")}
     reviews = {"review export", "review import", "review ui"}
     data = {f"data {name}" for name in ("list", "show", "inspect", "stats", "check", "convert")}
     groups = models | judgments | prompts | labels | data | benches | reviews

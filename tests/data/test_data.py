@@ -229,6 +229,23 @@ def test_an_undecodable_parquet_row_costs_one_row(tmp_path: Path) -> None:
     assert found(report) == [(2, "bad_utf8")]
 
 
+@pytest.mark.parametrize(
+    ("cell", "count"), [(12, 12.0), ("3.5", 3.5), ("", None), (None, None), (0, 0.0), ("1e6", 1e6)]
+)
+def test_how_often_a_label_was_used(tmp_path: Path, cell: object, count: float | None) -> None:
+    labels, report = read_labels(
+        put(tmp_path / "l.jsonl", json.dumps({"uid": "a", "title": "A", "count": cell}))
+    )
+    assert labels == [Label("a", "A", count=count)] and not report.counts
+
+
+@pytest.mark.parametrize("cell", ["many", -1, True, "nan", "inf", [3]])
+def test_a_count_that_is_none_is_told(tmp_path: Path, cell: object) -> None:
+    rows = [{"uid": "a", "title": "A", "count": cell}, {"uid": "b", "title": "B"}]
+    labels, report = read_labels(put(tmp_path / "l.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
+    assert [label.uid for label in labels] == ["b"] and report.counts == {"bad_count": 1}
+
+
 def test_column_aliases_in_order_of_the_table(tmp_path: Path) -> None:
     rows = [
         {"key": "k", "_id": "i", "subject": "s", "name": "n", "summary": "sum", "body": "b"},

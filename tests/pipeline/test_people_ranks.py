@@ -180,3 +180,11 @@ def test_the_command_tells_what_it_gained(plain: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["ranks_gain"]["nDCG@5"] > 0
     assert "ranks follow people's decisions on 60 documents: P@1" in done.stderr
     assert "50 documents more would bring about" in done.stderr
+
+
+def test_counts_are_kept_in_the_bundle(copied: Path) -> None:
+    counted = [replace(label, count=float(place)) for place, label in enumerate(LABELS)]
+    add_labels(copied, counted)
+    assert [label.count for label in load_bundle(copied).labels] == [label.count for label in counted]
+    calibrate(copied, REVIEWED, gold=said(REVIEWED))
+    assert LabelOffsets.load(copied / str(read_manifest(copied).file(OFFSETS))).frequency[0] > 0

@@ -27,16 +27,19 @@ def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
 def world(
     seed: int = 0, documents: int = 60, labels: int = 12, dimension: int = 6
 ) -> tuple[list[Label], np.ndarray, np.ndarray, DecidedPairs]:
-    """Labels of three parents and one of none, vectors, and decisions that a bias decides too."""
+    """Labels of three parents or none, half with a count, and decisions that a bias decides too."""
     rng = np.random.default_rng(seed)
-    names = [Label(f"l{i}", f"label {i}", parent=f"p{i % 3}" if i else None) for i in range(labels)]
+    names = [
+        Label(f"l{i}", f"label {i}", parent=f"p{i % 3}" if i else None, count=10.0**i if i % 2 else None)
+        for i in range(labels)
+    ]
     vectors, texts = unit(rng, labels, dimension), unit(rng, documents, dimension)
     scores = texts @ vectors.T
     where, which = (part.ravel() for part in np.indices((documents, labels)))
     some = rng.random(len(where)) < 0.4
     where, which = where[some], which[some]
     likely = 4 * scores[where, which] + 1.5 * np.sin(np.arange(labels))[which]
-    answers = rng.random(len(where)) < 1 / (1 + np.exp(-likely))
+    answers = (rng.random(len(where)) < 1 / (1 + np.exp(-likely))).astype(np.float32)
     weights = rng.choice([1.0, 3.0], len(where)).astype(np.float32)
     return names, vectors, texts, DecidedPairs(texts, where, which, scores[where, which], answers, weights)
 
@@ -52,16 +55,32 @@ def test_the_fit_is_a_logistic_regression() -> None:
     shared = np.array([[label.parent == name for name in parents] for label in labels])[pairs.labels]
     moved = (own[:, :, None] * texts[pairs.documents][:, None, :]).reshape(len(own), -1)
     # A column of huge scale has next to no penalty: the slope's.
-    columns = np.hstack([1e3 * pairs.scores[:, None], _BIAS * own, _GROUP * shared, _SHIFT * moved])
+    counts = np.array([np.nan if label.count is None else label.count for label in labels])
+    often = np.nan_to_num((np.log1p(counts) - np.nanmean(np.log1p(counts))).clip(-3, 3))[pairs.labels]
+    assert abs(often).max() == 3, "bounded"
+    columns = np.hstack(
+        [1e3 * pairs.scores[:, None], _BIAS * own, _GROUP * shared, often[:, None], _SHIFT * moved]
+    )
     model = LogisticRegression(C=1.0, tol=1e-8, max_iter=10_000)
     model.fit(columns, pairs.answers, sample_weight=pairs.weights)
     slope, *rest = model.coef_[0]
     slope *= 1e3
-    bias, groups, shifts = np.split(np.array(rest), [size, size + len(parents)])
+    bias, groups, beta, shifts = np.split(np.array(rest), [size, size + 3, size + 4])
+    assert found.frequency[0] == pytest.approx(beta[0] / slope, abs=2e-3)
     np.testing.assert_allclose(found.bias, _BIAS * bias / slope, atol=2e-3)
     np.testing.assert_allclose([found.groups[p] for p in parents], _GROUP * groups / slope, atol=2e-3)
     np.testing.assert_allclose(found.shifts.ravel(), _SHIFT * shifts.reshape(-1) / slope, atol=2e-3)
     assert found.shifts.shape == (size, dimension)
+
+
+def test_what_a_count_is_worth_holds_for_labels_nobody_decided_on() -> None:
+    labels, vectors, _, pairs = world()
+    found = LabelOffsets.fit(pairs, labels)
+    assert found is not None and found.frequency[0] != 0
+    more = [*labels, Label("often", "often", count=1e9), Label("unknown", "unknown")]
+    index = LabelIndex.build(np.vstack([vectors, vectors[:2]]))
+    *_, often, unknown = found.on(more, index).bias
+    assert often == pytest.approx(3 * found.frequency[0]) and unknown == 0
 
 
 def test_few_of_many_pairs_are_fitted_as_all_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +99,12 @@ def test_nothing_is_fitted_where_nothing_can_be() -> None:
     one_kind = DecidedPairs(pairs.vectors, pairs.documents, pairs.labels, pairs.scores, every, pairs.weights)
     assert LabelOffsets.fit(one_kind, labels) is None
     against = DecidedPairs(
-        pairs.vectors, pairs.documents, pairs.labels, pairs.scores, pairs.scores < 0, pairs.weights
+        pairs.vectors,
+        pairs.documents,
+        pairs.labels,
+        pairs.scores,
+        np.float32(pairs.scores < 0),
+        pairs.weights,
     )
     assert LabelOffsets.fit(against, labels) is None, "a no for the best scores"
 
