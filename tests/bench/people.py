@@ -25,7 +25,7 @@ from ezxmc.bundle.bundle import load_bundle
 from ezxmc.bundle.predict import Predictor
 from ezxmc.data.documents import read_documents
 from ezxmc.data.gold import read_gold
-from ezxmc.metrics import evaluate
+from ezxmc.metrics.evaluation import evaluate
 from ezxmc.pipeline.calibrate import calibrate
 from ezxmc.records import Document
 
