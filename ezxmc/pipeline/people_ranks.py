@@ -143,7 +143,8 @@ def peoples_ranks(
     bar, done = (watch or NoProgress()).stage("what people's decisions do to ranks"), 0
     places = np.random.default_rng(0).permutation(len(known))
     for part in np.array_split(places, _FOLDS):
-        mine, rest = known[part], known[np.setdiff1d(places, part, assume_unique=True)]
+        # In random order: half of them is no part of the catalog.
+        mine, rest = known[part], known[places[~np.isin(places, part)]]
         for share in _SHARES:
             ranked = scores[mine], rows[mine]
             some = np.isin(np.arange(len(documents)), rest[: round(share * len(rest))])
