@@ -171,7 +171,7 @@ class Bundle:
     def scores(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The scores (N, K) that `search` gives these K index rows, of N documents."""
         found: NDArray[np.float32] = vectors @ self.index.vectors(rows).T
-        every = np.tile(rows, (len(vectors), 1))
+        every = np.broadcast_to(rows, found.shape)
         if self.head is not None:
             found = self.head.fusion(found, self.head.scores(vectors, every))
         return found if self.offsets is None else found + self.offsets.of(vectors, every)

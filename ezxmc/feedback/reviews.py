@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -336,8 +336,3 @@ class ReviewedLists:
                 f"documents it will be known to ± {then:.3f}"
             )
         return said
-
-
-def tag_verdicts(tags: Mapping[str, Collection[str]]) -> Callable[[str, str], float | None]:
-    """Verdicts, by (document uid, label uid), of people who named all right tags of some documents."""
-    return lambda doc_uid, label_uid: float(label_uid in tags[doc_uid]) if doc_uid in tags else None

@@ -150,7 +150,9 @@ def calibrate(
             human = completed(predictions, lists, depth)
     if aim != "teacher" and ranks:
         some = {uid: said[uid] for uid in part_for_ranks(said, ranks)}
-        moved = peoples_ranks(scored.predictor.bundle, scored.documents, some, depth, watch)
+        # Of the others no verdict is known.
+        documents_of = [document for document in scored.documents if document.uid in said]
+        moved = peoples_ranks(scored.predictor.bundle, documents_of, some, depth, watch)
         watch.say(moved.line)
         offsets, ranked = moved.offsets, moved.predictions
     if aim == "human":

@@ -184,10 +184,11 @@ class Delivery:
         line = reviewed.line
         if reviewed.enough and not peoples_calibrator(bundle):
             documents = {document.uid: document for document in self.catalog.documents}
+            said = by_review(reviewed, self.decided)
             moved = peoples_ranks(
                 replace(load_bundle(bundle), offsets=None),
-                [documents[prediction.uid] for prediction in predictions],
-                by_review(reviewed, self.decided),
+                [documents[p.uid] for p in predictions if p.uid in said],
+                said,
                 self.depth,
                 self.watch,
             )

@@ -295,11 +295,15 @@ class IndexOffsets:
 
     def of(self, vectors: Floats, rows: Rows) -> Floats:
         """What is added to the scores of (N, K) rows."""
+        return self._added(vectors @ self.shifts.T, rows)
+
+    def _added(self, moved: Floats, rows: Rows) -> Floats:
+        """`of`, where the products (N, m) of vectors and shifts are known."""
         added = self.bias[rows]
         if len(self.rows) and rows.size:
             places = np.searchsorted(self.rows, rows).clip(max=len(self.rows) - 1)
-            moved = np.take_along_axis(vectors @ self.shifts.T, places, axis=1)
-            added += np.where(self.rows[places] == rows, moved, np.float32(0))
+            known = self.rows[places] == rows
+            added += np.where(known, np.take_along_axis(moved, places, axis=1), np.float32(0))
         return added
 
     def search(self, search: Search, scores: Scores, vectors: Floats, k: int) -> tuple[Floats, Rows]:
@@ -320,9 +324,10 @@ class IndexOffsets:
         k = min(k, found.shape[1])
         if not found.size:
             return s[:, :k], found[:, :k]
-        s = s + self.of(vectors, found)
+        moved = vectors @ self.shifts.T
+        s = s + self._added(moved, found)
         if len(self.rows):
-            own = scores(vectors, self.rows) + self.bias[self.rows] + vectors @ self.shifts.T
+            own = scores(vectors, self.rows) + self.bias[self.rows] + moved
             best = np.argsort(-own, axis=1, kind="stable")[:, :_OWN]
             rows = self.rows[best]
             told = np.take_along_axis(own, best, axis=1)

@@ -29,11 +29,11 @@ from ezxmc.feedback.reviews import (
     ReviewedPairs,
     Reviews,
     pair_id,
-    tag_verdicts,
 )
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import build_targets
 from ezxmc.metrics import ece_at_k
+from ezxmc.pipeline.people_ranks import Decided, verdicts_of
 from ezxmc.records import Document, Label, Prediction
 from ezxmc.training.dataset import collate_in_batch, examples
 from ezxmc.training.losses import LOSSES, combined
@@ -214,7 +214,7 @@ def test_top_lists_decided_by_half_calibrate_with_what_is_known() -> None:
         "skipped",
     }
     assert decided.lists(top[3:], 3).line == ""
-    verdict = tag_verdicts({"whole": {"l1"}})
+    verdict = verdicts_of({"whole": Decided(frozenset({"l1"}), others=1.0)})
     assert [verdict("whole", "l1"), verdict("whole", "l2"), verdict("part", "l1")] == [1.0, 0.0, None]
 
 
