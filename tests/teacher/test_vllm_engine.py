@@ -50,6 +50,7 @@ class FakeVllm:
     def _asked(self, **options: Any) -> Any:
         self.events.append("start")
         self.options = options
+        torch.set_num_threads(1)  # as vLLM 0.32 does
         return SimpleNamespace()
 
     def _version(self, name: str) -> str:
@@ -89,6 +90,17 @@ def test_vllm_says_what_it_runs_on(vllm: FakeVllm, versions: dict[str, str], gpu
     assert (vllm.options["block_size"], vllm.options["dtype"]) == expected
     ((name, number),) = versions.items()
     assert engine_version() == f"{name}-{number}"
+
+
+def test_an_engine_leaves_us_our_threads(vllm: FakeVllm) -> None:
+    """Training beside it took twice as long on the one thread that vLLM leaves its caller."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        vllm.start()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_machine_that_does_not_tell_its_cores_starts_an_engine(

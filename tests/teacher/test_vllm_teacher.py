@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 from support import engines, vllm_server
 from support.commands import gone
 from support.fakes import catalog
@@ -215,6 +216,8 @@ def test_kill_9_of_a_script_asks_nothing_twice_and_leaves_no_process(
 
 
 def test_a_dead_engine_is_started_again_and_no_pair_is_lost(teacher: VllmTeacher) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
     pairs = list(job(40)())
     stream = teacher.score(pairs)
     judged = [next(stream)]
@@ -231,6 +234,8 @@ def test_a_dead_engine_is_started_again_and_no_pair_is_lost(teacher: VllmTeacher
     assert len(second) == len(first), "the dead engine's processes are gone, one engine runs"
     # What happens to its processes when it is closed: `test_closed_twice_it_can_be_used_again`.
     assert os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING") is None, "our environment is put back"
+    assert torch.get_num_threads() == 3, "and the number of our threads"
+    torch.set_num_threads(threads)
 
 
 class Dying:

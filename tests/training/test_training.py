@@ -375,7 +375,7 @@ def test_parameters_of_a_loss_are_trained(tiny: Path) -> None:
 
 def test_a_former_student_can_be_trained_further(tiny: Path, tmp_path: Path) -> None:
     train, held = DOCUMENTS[:9], DOCUMENTS[9:]
-    short = CONFIG.model_copy(update={"epochs": 2})
+    short = CONFIG.model_copy(update={"epochs": 2, "average": False})
     first = train_bi_encoder(train, LABELS, TARGETS, short, tmp_path / "1", base=tiny, held_out=held)
     runs = [
         train_bi_encoder(train, LABELS, TARGETS, short, tmp_path / name, base=tmp_path / "1", held_out=held)
@@ -387,12 +387,16 @@ def test_a_former_student_can_be_trained_further(tiny: Path, tmp_path: Path) -> 
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_student_is_averaged_with_the_former_one(tiny: Path, tmp_path: Path) -> None:
-    alone = weights_after(tiny, tmp_path)
+@pytest.mark.parametrize("former", [True, False])
+def test_a_student_is_averaged_with_the_former_one_or_the_initial_weights(
+    tiny: Path, tmp_path: Path, former: bool
+) -> None:
+    alone = weights_after(tiny, tmp_path, average=False)
     untouched = SentenceTransformer(str(tiny)).state_dict()
     for average, share in ((True, 0.5), (False, 1.0)):
         config = CONFIG.model_copy(update={"epochs": 2, "average": average})
-        train_bi_encoder(DOCUMENTS, LABELS, TARGETS, config, tmp_path / "mean", base=tiny, former=tiny)
+        before = tiny if former else None
+        train_bi_encoder(DOCUMENTS, LABELS, TARGETS, config, tmp_path / "mean", base=tiny, former=before)
         found = SentenceTransformer(str(tmp_path / "mean")).state_dict()
         for name, value in found.items():
             wanted = share * alone[name].double() + (1 - share) * untouched[name].double()
@@ -403,7 +407,7 @@ def test_students_of_two_architectures_are_not_averaged(tiny: Path, tmp_path: Pa
     encoder = BiEncoder(tiny)
     weights = {name: value[..., :1] for name, value in encoder.model.state_dict().items()}
     with pytest.raises(ModelError, match="another architecture"):
-        averaged(weights, tiny)
+        averaged(weights, encoder.model.state_dict())
 
 
 @few_choose
@@ -449,7 +453,7 @@ def test_few_held_out_documents_choose_no_epoch(
     monkeypatch.setattr("ezxmc.training.student._CHOOSING", least)
     monkeypatch.setattr("ezxmc.training.student.student_agreement", lambda *args: np.full(3, next(scores)))
     scores = iter((0.5, 0.9, 0.6))
-    config = CONFIG.model_copy(update={"epochs": 2})
+    config = CONFIG.model_copy(update={"epochs": 2, "average": False})
     train, held = DOCUMENTS[:9], DOCUMENTS[9:]
     out = tmp_path / "s"
     summary = train_bi_encoder(train, LABELS, TARGETS, config, out, base=tiny, held_out=held)
