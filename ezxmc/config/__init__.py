@@ -194,7 +194,7 @@ class TrainingConfig(Part):
         4.0, ge=0, description="nats per unit of cosine of the proposing encoder, added to the log-odds"
     )
     average: bool = Field(
-        True, description="average a student's weights with the former student's, the first's with the encoder's"
+        True, description="average a student's weights with the former student's and the encoder's"
     )
     negative_below: float = Field(0.2, ge=0, le=1, description="judged labels under this p are negatives")
     held_out: float = Field(

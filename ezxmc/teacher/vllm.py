@@ -307,8 +307,8 @@ def _one_token(sampling: dict[str, Any]) -> Any:
 def _environment(cpu: bool) -> Iterator[None]:
     """Environment the engine's child process inherits; ours is put back after, and the number of threads.
 
-    vLLM takes its caller for a mere scheduler and leaves it one thread: training and tagging beside the engine
-    took twice as long (2 cores).
+    vLLM takes its caller for a mere scheduler and leaves it one thread: training and tagging beside the
+    engine took twice as long (2 cores).
     """
     import torch
 

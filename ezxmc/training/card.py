@@ -123,8 +123,8 @@ def _facts(job: Job, summary: TrainSummary, base: str | None) -> Iterable[tuple[
     losses = config.losses or DEFAULT_LOSSES
     yield "loss", " + ".join(f"{weight:g} {name}" for name, weight in losses.items())
     yield "negatives", {"all": "every label"}.get(config.negatives, "of the batch, and judged ones")
-    with_whom = "a former student's" if job.former else "the initial ones"
-    averaged = f", then averaged with {with_whom}" if config.average else ""
+    others = "the initial ones and a former student's" if job.former else "the initial ones"
+    averaged = f", then averaged with {others}" if config.average else ""
     yield "epochs", f"{plan.epochs}, the weights kept are those after {summary.best_epoch}{averaged}"
     yield "batch and rate", f"{plan.batch_size} documents, peak {plan.learning_rate:g}"
     yield "tokens read", f"{config.max_length}"

@@ -360,7 +360,7 @@ def contrary(pair: Pair) -> float:
 
 @pytest.mark.usefixtures("drawn")
 def test_drift_of_a_label_group_is_found_drawn_and_asked_about(grown: Callable[..., Path]) -> None:
-    config = grown(late=False, training__average=False)
+    config = grown(late=False)
     report, _ = updated(config, FakeTeacher(contrary))
     assert report.drift is not None and report.drift.found
     drifted = {part.name for part in report.drift.parts if part.drifted}
@@ -374,7 +374,7 @@ def test_drift_of_a_label_group_is_found_drawn_and_asked_about(grown: Callable[.
     page = (config.parent / "run" / "updates" / "0001" / "report.html").read_text()
     assert "music (group)" in page and "Calibration before and on new documents" in page
     # The same teacher, the same documents, no drift: the test above is no chance.
-    quiet, _ = updated(grown(late=False, name="quiet", training__average=False))
+    quiet, _ = updated(grown(late=False, name="quiet"))
     assert quiet.drift is not None and not quiet.drift.found
     assert report.selected["drifting labels"] > 0 == quiet.selected["drifting labels"]
 

@@ -283,7 +283,7 @@ def test_a_card_tells_the_agreement_of_the_weights_it_is_with(
     card = ModelCard.load(mean / "README.md")
     found = held_out_agreement(BiEncoder(mean, max_length=32), DOCUMENTS[30:], LABELS, taught)
     assert card.data.eval_results[0].metric_value == pytest.approx(found.mean(), abs=2e-4)
-    assert "averaged with a former student's" in card.text
+    assert "averaged with the initial ones and a former student's" in card.text
 
 
 def test_a_store_gives_rows_to_train_on(tmp_path: Path) -> None:

@@ -387,19 +387,25 @@ def test_a_former_student_can_be_trained_further(tiny: Path, tmp_path: Path) -> 
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("former", [True, False])
-def test_a_student_is_averaged_with_the_former_one_or_the_initial_weights(
-    tiny: Path, tmp_path: Path, former: bool
+def test_a_student_is_averaged_with_the_initial_weights_and_the_former_one(
+    tiny: Path, tmp_path: Path
 ) -> None:
     alone = weights_after(tiny, tmp_path, average=False)
     untouched = SentenceTransformer(str(tiny)).state_dict()
-    for average, share in ((True, 0.5), (False, 1.0)):
+    other = weights_after(tiny, tmp_path, average=False, epochs=4)
+    former = tmp_path / "former"
+    (tmp_path / "s").rename(former)
+    for average, before, shares in (
+        (True, former, (0.4, 0.4, 0.2)),
+        (True, None, (2 / 3, 0, 1 / 3)),
+        (False, former, (1, 0, 0)),
+    ):
         config = CONFIG.model_copy(update={"epochs": 2, "average": average})
-        before = tiny if former else None
         train_bi_encoder(DOCUMENTS, LABELS, TARGETS, config, tmp_path / "mean", base=tiny, former=before)
         found = SentenceTransformer(str(tmp_path / "mean")).state_dict()
         for name, value in found.items():
-            wanted = share * alone[name].double() + (1 - share) * untouched[name].double()
+            parts = (alone[name].double(), other[name].double(), untouched[name].double())
+            wanted = sum(share * part for share, part in zip(shares, parts, strict=True))
             torch.testing.assert_close(value.double(), wanted, atol=1e-6, rtol=0)
 
 
@@ -407,7 +413,7 @@ def test_students_of_two_architectures_are_not_averaged(tiny: Path, tmp_path: Pa
     encoder = BiEncoder(tiny)
     weights = {name: value[..., :1] for name, value in encoder.model.state_dict().items()}
     with pytest.raises(ModelError, match="another architecture"):
-        averaged(weights, encoder.model.state_dict())
+        averaged(weights, weights, encoder.model.state_dict())
 
 
 @few_choose
