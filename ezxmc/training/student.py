@@ -379,11 +379,11 @@ def averaged(
 
     Students of one encoder err differently (arXiv 2203.05482), and what little feedback moved too far is
     moved back (arXiv 2109.01903); all lie in one basin, and their mean costs nothing at inference. The third
-    holds where the former student was averaged so too. Measured on development documents, refined label
-    vectors, P@1, P@3, P@5, R@10, R@50 in points: a former student brings P@5 +.5, R@10 +.5 (debtags, 9,464
-    judgments, one seed); the encoder +.8, -.1, +.1, +.8, +.5 there, +.2, -.1, 0, +.5, +.5 on wordnet, and +.8,
-    +.4, +.2, +.4, +.7 with 2,280 judgments (debtags, three seeds). With half of the encoder wordnet loses R@10
-    -.5 against a third. An exponential moving average within one training, and students of three seeds instead
+    holds where the former student was averaged so too. Development documents, refined label vectors, P@1,
+    P@3, P@5, R@10, R@50 in points: a former student brings P@5 +.5, R@10 +.5 (debtags, 9,464 judgments, one
+    seed); the encoder +.8, -.1, +.1, +.8, +.5 there, +.2, -.1, 0, +.5, +.5 on wordnet, and +.8, +.4, +.2,
+    +.4, +.7 with 2,280 judgments (debtags, three seeds). With half of the encoder wordnet loses R@10 -.5
+    against a third. An exponential moving average within one training, and students of three seeds instead
     of two cycles, gave no more.
 
     Args:
@@ -408,7 +408,9 @@ def averaged(
             return (2 * value + start) / 3
         return 0.4 * value + 0.4 * former[name].to(value) + 0.2 * start
 
-    return {name: mean(name, value) if value.is_floating_point() else value for name, value in weights.items()}
+    return {
+        name: mean(name, value) if value.is_floating_point() else value for name, value in weights.items()
+    }
 
 
 def _peak_memory() -> int:
