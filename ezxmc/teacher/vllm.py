@@ -288,11 +288,15 @@ class VllmEngine:
 
 
 def _memory_to_spare() -> int:
-    """Bytes that nobody uses, within the container's limit where there is one."""
+    """Bytes that nobody needs, within the container's limit where there is one."""
     spare = int(psutil.virtual_memory().available)
     for limit, used in _CONTAINER:
         with suppress(OSError, ValueError):
             most, now = (int(Path("/sys/fs/cgroup", name).read_text("ascii")) for name in (limit, used))
+            with suppress(OSError, ValueError):  # what was read from files counts as used, and is given up
+                lines = Path("/sys/fs/cgroup", used).with_name("memory.stat").read_text("ascii").splitlines()
+                told = dict(line.split() for line in lines)
+                now -= int(told.get("total_inactive_file", told.get("inactive_file", 0)))
             spare = min(spare, most - now)
     return spare
 

@@ -176,3 +176,6 @@ def test_memory_to_spare_heeds_a_container_s_limit(monkeypatch: pytest.MonkeyPat
     assert backend._memory_to_spare() > free / 2
     limit.write_text("5000\n")
     assert backend._memory_to_spare() == 4000
+    for stat in ("anon 500\ninactive_file 300\n", "inactive_file 20\ntotal_inactive_file 300\n"):
+        (tmp_path / "memory.stat").write_text(stat)
+        assert backend._memory_to_spare() == 4300
