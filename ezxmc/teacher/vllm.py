@@ -22,6 +22,7 @@ from ezxmc.errors import TeacherError
 from ezxmc.hashing import json_hash, judgment_key
 from ezxmc.models import model_identity, resolve_model
 from ezxmc.models.resolve import load_tokenizer
+from ezxmc.models.teachers import free_memory
 from ezxmc.records import Judgment, Pair, Status
 from ezxmc.teacher.prompt import SCORING_VERSION, Prompt, PromptRenderer, judge
 
@@ -39,10 +40,6 @@ _COMPILE_FROM = 25_000
 _FEW_CORES = 8
 # Beside a resting engine: twice what training a student of 22 million parameters takes.
 _WORKING = 6 * 2**30
-_CONTAINER = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-)
 
 
 def engine_version() -> str:
@@ -276,7 +273,7 @@ class VllmEngine:
 
     def rest(self) -> None:
         """Close, unless the machine can spare the memory; on processors a waiting engine costs no more."""
-        if not self.cpu or _memory_to_spare() < _WORKING:
+        if not self.cpu or free_memory() < _WORKING:
             self.close()
 
     def close(self) -> None:
@@ -285,20 +282,6 @@ class VllmEngine:
         if engine is not None:
             with suppress(Exception):  # a dead engine cannot be told to stop
                 engine.engine_core.shutdown()
-
-
-def _memory_to_spare() -> int:
-    """Bytes that nobody needs, within the container's limit where there is one."""
-    spare = int(psutil.virtual_memory().available)
-    for limit, used in _CONTAINER:
-        with suppress(OSError, ValueError):
-            most, now = (int(Path("/sys/fs/cgroup", name).read_text("ascii")) for name in (limit, used))
-            with suppress(OSError, ValueError):  # what was read from files counts as used, and is given up
-                lines = Path("/sys/fs/cgroup", used).with_name("memory.stat").read_text("ascii").splitlines()
-                told = dict(line.split() for line in lines)
-                now -= int(told.get("total_inactive_file", told.get("inactive_file", 0)))
-            spare = min(spare, most - now)
-    return spare
 
 
 def _one_token(sampling: dict[str, Any]) -> Any:

@@ -15,7 +15,6 @@ from ezxmc import doctor
 from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.errors import TeacherError
 from ezxmc.models import teachers
-from ezxmc.teacher import vllm as backend
 from ezxmc.teacher.vllm import VllmEngine, engine_version
 
 
@@ -161,21 +160,21 @@ def test_an_engine_rests_where_the_machine_can_spare_the_memory(
     vllm = FakeVllm(monkeypatch)
     vllm.gpus = gpus
     engine = vllm.start()
-    monkeypatch.setattr("ezxmc.teacher.vllm._memory_to_spare", lambda: spare * 2**30)
+    monkeypatch.setattr("ezxmc.teacher.vllm.free_memory", lambda: spare * 2**30)
     engine.rest()
     engine._start(None)
     assert vllm.events.count("start") == (1 if stays else 2)
 
 
 def test_memory_to_spare_heeds_a_container_s_limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    free = backend._memory_to_spare()
+    free = teachers.free_memory()
     limit, used = tmp_path / "limit", tmp_path / "used"
-    monkeypatch.setattr(backend, "_CONTAINER", ((str(limit), str(used)),))
+    monkeypatch.setattr(teachers, "_CONTAINER", ((str(limit), str(used)),))
     limit.write_text("max\n")
     used.write_text("1000\n")
-    assert backend._memory_to_spare() > free / 2
+    assert teachers.free_memory() > free / 2
     limit.write_text("5000\n")
-    assert backend._memory_to_spare() == 4000
+    assert teachers.free_memory() == 4000
     for stat in ("anon 500\ninactive_file 300\n", "inactive_file 20\ntotal_inactive_file 300\n"):
         (tmp_path / "memory.stat").write_text(stat)
-        assert backend._memory_to_spare() == 4300
+        assert teachers.free_memory() == 4300
