@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ezxmc.bundle.bundle import Refine, add_calibrator, add_head, load_bundle, save_bundle
 from ezxmc.bundle.manifest import CALIBRATOR, Manifest, read_manifest
-from ezxmc.bundle.predict import Predictor
+from ezxmc.bundle.predict import Predictor, rank_among
 from ezxmc.calibration import Calibrator, Verdict, completed, fit_calibrator, fit_few_shot
 from ezxmc.config import RunConfig, TrainingConfig
 from ezxmc.errors import TrainingError
@@ -27,11 +27,13 @@ from ezxmc.feedback.budget import JUDGED_TOP
 from ezxmc.feedback.reviews import ReviewedLists, ReviewedPairs
 from ezxmc.feedback.targets import Targets, build_targets, teacher_verdicts
 from ezxmc.pipeline.people import peoples_calibrator
-from ezxmc.pipeline.people_ranks import PeoplesRanks, by_review, peoples_ranks
+from ezxmc.pipeline.people_ranks import MovedRanks, by_review, counted_offsets, peoples_ranks
 from ezxmc.pipeline.rundir import ENCODING, RunDir
 from ezxmc.progress import Progress
 from ezxmc.records import Document, Judgment, Prediction
+from ezxmc.report.model import CurvePoint
 from ezxmc.retrieval import BiEncoder, LabelIndex
+from ezxmc.retrieval.label_offsets import LabelOffsets
 from ezxmc.retrieval.sparse_head import SparseHead
 from ezxmc.training import cosines_of, refined_label_vectors, train_bi_encoder
 from ezxmc.training.dataset import examples
@@ -172,29 +174,38 @@ class Delivery:
 
     def calibrate(
         self, bundle: Path, predictions: Sequence[Prediction], judgments: Sequence[Judgment]
-    ) -> tuple[Calibrator | None, str]:
+    ) -> tuple[Calibrator | None, str, Sequence[CurvePoint]]:
         """`calibrate`, to what people and the teacher said of predictions on documents kept apart.
 
-        Where people reviewed enough of them, ranks follow their decisions too: see `peoples_ranks`.
+        Where people reviewed enough of them, ranks follow their decisions too: see `peoples_ranks`; and
+        labels' counts, see `counted_offsets`.
+
+        Args:
+            bundle: Its folder.
+            predictions: Of its student, without label offsets.
+            judgments: The teacher's.
 
         Returns:
-            The calibrator, and what people's reviews gave, in words.
+            The calibrator; what people's reviews gave, in words; and by growing numbers of documents.
         """
+        if peoples := _peoples(bundle):
+            return peoples, self.decided.lists(predictions, self.depth).line, ()
+        teacher, plain = teacher_verdicts(judgments), replace(load_bundle(bundle), offsets=None)
+        by_uid = {document.uid: document for document in self.catalog.documents}
+        counted = counted_offsets(plain, self.catalog.documents, predictions, teacher, self.watch)
+        if counted:
+            counting = Predictor(replace(plain, offsets=counted.on(plain.labels, plain.index)))
+            some = [by_uid[p.uid] for p in predictions]
+            predictions = rank_among(counting, some, self.row_of, self.depth)
         reviewed, moved = self.decided.lists(predictions, self.depth), None
         line = reviewed.line
-        if reviewed.enough and not peoples_calibrator(bundle):
-            documents = {document.uid: document for document in self.catalog.documents}
+        if reviewed.enough:
             said = by_review(reviewed, self.decided)
-            moved = peoples_ranks(
-                replace(load_bundle(bundle), offsets=None),
-                [documents[p.uid] for p in predictions if p.uid in said],
-                said,
-                self.depth,
-                self.watch,
-            )
+            some = [by_uid[p.uid] for p in predictions if p.uid in said]
+            moved = peoples_ranks(plain, some, said, self.depth, self.watch, counted)
             line = f"{line}; {moved.line}"
-        teacher = teacher_verdicts(judgments)
-        return calibrate(bundle, predictions, teacher, reviewed, self.depth, self.watch, moved), line
+        found = calibrate(bundle, predictions, teacher, reviewed, self.depth, self.watch, moved, counted)
+        return found, line, moved.curve if moved else ()
 
     def tags(self, predictor: Predictor, k: int) -> Iterator[Prediction]:
         """Tag every document."""
@@ -211,7 +222,8 @@ def calibrate(
     reviewed: ReviewedLists,
     depth: int,
     watch: Progress,
-    moved: PeoplesRanks | None = None,
+    moved: MovedRanks | None = None,
+    counted: LabelOffsets | None = None,
 ) -> Calibrator | None:
     """Put a calibrator into a bundle: to people where they reviewed enough, else to the teacher.
 
@@ -220,12 +232,13 @@ def calibrate(
 
     Args:
         bundle: Its folder.
-        predictions: Of documents kept apart, best label first.
+        predictions: Of documents kept apart, best label first, ranked with `counted`.
         teacher: The teacher's answers in [0, 1].
         reviewed: What people decided of these documents.
         depth: Ranks used.
         watch: Hears where there is too little to fit on.
         moved: Ranks that follow people's decisions, to be delivered with a calibrator fitted to people.
+        counted: Label offsets by counts, to be delivered otherwise.
     """
     if peoples := _peoples(bundle):
         return peoples
@@ -250,7 +263,7 @@ def calibrate(
         watch.say(f"probabilities could not be fitted to {line}")
     if peoples := _peoples(bundle):
         return peoples
-    offsets = moved.offsets if moved and name in (_BOTH, _PEOPLE) else None
+    offsets = moved.offsets if moved and name in (_BOTH, _PEOPLE) else counted
     add_calibrator(bundle, fitted, offsets=offsets, by_run=True)
     return fitted
 
