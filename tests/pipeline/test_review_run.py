@@ -37,6 +37,7 @@ from ezxmc.pipeline.people_ranks import peoples_ranks
 from ezxmc.pipeline.run import run
 from ezxmc.progress import NoProgress
 from ezxmc.records import Label, Pair
+from ezxmc.retrieval.label_offsets import LabelOffsets
 from ezxmc.review.material import Material, pick_pairs
 from ezxmc.review.picks import random_order
 
@@ -251,6 +252,33 @@ def test_documents_that_teach_ranks_calibrate_nothing(folder: Path, monkeypatch:
     assert calibrator is not None and (calibrator.target, calibrator.documents) == ("both", half)
     assert fitted == [{document.uid for document in apart[:half]} | decided.chosen]
     assert any("3 more were chosen to teach ranks, and calibrate nothing" in line for line in report.people)
+
+
+def test_counts_move_the_ranks_of_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they are worth is given here; `test_people_ranks.py` says that the teacher's answers choose it."""
+    place, (config, catalog) = folder / "run", catalog_of(folder)
+    file, usual = Path(config.data.labels), catalog.labels[0].uid
+    plain = [json.loads(line) for line in file.read_text().splitlines()]
+
+    def worth(bundle: Any, documents: Any, predictions: Any, teacher: Any, watch: Any) -> LabelOffsets:
+        answered = [teacher(p.uid, label) for p in predictions for label in p.labels]
+        assert sum(answer is not None for answer in answered) == len(catalog.to_calibrate) * depth
+        return LabelOffsets.by_counts(0.5, bundle.labels, bundle.index.dimension)
+
+    depth = config.inference.calibration_depth
+    with monkeypatch.context() as patch:
+        patch.setattr(deliver, "counted_offsets", worth)
+        write_rows(file, [{**row, "count": 1000 if row["uid"] == usual else 1} for row in plain])
+        run(config, teacher=FakeTeacher(mistaken))
+    tags = [json.loads(line)["tags"] for line in (place / "predictions.jsonl").read_text().splitlines()]
+    assert {row[0]["label"] for row in tags} == {usual}
+    fitted = load_bundle(place / "bundle")
+    assert (
+        fitted.offsets is not None and fitted.calibrator is not None and fitted.calibrator.target == "teacher"
+    )
+    write_rows(file, plain)
+    run(config, teacher=FakeTeacher(mistaken))
+    assert load_bundle(place / "bundle").offsets is None
 
 
 def test_lists_to_calibrate_on_are_those_a_run_fits_on_and_too_few_are_told(folder: Path) -> None:
