@@ -246,7 +246,8 @@ def compare_and_calibrate(
         former, new = ([p for p in side if p.uid in complete] for side in rankings)
         found = _compare(update, before, former, new, answers)
     said = [judgment for judgment in judgments if judgment.doc_uid in complete]
-    calibrator, update.reviews, _ = update.calibrate(bundle, everything, said)
+    counted = update.counted(bundle, [*documents, *update.reviewed], everything, said)
+    calibrator, update.reviews, _ = update.calibrate(bundle, *counted)
     return found, calibrator
 
 

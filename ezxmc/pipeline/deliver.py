@@ -23,7 +23,7 @@ from ezxmc.calibration import Calibrator, Verdict, completed, fit_calibrator, fi
 from ezxmc.config import RunConfig, TrainingConfig
 from ezxmc.errors import TrainingError
 from ezxmc.feedback.annotator import Annotator
-from ezxmc.feedback.budget import JUDGED_TOP
+from ezxmc.feedback.budget import JUDGED_TOP, in_hash_order
 from ezxmc.feedback.reviews import ReviewedLists, ReviewedPairs
 from ezxmc.feedback.targets import Targets, build_targets, teacher_verdicts
 from ezxmc.pipeline.people import peoples_calibrator
@@ -172,35 +172,69 @@ class Delivery:
             progress=self.watch.stage("bundle: label index"),
         )
 
-    def calibrate(
-        self, bundle: Path, predictions: Sequence[Prediction], judgments: Sequence[Judgment]
-    ) -> tuple[Calibrator | None, str, Sequence[CurvePoint]]:
-        """`calibrate`, to what people and the teacher said of predictions on documents kept apart.
+    def counted(
+        self,
+        bundle: Path,
+        documents: Sequence[int],
+        predictions: Sequence[Prediction],
+        judgments: Sequence[Judgment],
+    ) -> tuple[Sequence[Prediction], Sequence[Judgment], LabelOffsets | None]:
+        """Ranks by labels' counts, where `counted_offsets` finds that these gain.
 
-        Where people reviewed enough of them, ranks follow their decisions too: see `peoples_ranks`; and
-        labels' counts, see `counted_offsets`.
+        What then comes first of the documents with an answer, the teacher is asked about as well.
 
         Args:
             bundle: Its folder.
-            predictions: Of its student, without label offsets.
+            documents: Positions in the catalog.
+            predictions: Of these, by the bundle's student without label offsets.
+            judgments: The teacher's of them.
+
+        Returns:
+            Predictions and judgments, both as they were where nothing is gained; and the offsets.
+        """
+        teacher, plain = teacher_verdicts(judgments), replace(load_bundle(bundle), offsets=None)
+        offsets = None
+        if not peoples_calibrator(bundle):
+            offsets = counted_offsets(plain, self.catalog.documents, predictions, teacher, self.watch)
+        if offsets is None:
+            return predictions, judgments, None
+        counting = Predictor(replace(plain, offsets=offsets.on(plain.labels, plain.index)))
+        predictions = rank_among(counting, self.annotator.documents(documents), self.row_of, self.depth)
+        answered = {judgment.doc_uid for judgment in judgments}
+        order = in_hash_order([p.uid for p in predictions], range(len(documents)))
+        known = [i for i in order if predictions[i].uid in answered]
+        pairs = (
+            [documents[i] for i in known],
+            [[self.row_of[uid] for uid in predictions[i].labels] for i in known],
+        )
+        self.annotator.ask(*pairs, "calibration: teacher judges what counts put first")
+        return predictions, [*judgments, *self.annotator.answers(*pairs)], offsets
+
+    def calibrate(
+        self,
+        bundle: Path,
+        predictions: Sequence[Prediction],
+        judgments: Sequence[Judgment],
+        counted: LabelOffsets | None = None,
+    ) -> tuple[Calibrator | None, str, Sequence[CurvePoint]]:
+        """`calibrate`, to what people and the teacher said of predictions on documents kept apart.
+
+        Where people reviewed enough of them, ranks follow their decisions too: see `peoples_ranks`.
+
+        Args:
+            bundle: Its folder.
+            predictions: Of its student with `counted`, and no other label offsets.
             judgments: The teacher's.
+            counted: Label offsets by counts, if they gain.
 
         Returns:
             The calibrator; what people's reviews gave, in words; and by growing numbers of documents.
         """
-        if peoples := _peoples(bundle):
-            return peoples, self.decided.lists(predictions, self.depth).line, ()
-        teacher, plain = teacher_verdicts(judgments), replace(load_bundle(bundle), offsets=None)
-        by_uid = {document.uid: document for document in self.catalog.documents}
-        counted = counted_offsets(plain, self.catalog.documents, predictions, teacher, self.watch)
-        if counted:
-            counting = Predictor(replace(plain, offsets=counted.on(plain.labels, plain.index)))
-            some = [by_uid[p.uid] for p in predictions]
-            predictions = rank_among(counting, some, self.row_of, self.depth)
         reviewed, moved = self.decided.lists(predictions, self.depth), None
-        line = reviewed.line
-        if reviewed.enough:
-            said = by_review(reviewed, self.decided)
+        line, teacher = reviewed.line, teacher_verdicts(judgments)
+        if reviewed.enough and not peoples_calibrator(bundle):
+            by_uid = {document.uid: document for document in self.catalog.documents}
+            said, plain = by_review(reviewed, self.decided), replace(load_bundle(bundle), offsets=None)
             some = [by_uid[p.uid] for p in predictions if p.uid in said]
             moved = peoples_ranks(plain, some, said, self.depth, self.watch, counted)
             line = f"{line}; {moved.line}"

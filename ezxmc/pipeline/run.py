@@ -329,7 +329,8 @@ class _Run:
             documents, rows, "calibration: teacher judges", most=self.annotator.budget.calibrating
         )
         answers = self.annotator.answers([documents[i] for i in whole], [rows[i] for i in whole])
-        _, reviewed, curve = self.cycles.calibrate(bundle, predictions, answers)
+        counted = self.cycles.counted(bundle, part, predictions, answers)
+        _, reviewed, curve = self.cycles.calibrate(bundle, *counted)
         all_asked = left == (self.annotator.unasked_pairs, len(self.annotator.problem_docs))
         return {"whole": all_asked, "reviewed": reviewed, "curve": [point.model_dump() for point in curve]}
 

@@ -272,6 +272,10 @@ def test_counts_move_the_ranks_of_a_run(folder: Path, monkeypatch: pytest.Monkey
         run(config, teacher=FakeTeacher(mistaken))
     tags = [json.loads(line)["tags"] for line in (place / "predictions.jsonl").read_text().splitlines()]
     assert {row[0]["label"] for row in tags} == {usual}
+    found = Predictor(place / "bundle").predict([catalog.documents[i] for i in catalog.to_calibrate], k=depth)
+    with FeedbackStore(place / "feedback.sqlite") as store:
+        judged = {(one.doc_uid, one.label_uid) for one in store.judgments()}
+    assert {(p.uid, label) for p in found for label in p.labels} <= judged, "drift can be tested"
     fitted = load_bundle(place / "bundle")
     assert (
         fitted.offsets is not None and fitted.calibrator is not None and fitted.calibrator.target == "teacher"
