@@ -33,7 +33,8 @@ Floats = NDArray[np.float32]
 Rows = NDArray[np.int64]
 
 CANDIDATES = 100
-"""Labels the scores propose before the offsets; as many as are asked for where that is more."""
+"""Labels the scores propose before the offsets, or `_EACH` for each that is asked for where that is more."""
+_EACH = 8  # on wordnet with counts R@50 is 62.6 with 400 candidates, 56.1 with 100, 64.1 with all
 _OWN = 50  # decided labels beside them, by their scores with the offsets
 _BIAS, _GROUP, _SHIFT, _FREQUENCY = 0.8, 0.5, 2.0, 1.0
 """Standard deviations of the normal priors, in nats: of a label's bias, of its parent's, of each component of
@@ -366,7 +367,7 @@ class IndexOffsets:
     def search(self, search: Search, scores: Scores, vectors: Floats, k: int) -> tuple[Floats, Rows]:
         """The k best labels with their offsets.
 
-        Candidates are the best `CANDIDATES` without them, and the best decided labels with them.
+        Candidates are the best without them (`CANDIDATES`), and the best decided labels with them.
 
         Args:
             search: Without the offsets.
@@ -377,7 +378,7 @@ class IndexOffsets:
         Returns:
             Scores (N, k) float32, best first, and the labels' rows (N, k) int64.
         """
-        s, found = search(vectors, max(k, CANDIDATES))
+        s, found = search(vectors, max(_EACH * k, CANDIDATES))
         k = min(k, found.shape[1])
         if not found.size:
             return s[:, :k], found[:, :k]
