@@ -200,6 +200,7 @@ class Delivery:
             return predictions, judgments, None
         counting = Predictor(replace(plain, offsets=offsets.on(plain.labels, plain.index)))
         predictions = rank_among(counting, self.annotator.documents(documents), self.row_of, self.depth)
+        del plain, counting  # no student is in memory while the teacher works
         answered = {judgment.doc_uid for judgment in judgments}
         order = in_hash_order([p.uid for p in predictions], range(len(documents)))
         known = [i for i in order if predictions[i].uid in answered]

@@ -316,8 +316,12 @@ class _Run:
             return {"whole": True}
         part, row = self.catalog.to_calibrate, self.cycles.row_of
         # Of labels that people added the teacher knows nothing.
-        student = Predictor(replace(load_bundle(bundle), offsets=None))
-        predictions = rank_among(student, self.annotator.documents(part), row, self.cycles.depth)
+        predictions = rank_among(
+            Predictor(replace(load_bundle(bundle), offsets=None)),  # no name holds it while the teacher works
+            self.annotator.documents(part),
+            row,
+            self.cycles.depth,
+        )
         # Where a budget ends, the calibrator is fitted on a random part of its documents.
         order = in_hash_order([found.uid for found in predictions], range(len(part)))
         documents = [part[i] for i in order]
