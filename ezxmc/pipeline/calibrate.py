@@ -34,7 +34,14 @@ from ezxmc.errors import ArgumentError, ConfigError, TrainingError, number_betwe
 from ezxmc.feedback.recall import existing_store, newest_judgments
 from ezxmc.feedback.reviews import ReviewedPairs, document_hash
 from ezxmc.feedback.targets import teacher_verdicts
-from ezxmc.pipeline.people_ranks import by_review, by_tags, part_for_ranks, peoples_ranks, verdicts_of
+from ezxmc.pipeline.people_ranks import (
+    by_review,
+    by_tags,
+    counted_offsets,
+    part_for_ranks,
+    peoples_ranks,
+    verdicts_of,
+)
 from ezxmc.progress import NoProgress, Progress
 from ezxmc.records import Document, Prediction
 from ezxmc.retrieval.label_offsets import LabelOffsets
@@ -105,8 +112,8 @@ def calibrate(
         target: Whose answers are predicted; by default as what is given says.
         kind: The shape of the curve; by default the one that predicts best.
         ranks: The share of people's documents that may change ranks too (`peoples_ranks`), where
-            cross-validation says that it gains. The others can prove a guarantee of `decide`; with 0 ranks
-            stay as they are.
+            cross-validation says that it gains; with a store, labels' counts may too
+            (`counted_offsets`). The others can prove a guarantee of `decide`; with 0 ranks stay as they are.
         depth: Ranks per document used.
         held_out: The share given to the training, whose part for calibration is taken; all by default.
         seed: The one given to the training.
@@ -137,22 +144,35 @@ def calibrate(
     scored = Scored.read(bundle, documents, depth, columns, watch, held_out=held_out, seed=seed)
     tags = scored.tags(gold, without_gold) if gold is not None else {}
     predictions, offsets = scored.predictions(), None
+    if store is not None and aim != "human":
+        teacher, lacking = scored.judged(store)
+        name = documents if isinstance(documents, str | Path) else "DOCUMENTS"
+        ask = f"ezxmc annotate {name} LABELS missing.jsonl --store {store}"
+        scored.check(lacking, alone=aim == "teacher", command=ask)
+        if ranks:
+            offsets = counted_offsets(scored.predictor.bundle, scored.documents, predictions, teacher, watch)
+    elif ranks:
+        offsets = scored.counted()
+    plain = scored.predictor.bundle
+    if offsets is not None:
+        predictions = scored.predictions(offsets)
     ranked: Sequence[Prediction] = predictions
-    said = by_tags(predictions, tags)
+    said, teaching = by_tags(predictions, tags), frozenset[str]()
     human: Verdict = verdicts_of(said)
     if reviewed is not None:
         with existing_store(reviewed):
             decided = ReviewedPairs.load(reviewed, scored.documents, scored.predictor.bundle.labels)
         lists = decided.lists(predictions, depth)
         watch.say(f"{decided.line}; {lists.counts}")
-        said = by_review(lists, decided)
+        said, teaching = by_review(lists, decided), frozenset(lists.teaching)
         if aim != "teacher":
             human = completed(predictions, lists, depth)
     if aim != "teacher" and ranks:
-        some = {uid: said[uid] for uid in part_for_ranks(said, ranks)}
+        # Documents that were chosen to teach ranks prove nothing, whatever their part.
+        some = {uid: said[uid] for uid in (*part_for_ranks(said.keys() - teaching, ranks), *sorted(teaching))}
         # Of the others no verdict is known.
         documents_of = [document for document in scored.documents if document.uid in said]
-        moved = peoples_ranks(scored.predictor.bundle, documents_of, some, depth, watch)
+        moved = peoples_ranks(plain, documents_of, some, depth, watch, offsets)
         watch.say(moved.line)
         offsets, ranked = moved.offsets, moved.predictions
     if aim == "human":
@@ -160,15 +180,10 @@ def calibrate(
     elif store is None:
         former = scored.predictor.bundle.calibrator
         calibrator = Calibrator.correct([former] if former else [], judged_rows(ranked, human, depth))
+    elif aim == "teacher":
+        calibrator = fit_calibrator(predictions, teacher, target="teacher", k=depth, kinds=kinds)
     else:
-        teacher, lacking = scored.judged(store)
-        name = documents if isinstance(documents, str | Path) else "DOCUMENTS"
-        ask = f"ezxmc annotate {name} LABELS missing.jsonl --store {store}"
-        scored.check(lacking, alone=aim == "teacher", command=ask)
-        if aim == "teacher":
-            calibrator = fit_calibrator(predictions, teacher, target="teacher", k=depth, kinds=kinds)
-        else:
-            calibrator = fit_few_shot(predictions, teacher, human, k=depth, kinds=kinds, ranked=ranked)
+        calibrator = fit_few_shot(predictions, teacher, human, k=depth, kinds=kinds, ranked=ranked)
     add_calibrator(bundle, calibrator, offsets=offsets)
     return Calibrated(bundle, calibrator, scored.rows, offsets)
 
@@ -300,13 +315,28 @@ class Scored:
         )
         return tags
 
-    def predictions(self) -> list[Prediction]:
-        """Of the documents."""
-        bar = self.watch.stage("scoring")
-        for prediction in self.predictor.stream(self.documents, k=self.depth):
+    def predictions(self, offsets: LabelOffsets | None = None) -> list[Prediction]:
+        """Of the documents; with label offsets in place of the bundle's."""
+        bar, predictor = self.watch.stage("scoring"), self.predictor
+        if offsets is not None:
+            bundle = predictor.bundle
+            predictor = Predictor(replace(bundle, offsets=offsets.on(bundle.labels, bundle.index)))
+        self._found = []
+        for prediction in predictor.stream(self.documents, k=self.depth):
             self._found.append(prediction)
             bar(len(self._found), len(self.documents))
         return self._found
+
+    def offsets(self) -> LabelOffsets | None:
+        """Those in the bundle."""
+        bundle = self.predictor.bundle.path
+        name = read_manifest(bundle).file(OFFSETS)
+        return LabelOffsets.load(bundle / name) if name else None
+
+    def counted(self) -> LabelOffsets | None:
+        """Those in the bundle that are the teacher's word on labels' counts alone."""
+        found = self.offsets()
+        return found if found and not found.labels else None
 
     def judged(self, store: str | Path) -> tuple[Verdict, dict[str, list[str]]]:
         """What the teacher said, and of which top labels it said nothing."""
@@ -317,9 +347,8 @@ class Scored:
 
     def for_proof(self, documents: Iterable[Document]) -> list[Document]:
         """Those that did not fit the bundle's ranks: a promise is proved on others."""
-        bundle = self.predictor.bundle.path
-        name, some = read_manifest(bundle).file(OFFSETS), list(documents)
-        fitted = LabelOffsets.load(bundle / name).documents if name else frozenset()
+        there, some = self.offsets(), list(documents)
+        fitted = there.documents if there else frozenset()
         left = [document for document in some if document_hash(document) not in fitted]
         if out := len(some) - len(left):
             line = f"{out:,} of {len(some):,} documents fitted the bundle's ranks, and can prove nothing"

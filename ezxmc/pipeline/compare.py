@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ezxmc.bundle.bundle import load_bundle
 from ezxmc.bundle.predict import Predictor, rank_among
 from ezxmc.calibration import Calibrator, Isotonic, JudgedRows, Verdict, judged_rows
 from ezxmc.calibration.calibrator import FITS
@@ -213,9 +214,10 @@ def compare_and_calibrate(
     Documents of which the budget left a pair unasked serve neither, unless people reviewed them.
     `compared`: whether its student is another than the former one.
     """
-    fresh, depth, k = Predictor(bundle), update.depth, update.config.inference.k
+    depth, k = update.depth, update.config.inference.k
     # Students are compared: what people's decisions add to the one, they will add to the other.
-    before = Predictor(replace(update.student.bundle, offsets=None))
+    sides = update.student.bundle, load_bundle(bundle)
+    before, fresh = (Predictor(replace(side, offsets=None)) for side in sides)
     uids = [document.uid for document in update.catalog.documents]
     documents = in_hash_order(uids, [*update.checked, *update.new_apart])
     texts = update.annotator.documents(documents)
@@ -244,7 +246,8 @@ def compare_and_calibrate(
         former, new = ([p for p in side if p.uid in complete] for side in rankings)
         found = _compare(update, before, former, new, answers)
     said = [judgment for judgment in judgments if judgment.doc_uid in complete]
-    calibrator, update.reviews = update.calibrate(bundle, everything, said)
+    counted = update.counted(bundle, [*documents, *update.reviewed], everything, said)
+    calibrator, update.reviews, _ = update.calibrate(bundle, *counted)
     return found, calibrator
 
 

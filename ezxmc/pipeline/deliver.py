@@ -18,20 +18,22 @@ from numpy.typing import NDArray
 
 from ezxmc.bundle.bundle import Refine, add_calibrator, add_head, load_bundle, save_bundle
 from ezxmc.bundle.manifest import CALIBRATOR, Manifest, read_manifest
-from ezxmc.bundle.predict import Predictor
+from ezxmc.bundle.predict import Predictor, rank_among
 from ezxmc.calibration import Calibrator, Verdict, completed, fit_calibrator, fit_few_shot
 from ezxmc.config import RunConfig, TrainingConfig
 from ezxmc.errors import TrainingError
 from ezxmc.feedback.annotator import Annotator
-from ezxmc.feedback.budget import JUDGED_TOP
+from ezxmc.feedback.budget import JUDGED_TOP, in_hash_order
 from ezxmc.feedback.reviews import ReviewedLists, ReviewedPairs
 from ezxmc.feedback.targets import Targets, build_targets, teacher_verdicts
 from ezxmc.pipeline.people import peoples_calibrator
-from ezxmc.pipeline.people_ranks import PeoplesRanks, by_review, peoples_ranks
+from ezxmc.pipeline.people_ranks import MovedRanks, by_review, counted_offsets, peoples_ranks
 from ezxmc.pipeline.rundir import ENCODING, RunDir
 from ezxmc.progress import Progress
 from ezxmc.records import Document, Judgment, Prediction
+from ezxmc.report.model import CurvePoint
 from ezxmc.retrieval import BiEncoder, LabelIndex
+from ezxmc.retrieval.label_offsets import LabelOffsets
 from ezxmc.retrieval.sparse_head import SparseHead
 from ezxmc.training import cosines_of, refined_label_vectors, train_bi_encoder
 from ezxmc.training.dataset import examples
@@ -170,31 +172,75 @@ class Delivery:
             progress=self.watch.stage("bundle: label index"),
         )
 
+    def counted(
+        self,
+        bundle: Path,
+        documents: Sequence[int],
+        predictions: Sequence[Prediction],
+        judgments: Sequence[Judgment],
+    ) -> tuple[Sequence[Prediction], Sequence[Judgment], LabelOffsets | None]:
+        """Ranks by labels' counts, where `counted_offsets` finds that these gain.
+
+        What then comes first of the documents with an answer, the teacher is asked about as well.
+
+        Args:
+            bundle: Its folder.
+            documents: Positions in the catalog.
+            predictions: Of these, by the bundle's student without label offsets.
+            judgments: The teacher's of them.
+
+        Returns:
+            Predictions and judgments, both as they were where nothing is gained; and the offsets.
+        """
+        teacher, plain = teacher_verdicts(judgments), replace(load_bundle(bundle), offsets=None)
+        offsets = None
+        if not peoples_calibrator(bundle):
+            offsets = counted_offsets(plain, self.catalog.documents, predictions, teacher, self.watch)
+        if offsets is None:
+            return predictions, judgments, None
+        counting = Predictor(replace(plain, offsets=offsets.on(plain.labels, plain.index)))
+        predictions = rank_among(counting, self.annotator.documents(documents), self.row_of, self.depth)
+        del plain, counting  # no student is in memory while the teacher works
+        answered = {judgment.doc_uid for judgment in judgments}
+        order = in_hash_order([p.uid for p in predictions], range(len(documents)))
+        known = [i for i in order if predictions[i].uid in answered]
+        pairs = (
+            [documents[i] for i in known],
+            [[self.row_of[uid] for uid in predictions[i].labels] for i in known],
+        )
+        self.annotator.ask(*pairs, "calibration: teacher judges what counts put first")
+        return predictions, [*judgments, *self.annotator.answers(*pairs)], offsets
+
     def calibrate(
-        self, bundle: Path, predictions: Sequence[Prediction], judgments: Sequence[Judgment]
-    ) -> tuple[Calibrator | None, str]:
+        self,
+        bundle: Path,
+        predictions: Sequence[Prediction],
+        judgments: Sequence[Judgment],
+        counted: LabelOffsets | None = None,
+    ) -> tuple[Calibrator | None, str, Sequence[CurvePoint]]:
         """`calibrate`, to what people and the teacher said of predictions on documents kept apart.
 
         Where people reviewed enough of them, ranks follow their decisions too: see `peoples_ranks`.
 
+        Args:
+            bundle: Its folder.
+            predictions: Of its student with `counted`, and no other label offsets.
+            judgments: The teacher's.
+            counted: Label offsets by counts, if they gain.
+
         Returns:
-            The calibrator, and what people's reviews gave, in words.
+            The calibrator; what people's reviews gave, in words; and by growing numbers of documents.
         """
         reviewed, moved = self.decided.lists(predictions, self.depth), None
-        line = reviewed.line
+        line, teacher = reviewed.line, teacher_verdicts(judgments)
         if reviewed.enough and not peoples_calibrator(bundle):
-            documents = {document.uid: document for document in self.catalog.documents}
-            said = by_review(reviewed, self.decided)
-            moved = peoples_ranks(
-                replace(load_bundle(bundle), offsets=None),
-                [documents[p.uid] for p in predictions if p.uid in said],
-                said,
-                self.depth,
-                self.watch,
-            )
+            by_uid = {document.uid: document for document in self.catalog.documents}
+            said, plain = by_review(reviewed, self.decided), replace(load_bundle(bundle), offsets=None)
+            some = [by_uid[p.uid] for p in predictions if p.uid in said]
+            moved = peoples_ranks(plain, some, said, self.depth, self.watch, counted)
             line = f"{line}; {moved.line}"
-        teacher = teacher_verdicts(judgments)
-        return calibrate(bundle, predictions, teacher, reviewed, self.depth, self.watch, moved), line
+        found = calibrate(bundle, predictions, teacher, reviewed, self.depth, self.watch, moved, counted)
+        return found, line, moved.curve if moved else ()
 
     def tags(self, predictor: Predictor, k: int) -> Iterator[Prediction]:
         """Tag every document."""
@@ -211,7 +257,8 @@ def calibrate(
     reviewed: ReviewedLists,
     depth: int,
     watch: Progress,
-    moved: PeoplesRanks | None = None,
+    moved: MovedRanks | None = None,
+    counted: LabelOffsets | None = None,
 ) -> Calibrator | None:
     """Put a calibrator into a bundle: to people where they reviewed enough, else to the teacher.
 
@@ -220,12 +267,13 @@ def calibrate(
 
     Args:
         bundle: Its folder.
-        predictions: Of documents kept apart, best label first.
+        predictions: Of documents kept apart, best label first, ranked with `counted`.
         teacher: The teacher's answers in [0, 1].
         reviewed: What people decided of these documents.
         depth: Ranks used.
         watch: Hears where there is too little to fit on.
         moved: Ranks that follow people's decisions, to be delivered with a calibrator fitted to people.
+        counted: Label offsets by counts, to be delivered otherwise.
     """
     if peoples := _peoples(bundle):
         return peoples
@@ -250,7 +298,7 @@ def calibrate(
         watch.say(f"probabilities could not be fitted to {line}")
     if peoples := _peoples(bundle):
         return peoples
-    offsets = moved.offsets if moved and name in (_BOTH, _PEOPLE) else None
+    offsets = moved.offsets if moved and name in (_BOTH, _PEOPLE) else counted
     add_calibrator(bundle, fitted, offsets=offsets, by_run=True)
     return fitted
 

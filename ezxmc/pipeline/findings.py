@@ -35,6 +35,7 @@ from ezxmc.report.model import (
     BudgetSummary,
     CalibrationSummary,
     CostSummary,
+    CurvePoint,
     CycleSummary,
     DataSummary,
     DisagreementEntry,
@@ -92,11 +93,10 @@ class RunResults:
         head: What became of the sparse head, in words; empty if none was wanted.
         calibrator: The bundle's, if it has one.
         decision: What the bundle's decision promises, in words; empty if it has none.
-        people: What of people's work in the bundle stays, and what does not fit it any more, in words.
+        people: What of people's work stays, and what does not fit any more, in words; `curve`: its worth.
         predictions: One per document, in order.
         untrained: The same by the untrained encoder, where there is gold.
-        by_cycle: Of several cycles, what each one's student puts first, of the documents with gold that
-            no student was trained on.
+        by_cycle: What each cycle's student puts first, of documents with gold that none was trained on.
     """
 
     catalog: Catalog
@@ -109,6 +109,7 @@ class RunResults:
     calibrator: Calibrator | None = None
     decision: str = ""
     people: list[str] = field(default_factory=list)
+    curve: list[CurvePoint] = field(default_factory=list)
     predictions: list[Prediction] = field(default_factory=list)
     untrained: list[Prediction] = field(default_factory=list)
     by_cycle: list[list[Prediction]] = field(default_factory=list)
@@ -149,6 +150,7 @@ def assemble(
         head=found.head,
         decision=found.decision,
         people=found.people,
+        people_curve=found.curve,
         calibration=CalibrationSummary(
             target=calibrator.target,
             n=calibrator.n,

@@ -1,4 +1,4 @@
-"""What people's decisions do to ranks: fitted, cross-validated, and left out where they gain nothing."""
+"""What people's decisions, and labels' counts, do to ranks: cross-validated, and left out if no gain."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from ezxmc.feedback.reviews import ReviewedLists, ReviewedPairs, document_hash
 from ezxmc.hashing import text_hash
 from ezxmc.progress import NoProgress, Progress
 from ezxmc.records import Document, Prediction
-from ezxmc.retrieval.label_offsets import CANDIDATES, DecidedPairs, LabelOffsets
+from ezxmc.report.model import CurvePoint
+from ezxmc.retrieval.label_offsets import CANDIDATES, DecidedPairs, LabelOffsets, worth_of_counts
 
 FEWEST = 20
 """Documents with decisions, of which fewer change no rank."""
 _TOP = 20  # of a document all of whose labels are known, so many count one by one
 _DRAWN = 500  # and so many stand for all the others
 _ADDED = 0.3  # who added one missing label may have left others out
-_FOLDS, _SHARES = 5, (0.5, 1.0)
+_FOLDS, _SHARES = 5, (0.25, 0.5, 1.0)
 _MEASURES = "P@1", "P@5", "nDCG@5"
 _NEXT = 50
 
@@ -52,7 +53,7 @@ def by_review(lists: ReviewedLists, pairs: ReviewedPairs) -> dict[str, Decided]:
     """What people said of the documents they reviewed, labels that they added to them among it."""
     found: dict[str, Decided] = {}
     for (doc, label), fits in pairs.verdicts.items():
-        if doc in lists.answers:
+        if doc in lists.answers or doc in lists.teaching:
             said = found.get(doc, Decided(frozenset(), others=_ADDED if doc in lists.added else 0.0))
             one = {"yes": said.yes | {label}} if fits else {"no": said.no | {label}}
             found[doc] = replace(said, **one)  # type: ignore[arg-type]
@@ -89,18 +90,20 @@ def part_for_ranks(uids: Iterable[str], share: float) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class PeoplesRanks:
-    """Ranks by people's decisions.
+class MovedRanks:
+    """Ranks by more than scores.
 
     Attributes:
         predictions: Of every document, ranked by decisions on others: what probabilities may be fitted to.
         offsets: What they add to scores; `None` where that gains nothing.
         line: What cross-validation says, for a person.
+        curve: The same at growing numbers of documents, and what is expected of 50 more.
     """
 
     predictions: Sequence[Prediction]
     offsets: LabelOffsets | None = None
     line: str = ""
+    curve: Sequence[CurvePoint] = ()
 
 
 def peoples_ranks(
@@ -109,12 +112,13 @@ def peoples_ranks(
     decided: Mapping[str, Decided],
     depth: int,
     watch: Progress | None = None,
-) -> PeoplesRanks:
+    counted: LabelOffsets | None = None,
+) -> MovedRanks:
     """Fit a bundle's label offsets to what people decided, and say what they are worth.
 
     Five times the offsets are fitted without a fifth of the documents, which are then ranked by them: of the
-    labels on which something is known, in the order with and without offsets, P@1, P@5 and nDCG@5. With half
-    of the other documents too: that shows what more would bring.
+    labels on which something is known, in the order with and without offsets, P@1, P@5 and nDCG@5. With a
+    half and a quarter of the other documents too: that shows what more would bring.
 
     Args:
         bundle: Without offsets of its own.
@@ -122,15 +126,18 @@ def peoples_ranks(
         decided: By document uid; of others nothing is known.
         depth: Labels of a prediction.
         watch: Sees the stage.
+        counted: What `counted_offsets` found: people start from that, and gain beside it.
     """
     k = max(depth, CANDIDATES)
+    start = replace(bundle, offsets=counted.on(bundle.labels, bundle.index)) if counted else bundle
+    worth_of_nat = counted.frequency[0] if counted else 0.0
     vectors = bundle.encoder.encode_documents([document.shown for document in documents])
-    scores, rows = bundle.search(vectors, k)
+    scores, rows = start.search(vectors, k)
     known = np.array([i for i, document in enumerate(documents) if document.uid in decided], dtype=np.int64)
     if len(known) < FEWEST:
         few = f"ranks stay: people decided on {len(known)} documents, from {FEWEST} on they may change"
         plain = predictions_of(bundle, documents, scores[:, :depth], rows[:, :depth])
-        return PeoplesRanks(plain, line=few)
+        return MovedRanks(plain, counted, few)
     pairs = _pairs(bundle, vectors, [decided.get(document.uid) for document in documents], rows)
 
     def worth(found: NDArray[np.int64], i: int) -> tuple[float, float, float]:
@@ -148,7 +155,7 @@ def peoples_ranks(
         for share in _SHARES:
             ranked = scores[mine], rows[mine]
             some = np.isin(np.arange(len(documents)), rest[: round(share * len(rest))])
-            if offsets := LabelOffsets.fit(pairs.of(some), bundle.labels):
+            if offsets := LabelOffsets.fit(pairs.of(some), bundle.labels, worth_of_nat):
                 ranked = replace(bundle, offsets=offsets.on(bundle.labels, bundle.index)).search(
                     vectors[mine], k
                 )
@@ -157,9 +164,9 @@ def peoples_ranks(
         # The last share is all of the rest.
         scores[mine], rows[mine] = ranked
     gains = {share: (values - before).mean(axis=0) for share, values in after.items()}
-    offsets = LabelOffsets.fit(pairs, bundle.labels) if gains[1.0][-1] > 0 else None
+    offsets = LabelOffsets.fit(pairs, bundle.labels, worth_of_nat) if gains[1.0][-1] > 0 else None
     if offsets is None:
-        scores, rows = bundle.search(vectors, k)
+        scores, rows = start.search(vectors, k)
     else:
         others = np.setdiff1d(np.arange(len(documents)), known)
         fitted = replace(bundle, offsets=offsets.on(bundle.labels, bundle.index))
@@ -167,9 +174,61 @@ def peoples_ranks(
         told = dict(zip(_MEASURES, gains[1.0].tolist(), strict=True)) | {"documents": float(len(known))}
         hashes = frozenset(document_hash(documents[i]) for i in known.tolist())
         offsets = replace(offsets, documents=hashes, gain=told)
-    line = _line(len(known), before.mean(axis=0), gains, offsets is not None)
+    curve = _curve(len(known), before.mean(axis=0), gains)
+    line = _line(len(known), curve, offsets is not None)
     found = predictions_of(bundle, documents, scores[:, :depth], rows[:, :depth])
-    return PeoplesRanks(found, offsets, line)
+    return MovedRanks(found, offsets or counted, line, curve if offsets else ())
+
+
+def counted_offsets(
+    bundle: Bundle,
+    documents: Iterable[Document],
+    predictions: Iterable[Prediction],
+    teacher: Verdict,
+    watch: Progress,
+) -> LabelOffsets | None:
+    """What labels' counts are worth by the teacher's answers on a bundle's own top labels.
+
+    Kept where it is more than 0, and tells the answers on other documents better by more than the standard
+    error of that.
+
+    Args:
+        bundle: Without offsets of its own.
+        documents: Those of `predictions`, and others.
+        predictions: The bundle's, of documents the student was not trained on.
+        teacher: Its answers.
+        watch: Told what is gained.
+
+    Returns:
+        The offsets; `None` where no label has a count, or nothing is gained.
+    """
+    if all(label.count is None for label in bundle.labels):
+        return None
+    row_of = bundle.rows()
+    told = [
+        (p.uid, row_of[label], score, answer)
+        for p in predictions
+        for label, score in zip(p.labels, p.scores, strict=True)
+        if (answer := teacher(p.uid, label)) is not None
+    ]
+    uids = {uid: place for place, uid in enumerate(dict.fromkeys(uid for uid, *_ in told))}
+    if len(uids) < 2 * _FOLDS:
+        return None
+    columns = zip(*told, strict=True)
+    of = np.array([uids[uid] for uid in next(columns)], dtype=np.int64)
+    rows, scores, answers = (np.array(column) for column in columns)
+    worth, gain, error = worth_of_counts(of, scores, answers, rows, bundle.labels, _FOLDS)
+    if worth <= 0 or gain <= error:
+        return None
+    watch.say(
+        f"labels' counts move ranks: ten times as often is worth {worth * np.log(10):.3f} of score, by the "
+        f"teacher's answers on {len(uids):,} documents"
+    )
+    return replace(
+        LabelOffsets.by_counts(worth, bundle.labels, bundle.index.dimension),
+        documents=frozenset(document_hash(document) for document in documents if document.uid in uids),
+        gain={"nats": gain, "documents": float(len(uids))},
+    )
 
 
 def _measures(fits: Sequence[bool], right: int) -> tuple[float, float, float]:
@@ -211,19 +270,31 @@ def _pairs(
     )
 
 
-def _line(count: int, before: NDArray[Any], gains: Mapping[float, NDArray[Any]], kept: bool) -> str:
+def _curve(count: int, before: NDArray[Any], gains: Mapping[float, NDArray[Any]]) -> list[CurvePoint]:
+    """P@1 and P@5 by the documents fitted on, and at 50 more than there are."""
+    sizes = [share * count * (1 - 1 / _FOLDS) for share in gains]
+    # A gain grows with the logarithm of the documents.
+    slopes = np.polyfit(np.log(sizes), np.stack(list(gains.values())), 1)[0].clip(min=0)
+    then = before + gains[1.0] + slopes * np.log((count + _NEXT) / sizes[-1])
+    every = [before, *(before + gain for gain in gains.values()), then.clip(max=1)]
+    documents = [0, *map(round, sizes), count + _NEXT]
+    return [
+        CurvePoint(
+            documents=n, values=dict(zip(_MEASURES[:2], values.tolist(), strict=False)), expected=n > count
+        )
+        for n, values in zip(documents, every, strict=True)
+    ]
+
+
+def _line(count: int, curve: Sequence[CurvePoint], kept: bool) -> str:
     """What cross-validation says, and what the next fifty documents would bring."""
-    now = before + gains[1.0]
-    told = ", ".join(
-        f"{name} {100 * old:.1f} to {100 * new:.1f} %"
-        for name, old, new in zip(_MEASURES[:2], before, now, strict=False)
-    )
+    before, *_, now, then = (point.values for point in curve)
+    told = ", ".join(f"{name} {100 * before[name]:.1f} to {100 * now[name]:.1f} %" for name in before)
     if not kept:
         return f"ranks stay: people's decisions on {count:,} documents change {told}, by cross-validation"
-    # A gain grows with the logarithm of the documents.
-    sizes = np.log([share * count * (1 - 1 / _FOLDS) for share in _SHARES])
-    slope = np.polyfit(sizes, [gains[share][1] for share in _SHARES], 1)[0]
-    more = 100 * max(0.0, float(slope)) * np.log(1 + _NEXT / count)
+    # That of the decisions there are is beyond what cross-validation fits on.
+    fitted = curve[-2].documents
+    more = 100 * (then["P@5"] - now["P@5"]) * np.log(1 + _NEXT / count) / np.log((count + _NEXT) / fitted)
     return (
         f"ranks follow people's decisions on {count:,} documents: {told} of what they decided on, by "
         f"cross-validation; {_NEXT} documents more would bring about {more:.1f} points of P@5"

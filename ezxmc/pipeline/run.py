@@ -21,10 +21,12 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from ezxmc.bundle.bundle import load_bundle
 from ezxmc.bundle.labels import add_labels
 from ezxmc.bundle.manifest import (
     MANIFEST,
@@ -67,6 +69,7 @@ from ezxmc.pipeline.snapshot import CATALOG, Snapshot
 from ezxmc.progress import NoProgress, Progress, pulling, rank_and_size
 from ezxmc.records import Document, Judgment, Label, Prediction
 from ezxmc.report import RunReport, write_report
+from ezxmc.report.model import CurvePoint
 from ezxmc.report.page import is_page
 from ezxmc.retrieval import LabelIndex
 from ezxmc.teacher import Teacher, load_teacher
@@ -284,7 +287,7 @@ class _Run:
         inputs = [self.bundle_inputs, self.config.budget.model_dump(), said]
         if said:
             inputs.append("partly decided documents are completed")  # not so in records of former releases
-        if said and (counts := [label.count for label in self.catalog.labels if label.count is not None]):
+        if counts := [label.count for label in self.catalog.labels if label.count is not None]:
             inputs.append(counts)
         made = self.place.stage(
             "calibrate",
@@ -297,6 +300,7 @@ class _Run:
             self.place.forget("calibrate")
         if line := made.get("reviewed"):
             self.found.people.append(line)
+        self.found.curve = [CurvePoint.model_validate(point) for point in made.get("curve", ())]
 
     def _calibrate(self) -> dict[str, Any]:
         """Ask the teacher about what the student itself answers on the part kept apart, and fit.
@@ -305,14 +309,19 @@ class _Run:
 
         Returns:
             `whole`: whether nothing was left that another session might ask; `reviewed`: what
-            people's reviews gave, in words.
+            people's reviews gave, in words; `curve`: the same by growing numbers of documents.
         """
         bundle = self.place.path / "bundle"
         if peoples_calibrator(bundle):
             return {"whole": True}
         part, row = self.catalog.to_calibrate, self.cycles.row_of
         # Of labels that people added the teacher knows nothing.
-        predictions = rank_among(Predictor(bundle), self.annotator.documents(part), row, self.cycles.depth)
+        predictions = rank_among(
+            Predictor(replace(load_bundle(bundle), offsets=None)),  # no name holds it while the teacher works
+            self.annotator.documents(part),
+            row,
+            self.cycles.depth,
+        )
         # Where a budget ends, the calibrator is fitted on a random part of its documents.
         order = in_hash_order([found.uid for found in predictions], range(len(part)))
         documents = [part[i] for i in order]
@@ -324,9 +333,10 @@ class _Run:
             documents, rows, "calibration: teacher judges", most=self.annotator.budget.calibrating
         )
         answers = self.annotator.answers([documents[i] for i in whole], [rows[i] for i in whole])
-        _, reviewed = self.cycles.calibrate(bundle, predictions, answers)
+        counted = self.cycles.counted(bundle, part, predictions, answers)
+        _, reviewed, curve = self.cycles.calibrate(bundle, *counted)
         all_asked = left == (self.annotator.unasked_pairs, len(self.annotator.problem_docs))
-        return {"whole": all_asked, "reviewed": reviewed}
+        return {"whole": all_asked, "reviewed": reviewed, "curve": [point.model_dump() for point in curve]}
 
     def recall(self) -> list[Judgment]:
         """All that is known of the catalog's texts; what the store holds of others is reported."""

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ezxmc.metrics import Drift, ReliabilityBin
-from ezxmc.report.model import EvaluationSummary, Histogram, ThresholdRow, TrainingSummary, Window
+from ezxmc.report.model import CurvePoint, EvaluationSummary, Histogram, ThresholdRow, TrainingSummary, Window
 
 # matplotlib knows no CSS: it draws in these colours, which are then replaced.
 INK, MUTED, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
@@ -248,6 +248,26 @@ def training(rounds: list[tuple[int, TrainingSummary]]) -> str:
         if len(rounds) > 1:
             left.legend(fontsize=8)
         return svg(figure, "training", "Training: held-out score and loss per epoch")
+
+
+def learning(points: Sequence[CurvePoint]) -> str:
+    """P@1 and P@5 over the documents people decided on, dashed what more would bring; or nothing."""
+    if not points:
+        return ""
+    with rc_context(STYLE):
+        figure, axes = axes_of(6.4, 2.8)
+        for name, color, marker in (("P@1", FIRST, "s"), ("P@5", SECOND, "o")):
+            places = [point.documents for point in points]
+            heights = [100 * point.values[name] for point in points]
+            known = sum(not point.expected for point in points)
+            axes.plot(places[:known], heights[:known], color=color, marker=marker, label=name)
+            axes.plot(places[known - 1 :], heights[known - 1 :], "--", color=color)
+            axes.plot(places[known:], heights[known:], marker, color=color, fillstyle="none")
+        axes.set_xlabel("documents that people decided on (dashed: expected)")
+        axes.set_ylabel("%")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        return svg(figure, "learning", "Quality over the documents that people decided on, in percent")
 
 
 def _finite(values: list[float]) -> list[float]:

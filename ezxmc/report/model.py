@@ -351,6 +351,17 @@ class Window(Part):
     drifted: bool
 
 
+class CurvePoint(Part):
+    """Ranks by people's decisions on so many documents: P@1 and P@5 of labels decided on, by name.
+
+    `expected`: not measured, but what more documents would bring.
+    """
+
+    documents: int
+    values: dict[str, float]
+    expected: bool = False
+
+
 class RunReport(Part):
     """Everything `report.html` shows; `report.json` is its dump."""
 
@@ -368,6 +379,10 @@ class RunReport(Part):
     head: str = Field("", description="what became of the sparse head")
     people: list[str] = Field(
         default_factory=list, description="people's work in the bundle: what stays, what no longer fits"
+    )
+    people_curve: list[CurvePoint] = Field(
+        default_factory=list,
+        description="what ranks gain by people's decisions on growing numbers of documents",
     )
     calibration: CalibrationSummary | None = None
     evaluation: EvaluationSummary | None = None

@@ -187,6 +187,7 @@ def _figures(data: RunReport) -> dict[str, Markup]:
         "log_odds": figures.log_odds(data.log_odds_histogram) if data.log_odds_histogram else "",
         "label_mass": figures.label_mass(data.label_mass_histogram) if data.label_mass_histogram else "",
         "training": figures.training(rounds),
+        "learning": figures.learning(data.people_curve),
     }
     # In a narrow window a figure scrolls rather than shrink until nobody can read it; panels stack.
     alone = {"progress": '<div class="panels">'}

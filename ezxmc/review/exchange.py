@@ -204,6 +204,7 @@ class _Decision:
     answer: Answer
     reviewer: str | None
     at: float
+    chosen: bool
 
 
 def import_reviews(
@@ -251,7 +252,16 @@ def import_reviews(
                 answer = Answer.YES
             if answer is not None:
                 who = row_uid(row.get("reviewer"), "reviewer") or reviewer
-                decision = _Decision(file, line, document, label, answer, who, _time(row.get("at"), written))
+                decision = _Decision(
+                    file,
+                    line,
+                    document,
+                    label,
+                    answer,
+                    who,
+                    _time(row.get("at"), written),
+                    row.get("reason") == Reason.TEACHING,
+                )
                 found.setdefault(pair_id(document, label), []).append(decision)
         except RowError as error:
             report.add(file, line, error.kind, error.detail)
@@ -270,7 +280,9 @@ def import_reviews(
         report.kept += len(decisions)
         # Who skips does not contradict who decides, and who names a label not who was asked about it.
         last = max(decisions, key=lambda one: (_WEIGHT.index(one.answer), one.at))
-        review = Review.of(last.document, last.label, last.answer, reviewer=last.reviewer, at=last.at)
+        review = Review.of(
+            last.document, last.label, last.answer, reviewer=last.reviewer, at=last.at, chosen=last.chosen
+        )
         before = latest.get((review.doc_hash, review.label_hash))
         if before and review.answer is Answer.ADDED:
             review = replace(review, answer=Answer.named(before.answer))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from support.fakes import FakeTeacher
 from support.tinyworld import document, label_rows, topical
 from typer.testing import CliRunner
 
@@ -19,6 +20,8 @@ from ezxmc.bundle.manifest import OFFSETS, OFFSETS_FORMAT, read_manifest
 from ezxmc.bundle.predict import Predictor
 from ezxmc.cli import bundle as commands
 from ezxmc.errors import ConfigError
+from ezxmc.feedback.annotate import annotate, pairs_of
+from ezxmc.feedback.store import FeedbackStore
 from ezxmc.pipeline.calibrate import calibrate
 from ezxmc.pipeline.decide import decide
 from ezxmc.pipeline.people import FORMER, carry_over
@@ -105,6 +108,16 @@ def test_a_documents_rank_does_not_rest_on_its_own_decisions(plain: Path) -> Non
     assert np.mean(told) < 0.62
 
 
+def test_the_curve_goes_from_none_through_parts_to_fifty_more(plain: Path) -> None:
+    bundle = load_bundle(plain)
+    tags = by_tags(Predictor(bundle).predict(REVIEWED, k=10), said(REVIEWED))
+    curve = peoples_ranks(bundle, REVIEWED, tags, 10).curve
+    assert [point.documents for point in curve] == [0, 12, 24, 48, 110]
+    assert [point.expected for point in curve] == [False] * 4 + [True]
+    firsts = [point.values["P@1"] for point in curve]
+    assert firsts[0] < firsts[-2] <= firsts[-1] <= 1
+
+
 def test_ranks_stay_where_nothing_is_gained(plain: Path, tmp_path: Path) -> None:
     bundle = load_bundle(plain)
     best = {one.uid: set(one.labels) for one in Predictor(bundle).predict(REVIEWED, k=5)}
@@ -188,3 +201,52 @@ def test_counts_are_kept_in_the_bundle(copied: Path) -> None:
     assert [label.count for label in load_bundle(copied).labels] == [label.count for label in counted]
     calibrate(copied, REVIEWED, gold=said(REVIEWED))
     assert LabelOffsets.load(copied / str(read_manifest(copied).file(OFFSETS))).frequency[0] > 0
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of a teacher who finds the usual label on every document, and says so of no rare one."""
+    place = tmp_path_factory.mktemp("judged") / "feedback.sqlite"
+    teacher = FakeTeacher(lambda pair: 3.0 if pair.label.uid == USUAL else topical(pair))
+    with FeedbackStore(place) as store:
+        every = [range(len(LABELS))] * len(REVIEWED)
+        annotate(lambda: pairs_of(REVIEWED, LABELS, every), teacher, store)
+    return place
+
+
+@pytest.fixture
+def counted(plain: Path, tmp_path: Path) -> Path:
+    path = shutil.copytree(plain, tmp_path / "counted")
+    add_labels(path, [replace(label, count=1000.0 if label.uid == USUAL else 10.0) for label in LABELS])
+    return path
+
+
+def test_the_teacher_says_what_counts_are_worth(counted: Path, plain: Path, judged: Path) -> None:
+    calibrate(counted, REVIEWED, store=judged)
+    assert firsts(counted).count(USUAL) > firsts(plain).count(USUAL) and right(counted) > right(plain)
+    offsets = LabelOffsets.load(counted / str(read_manifest(counted).file(OFFSETS)))
+    assert offsets.frequency[0] > 0 and not offsets.labels and len(offsets.documents) == 60
+    found = Predictor(counted).predict(NEW, k=5)
+    hits = np.mean([label in GOLD[one.uid] for one in found for label in one.labels])
+    assert abs(np.mean([one.probabilities for one in found]) - hits) < 0.1
+    with pytest.raises(ConfigError, match="60 of 60 documents fitted the bundle's ranks"):
+        decide(counted, REVIEWED, said(REVIEWED), missed_rate=0.5)
+    few = REVIEWED[:19]
+    calibrate(counted, few, gold=said(few))
+    kept = LabelOffsets.load(counted / str(read_manifest(counted).file(OFFSETS)))
+    assert kept.frequency == offsets.frequency, "too few people's documents change nothing of it"
+    calibrate(counted, REVIEWED, store=judged, ranks=0)
+    assert read_manifest(counted).file(OFFSETS) is None
+
+
+def test_counts_that_tell_nothing_change_no_rank(plain: Path, judged: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(plain, tmp_path / "bundle")
+    add_labels(copy, [replace(label, count=5.0 if label.uid == USUAL else 50.0) for label in LABELS])
+    calibrate(copy, REVIEWED, store=judged)
+    assert read_manifest(copy).file(OFFSETS) is None, "rare ones are not preferred, whatever the teacher says"
+
+
+def test_people_gain_beside_counts(counted: Path, judged: Path) -> None:
+    calibrate(counted, REVIEWED, store=judged, gold=said(REVIEWED))
+    offsets = LabelOffsets.load(counted / str(read_manifest(counted).file(OFFSETS)))
+    assert offsets.labels and offsets.gain["nDCG@5"] > 0

@@ -154,6 +154,23 @@ def test_unknown_keys_and_crooked_histograms_are_refused() -> None:
         full(log_odds_histogram={"edges": [0, 1], "counts": [1, 2]})
 
 
+@pytest.mark.usefixtures("drawn")
+def test_what_peoples_decisions_gain_is_drawn_and_what_is_expected_is_dashed() -> None:
+    points = [
+        {"documents": n, "values": {"P@1": p, "P@5": p / 2}, "expected": n > 60}
+        for n, p in ((0, 0.5), (24, 0.6), (48, 0.62), (110, 0.65))
+    ]
+    told = "ranks follow people's decisions on 60 documents"
+    page = render_report(
+        RunReport.model_validate({**full().model_dump(), "people": [told], "people_curve": points})
+    )
+    drawn = page[page.index('aria-label="Quality over the documents that people decided on') :]
+    drawn = drawn[: drawn.index("</svg>")]
+    assert "stroke-dasharray" in drawn and "dashed: expected" in drawn and "P@5" in drawn
+    without = render_report(RunReport.model_validate({**full().model_dump(), "people": [told]}))
+    assert "Quality over the documents" not in without
+
+
 def test_everything_optional_is_hidden() -> None:
     page = Page(render_report(RunReport(title="t", created="2026-05-04")))
     assert page.sections == []

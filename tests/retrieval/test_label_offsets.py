@@ -14,7 +14,14 @@ from sklearn.linear_model import LogisticRegression
 from ezxmc.errors import BundleError, ConfigError
 from ezxmc.records import Label
 from ezxmc.retrieval.index import LabelIndex
-from ezxmc.retrieval.label_offsets import _BIAS, _GROUP, _SHIFT, DecidedPairs, LabelOffsets
+from ezxmc.retrieval.label_offsets import (
+    _BIAS,
+    _GROUP,
+    _SHIFT,
+    DecidedPairs,
+    LabelOffsets,
+    worth_of_counts,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -71,6 +78,36 @@ def test_the_fit_is_a_logistic_regression() -> None:
     np.testing.assert_allclose([found.groups[p] for p in parents], _GROUP * groups / slope, atol=2e-3)
     np.testing.assert_allclose(found.shifts.ravel(), _SHIFT * shifts.reshape(-1) / slope, atol=2e-3)
     assert found.shifts.shape == (size, dimension)
+
+
+def test_soft_answers_tell_what_counts_are_worth() -> None:
+    """With answers by 10 s - 5 + 0.8 f a nat is worth 0.08; what moves nothing gains no more than chance."""
+    rng = np.random.default_rng(0)
+    names = [
+        Label(f"l{i}", f"label {i}", count=float(count))
+        for i, count in enumerate(np.exp(rng.normal(3, 1, 50)))
+    ]
+    of, which = np.repeat(np.arange(80), 10), rng.integers(0, 50, 800)
+    scores = rng.uniform(0.2, 0.8, 800).astype(np.float32)
+    often = np.log1p([label.count or 0 for label in names])
+    odds = 10 * scores - 5 + 0.8 * (often - often.mean())[which]
+    answers = (1 / (1 + np.exp(-odds))).astype(np.float32)
+    worth, gain, error = worth_of_counts(of, scores, answers, which, names, 5)
+    assert worth == pytest.approx(0.08, abs=0.01) and gain > 3 * error > 0
+    mixed = [
+        replace(label, count=names[i].count) for label, i in zip(names, rng.permutation(50), strict=True)
+    ]
+    blind = (1 / (1 + np.exp(5 - 10 * scores))).astype(np.float32)
+    worth, gain, error = worth_of_counts(of, scores, blind, which, mixed, 5)
+    assert abs(worth) < 0.005 and gain <= error
+    assert worth_of_counts(of, scores, 1 - blind, which, names, 5)[0] == 0, "yes does not rise with scores"
+
+
+def test_people_start_from_what_the_teacher_says_counts_are_worth() -> None:
+    labels, _, _, pairs = world()
+    few = pairs.of(np.arange(60) < 3)
+    told = [LabelOffsets.fit(few, labels, worth) for worth in (0.0, 0.3)]
+    assert told[0] and told[1] and told[0].frequency[0] + 0.02 < told[1].frequency[0] < 0.3
 
 
 def test_what_a_count_is_worth_holds_for_labels_nobody_decided_on() -> None:
