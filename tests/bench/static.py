@@ -1,7 +1,7 @@
 """What a static student loses against its student, and how much faster it is, in one run.
 
     python tests/bench/static.py BUNDLE DOCUMENTS GOLD --pool UIDS --report UIDS [--reviewed 200]
-        [--ranks 0] [--on-pool] [--seeds 0 1 2]
+        [--ranks 0] [--on-pool] [--seeds 0 1 2] [--vectors FILE]
 
 BUNDLE is of a student that saw neither the documents that `--pool` names nor those of `--report`; it stays.
 A copy is calibrated on so many reviewed documents of the pool (gold stands for people; with `--ranks 1` their
@@ -30,12 +30,33 @@ from ezxmc.bundle.predict import Predictor
 from ezxmc.data.documents import read_documents
 from ezxmc.data.gold import read_gold
 from ezxmc.errors import EzxmcError
+from ezxmc.hashing import text_hash
 from ezxmc.metrics.evaluation import evaluate
 from ezxmc.pipeline.calibrate import calibrate
 from ezxmc.pipeline.export import export_static, export_student
 from ezxmc.records import Document, Prediction
+from ezxmc.retrieval import BiEncoder
 
 SHARE = 0.65  # the student's, where both are averaged
+
+
+def remember(file: Path) -> None:
+    """Let encoders look up texts that were encoded before, and keep in a file what they encode."""
+    known: dict[str, np.ndarray] = {}
+    if file.exists():
+        read = np.load(file)
+        known.update(zip(read["hashes"].tolist(), read["vectors"], strict=True))
+    encode = BiEncoder._encode
+
+    def looked_up(encoder: BiEncoder, texts: Sequence[str], progress: object) -> np.ndarray:
+        hashes = [text_hash(text) for text in texts]
+        if fresh := [place for place, name in enumerate(hashes) if name not in known]:
+            found = encode(encoder, [texts[place] for place in fresh], progress)
+            known.update((hashes[place], vector) for place, vector in zip(fresh, found, strict=True))
+            np.savez(file, hashes=np.array(list(known)), vectors=np.stack(list(known.values())))
+        return np.stack([known[name] for name in hashes]).astype(np.float32)
+
+    BiEncoder._encode = looked_up
 
 
 def figures(found: Sequence[Prediction], gold: dict[str, set[str]]) -> str:
@@ -99,7 +120,11 @@ def main() -> None:
     parser.add_argument("--on-pool", action="store_true")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--no-speed", action="store_true")
+    parser.add_argument("--vectors", type=Path, help="the student's, kept from run to run (.npz)")
     args = parser.parse_args()
+    if args.vectors:
+        args.no_speed = True
+        remember(args.vectors)
     by_uid = {document.uid: document for document in read_documents(args.documents)[0]}
     tags, _ = read_gold(args.gold)
     pool, report = (
