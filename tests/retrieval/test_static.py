@@ -126,3 +126,23 @@ def test_what_is_no_static_student_is_refused(folder: Path, tiny_encoder: Path, 
     static = BiEncoder(folder, device="cpu")
     with pytest.raises(ModelError, match="token alone"):
         tokenizer_of(static)
+
+
+@pytest.mark.encoder
+def test_a_real_encoder_is_distilled(tmp_path: Path) -> None:
+    encoder = BiEncoder("all-MiniLM-L6-v2", max_length=64, device="cpu")
+    tokenizer = tokenizer_of(encoder)
+    by_words = WordTokens(tokenizer_of(encoder), 64)
+    rows, odd = by_words(TEXTS), ["Naïve ΣΑΣ 中文\x1cgrep-like [SEP] tools_v2.0…", "x" * 150 + " y"]
+    assert by_words.by_words and by_words(odd) == plain(tokenizer, odd, 64)
+    start, wanted = weighted(token_vectors(encoder, tokenizer), rows), encoder.encode_documents(TEXTS)
+    labels = encoder.encode_labels(["guitar", "oven", "boat", "soil", "comet"])
+    made = tuned(start, rows[:40], wanted[:40], labels, epochs=20)
+    before, after = (
+        (unit_means(weights, rows[40:]).numpy() * wanted[40:]).sum(axis=1).mean() for weights in (start, made)
+    )
+    assert after > max(0.7, before), "documents it was not tuned on"
+    write_static(tmp_path, tokenizer, made, 64)
+    found = StaticEncoder(tmp_path, max_length=64).encode_documents([*TEXTS, *odd])
+    model = SentenceTransformer(str(tmp_path), device="cpu")
+    assert np.allclose(found, model.encode([*TEXTS, *odd]), atol=1e-6)
