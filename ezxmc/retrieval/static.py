@@ -173,4 +173,5 @@ def write_static(folder: Path, tokenizer: Tokenizer, weights: Tensor, max_length
     tokenizer = Tokenizer.from_str(tokenizer.to_str())
     tokenizer.enable_truncation(max_length)
     modules = [StaticEmbedding(tokenizer, embedding_weights=weights), Normalize()]
-    SentenceTransformer(modules=modules, device="cpu").save(str(folder), create_model_card=False)
+    model = SentenceTransformer(modules=modules, device="cpu", trust_remote_code=False)
+    model.save(str(folder), create_model_card=False)
