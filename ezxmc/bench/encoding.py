@@ -35,6 +35,7 @@ WAYS: Mapping[str, tuple[Backend, Precision]] = {
     "onnx int8": ("onnx", "int8"),
     "openvino float32": ("openvino", "float32"),
     "openvino bfloat16": ("openvino", "bfloat16"),
+    "static": ("static", "auto"),
 }
 _K = 5
 _WARM = 8  # documents
@@ -182,11 +183,13 @@ def _encoders(bundle: Bundle) -> tuple[dict[str, Any], dict[str, str]]:
         if way in found:
             continue
         try:
-            if backend == "torch":
+            if backend == "static":
+                found[way] = load_bundle(bundle.path, verify=False, backend=backend).encoder
+            elif backend == "torch":
                 found[way] = BiEncoder(student, max_length=bundle.manifest.max_length, precision=precision)
             else:
                 found[way] = bundle.encoder.converted(student, backend, precision)
-        except ModelError as error:
+        except (BundleError, ModelError) as error:
             skipped[way] = f"{error.message}: {error.cure}"
     return found, skipped
 

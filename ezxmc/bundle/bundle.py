@@ -7,6 +7,7 @@
     decision.json          which tags to keep (absent until decided)
     head.safetensors       a sparse classifier head (absent unless trained)
     offsets.safetensors    what people's decisions add to scores; comes and goes with their calibrator
+    static/                the student without a transformer, and its own calibrator (absent unless exported)
     manifest.json          versions, settings, the SHA-256 of every other file
 
 A change writes new files (`labels.r1.jsonl`), then the manifest in one step, then takes the old files away:
@@ -39,12 +40,13 @@ from ezxmc.bundle.manifest import (
     LABELS,
     MANIFEST,
     OFFSETS,
+    STATIC,
     STUDENT,
     Manifest,
     check_bundle_place,
-    check_changeable,
     check_files,
     check_names,
+    check_static,
     commit,
     hashes,
     holding,
@@ -69,7 +71,6 @@ from ezxmc.retrieval import LabelIndex
 
 if TYPE_CHECKING:
     from ezxmc.retrieval import BiEncoder, SparseHead
-    from ezxmc.retrieval.export import Conversion
     from ezxmc.retrieval.label_offsets import IndexOffsets, LabelOffsets
 
 
@@ -304,12 +305,25 @@ def _whole(path: Path, read: Callable[[Manifest], _Read]) -> _Read:
 
 
 def _open(path: Path, manifest: Manifest, contents: bool, backend: Backend, precision: Precision) -> Bundle:
-    strays = check_files(path, manifest, contents=contents, converted=backend != "torch")
+    strays = check_files(path, manifest, contents=contents, backend=backend)
     _warn_of(path, strays)
-    from ezxmc.retrieval import BiEncoder
-
     files, (labels, index) = manifest.places(path), _labels(path, manifest)
-    encoder = BiEncoder(path / STUDENT, max_length=manifest.max_length, backend=backend, precision=precision)
+    encoder: BiEncoder
+    if backend == "static":
+        from ezxmc.retrieval.static import StaticEncoder
+
+        check_static(path, manifest)
+        encoder = StaticEncoder(path / STATIC, max_length=manifest.max_length, precision=precision)
+        # Probabilities are of its own scores, and nobody has proven a promise of them.
+        files.pop(DECISION, None)
+        if CALIBRATOR in files:
+            files[CALIBRATOR] = path / STATIC / CALIBRATOR
+    else:
+        from ezxmc.retrieval import BiEncoder
+
+        encoder = BiEncoder(
+            path / STUDENT, max_length=manifest.max_length, backend=backend, precision=precision
+        )
     if encoder.dimension != index.dimension:
         raise BundleError(
             f"bundle {path}: the index (of dimension {index.dimension}) does not fit the student "
@@ -396,53 +410,26 @@ def _put(
         commit(path, manifest, names.values(), manifest.holding(dict.fromkeys([*saves, *voided])))
 
 
-def add_student_files(path: Path, files: Mapping[str, Path]) -> None:
+def add_student_files(path: Path, files: Mapping[str, Path], *, folder: str = STUDENT) -> None:
     """Move converted forms of the student into a bundle.
 
     Args:
         path: The bundle.
-        files: Finished files on the same file system, by name below `student/`, such as
+        files: Finished files on the same file system, by name below `folder`, such as
             `onnx/embedding_int8.onnx`. A file of that name is replaced.
+        folder: `student`; or `static`, of which nothing else stays.
 
     Raises:
         BundleError: `path` holds no readable bundle, cannot be written, or a file may not be in one.
     """
-    placed = {f"{STUDENT}/{name}": file for name, file in files.items()}
+    placed = {f"{folder}/{name}": file for name, file in files.items()}
     check_names(path, placed)
     with writing(path) as manifest:
         # The manifest must never describe another file than the one in place.
-        if replaced := [name for name in placed if name in manifest.files]:
+        static = f"{STATIC}/" if folder == STATIC else "//"
+        if replaced := [name for name in manifest.files if name in placed or name.startswith(static)]:
             manifest = commit(path, manifest, [], replaced)
         for name, file in placed.items():
             make_folder((path / name).parent)
             file.replace(path / name)
         commit(path, manifest, placed)
-
-
-def export_student(path: Path, *, backend: Backend = "onnx", precision: Precision = "auto") -> Conversion:
-    """Convert a bundle's student, check the conversion against it, and put it into the bundle.
-
-    Args:
-        path: The bundle; its student stays as it is.
-        backend: The runtime, `onnx` or `openvino`.
-        precision: As for `ezxmc.retrieval.export.convert`.
-
-    Returns:
-        The file, and how near its vectors are to the student's own.
-
-    Raises:
-        BundleError: As for `add_student_files`.
-        ConfigError, ModelError: As for `convert`.
-    """
-    from tempfile import TemporaryDirectory
-
-    from ezxmc.retrieval.export import convert
-
-    check_changeable(path)
-    opened = load_bundle(path)
-    # Beside the bundle's files, where it can be moved from in one step.
-    with TemporaryDirectory(dir=path, prefix=".export-") as folder:
-        texts = [f"{label.title} {label.text}" for label in opened.labels]
-        found = convert(opened.encoder, Path(folder), texts, backend=backend, precision=precision)
-        add_student_files(path, {found.name: Path(folder) / found.name})
-    return found

@@ -19,10 +19,11 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ezxmc.calibration.decisions import Decision
+from ezxmc.config import Backend
 from ezxmc.disk import is_temporary, sync_tree
 from ezxmc.errors import BundleError, ModelError
 from ezxmc.files import Inputs, check_folder, replacing
-from ezxmc.hashing import file_hash
+from ezxmc.hashing import file_hash, json_hash
 from ezxmc.models.trust import check_encoder, read_json
 from ezxmc.records import Label
 
@@ -34,6 +35,7 @@ MANIFEST, STUDENT = "manifest.json", "student"
 LABELS, INDEX, CHANGES = "labels.jsonl", "index.faiss", "index.npz"
 CALIBRATOR, DECISION, HEAD = "calibrator.json", "decision.json", "head.safetensors"
 OFFSETS = "offsets.safetensors"
+STATIC, MADE_FROM = "static", "made.json"
 
 _CONVERTED = f"{STUDENT}/onnx/"
 _PARTS = (LABELS, INDEX, "index.json", CHANGES, CALIBRATOR, DECISION, HEAD, OFFSETS)
@@ -283,21 +285,21 @@ def _leftovers(path: Path, manifest: Manifest) -> list[Path]:
     return [
         path / name
         for name in set(_files(path)) - set(manifest.files)
-        if name.startswith(_CONVERTED)
+        if name.startswith((_CONVERTED, f"{STATIC}/"))
         or is_temporary(name)
         or any(_revision(name, part) is not None for part in _PARTS)
     ]
 
 
-def check_files(path: Path, manifest: Manifest, *, contents: bool, converted: bool = False) -> list[str]:
+def check_files(path: Path, manifest: Manifest, *, contents: bool, backend: Backend = "torch") -> list[str]:
     """Check a bundle's files against its manifest.
 
     Args:
         path: The bundle.
         manifest: Its manifest.
         contents: Compare the hashes too, which reads every byte.
-        converted: Whether a converted student will be run: then none may lie there unlisted, as a killed
-            writer leaves them.
+        backend: What will be run: of a form of the student made for it nothing may lie there unlisted, as
+            a killed writer leaves it.
 
     Returns:
         Names of files the manifest does not know. Nothing reads them.
@@ -326,11 +328,43 @@ def check_files(path: Path, manifest: Manifest, *, contents: bool, converted: bo
     beside = {str(index.with_suffix(".json"))}
     if manifest.file(CHANGES) is None:
         beside.add(str(index.with_suffix(".npz")))
+    run = {"torch": "//", "static": f"{STATIC}/"}.get(backend, _CONVERTED)
     for name in strays:
-        in_student = name.startswith(f"{STUDENT}/") and (converted or not name.startswith(_CONVERTED))
-        if in_student or name in beside:
+        in_student = name.startswith(f"{STUDENT}/") and not name.startswith(_CONVERTED)
+        if in_student or name.startswith(run) or name in beside:
             raise BundleError(f"bundle {path}: {name} is not in the manifest", f"remove it, or {_COPY_AGAIN}")
     return sorted(set(strays) - {MANIFEST})
+
+
+def made_from(manifest: Manifest) -> dict[str, str]:
+    """What a static student depends on: hashes of the student, and of what makes scores probabilities."""
+    student = {
+        name: hashed
+        for name, hashed in manifest.files.items()
+        if name.startswith(f"{STUDENT}/") and not name.startswith(_CONVERTED)
+    }
+    scores = [manifest.files[name] for name in manifest.holding([CALIBRATOR, OFFSETS, HEAD])]
+    return {"student": json_hash(student), "calibrator": json_hash(scores)}
+
+
+def check_static(path: Path, manifest: Manifest) -> None:
+    """Whether a bundle has a static student, made from the student and the calibrator there are.
+
+    Raises:
+        BundleError: It has none, or one of another student or calibrator.
+    """
+    again = f"`ezxmc export {path} --backend static --documents FILE` makes one"
+    name = f"{STATIC}/{MADE_FROM}"
+    if name not in manifest.files:
+        raise BundleError(f"bundle {path} has no static student", again)
+    try:
+        told = json.loads((path / name).read_bytes())
+    except (ValueError, RecursionError):
+        told = None
+    now = made_from(manifest)
+    if not isinstance(told, dict) or (changed := [part for part in now if told.get(part) != now[part]]):
+        what = " and ".join(changed) if isinstance(told, dict) else "student"
+        raise BundleError(f"the static student of bundle {path} is of another {what}", again)
 
 
 def check_names(path: Path, names: Iterable[str]) -> None:

@@ -109,6 +109,11 @@ class TaggingOptions:
         """
         predictor = Predictor.load(self.bundle, backend=self.backend, precision=self.precision)
         decision = predictor.bundle.decision if self.decide else None
+        if self.decide and self.backend == "static":
+            raise ConfigError(
+                "what a decision promises was shown for the student, not for --backend static",
+                "leave out --decide, or --backend static",
+            )
         if self.decide and decision is None:
             raise ConfigError(f"bundle {self.bundle} has no decision", "make one with `ezxmc decide`")
         return Tagger(predictor, self.k, self.threshold, decision)

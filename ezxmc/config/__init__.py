@@ -70,7 +70,7 @@ class UpdateConfig(BaseModel):
     )
 
 
-Backend = Literal["torch", "onnx", "openvino"]
+Backend = Literal["torch", "onnx", "openvino", "static"]
 """What runs an encoder."""
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
 """What it computes in."""

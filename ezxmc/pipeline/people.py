@@ -23,10 +23,12 @@ from ezxmc.bundle.manifest import (
     DECISION,
     HEAD,
     OFFSETS,
+    STATIC,
     STUDENT,
     Manifest,
     guarantee_of,
     labels_of,
+    made_from,
     read_manifest,
 )
 from ezxmc.calibration import Calibrator
@@ -194,18 +196,22 @@ def carry_exports(former: Path, fresh: Path) -> bool:
         Whether none is lost.
     """
     manifest, other = read_manifest(former), read_manifest(fresh)
-    names = [name for name in manifest.files if name.startswith(f"{STUDENT}/onnx/")]
-    if not names or _weights(manifest) != _weights(other):
-        return not names
-    copies = {name.removeprefix(f"{STUDENT}/"): fresh.with_name(temporary()) for name in names}
-    try:
-        for name, copied in copies.items():
-            shutil.copyfile(former / STUDENT / name, copied)
-        add_student_files(fresh, copies)
-    finally:
-        for copied in copies.values():
-            copied.unlink(missing_ok=True)
-    return True
+    kept = True
+    # A static student has its own calibrator, which hangs on the bundle's.
+    for folder, prefix, of in ((STUDENT, f"{STUDENT}/onnx/", _weights), (STATIC, f"{STATIC}/", made_from)):
+        names = [name for name in manifest.files if name.startswith(prefix)]
+        if not names or of(manifest) != of(other):
+            kept = kept and not names
+            continue
+        copies = {name.removeprefix(f"{folder}/"): fresh.with_name(temporary()) for name in names}
+        try:
+            for name, copied in copies.items():
+                shutil.copyfile(former / folder / name, copied)
+            add_student_files(fresh, copies, folder=folder)
+        finally:
+            for copied in copies.values():
+                copied.unlink(missing_ok=True)
+    return kept
 
 
 def outdated(bundle: Path, aside: Path, *, named: Path | None = None) -> Iterator[str]:

@@ -37,6 +37,7 @@ OnProgress = Callable[[int, int], None]
 # what is cut here could not have reached the model anyway.
 _CHARACTERS_PER_TOKEN = 16
 _TEXTS_AT_ONCE = 512
+_UNBOUNDED = 8192  # tokens read by a model that sets no bound (static embeddings)
 
 CARD = "README.md"
 STUDENT = "student"  # what its manifest says it is
@@ -121,7 +122,7 @@ class BiEncoder:
             ) from error
         if max_length is not None:
             self.runner.max_seq_length = min(max_length, self.runner.tokenizer.model_max_length)
-        self.max_length = int(self.runner.max_seq_length or 512)
+        self.max_length = int(min(self.runner.max_seq_length or 512, _UNBOUNDED))
         self.backend = backend
         self.precision = choose_precision(backend, precision, self.runner.device)
         self._converted: Forward | None = None
@@ -178,14 +179,14 @@ class BiEncoder:
         model = self.runner
         # What `SentenceTransformer.encode` puts before a text where it is told nothing else.
         prompt = model.prompts.get(model.default_prompt_name) or None
-        inputs = model.preprocess([self._clipped(text) for text in texts], prompt=prompt)
+        inputs = model.preprocess([clipped(text, self.max_length) for text in texts], prompt=prompt)
         return {
             name: value.to(model.device) if hasattr(value, "to") else value for name, value in inputs.items()
         }
 
     def read_of(self, text: str) -> str:
         """The beginning of a text that the model reads; all of it where its tokenizer cannot tell."""
-        text, tokenizer = self._clipped(text), self.runner.tokenizer
+        text, tokenizer = clipped(text, self.max_length), self.runner.tokenizer
         if not getattr(tokenizer, "is_fast", False):
             return text
         told = tokenizer(text, truncation=True, max_length=self.max_length, return_offsets_mapping=True)
@@ -236,7 +237,7 @@ class BiEncoder:
         return other
 
     def _encode(self, texts: Sequence[str], progress: OnProgress | None) -> NDArray[np.float32]:
-        texts = _texts(texts)
+        texts = as_texts(texts)
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         budget = tokens_per_pass(self.runner.device)
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -259,9 +260,11 @@ class BiEncoder:
             unit: NDArray[np.float32] = torch.nn.functional.normalize(rows, dim=1).cpu().numpy()
         return unit
 
-    def _clipped(self, text: str) -> str:
-        # Tokenizers refuse lone surrogates, which JSON escapes can smuggle in.
-        return text[: self.max_length * _CHARACTERS_PER_TOKEN].encode("utf-8", "replace").decode()
+
+def clipped(text: str, max_length: int) -> str:
+    """The beginning of a text, with all that so many tokens can hold, and without lone surrogates."""
+    # Tokenizers refuse those, which JSON escapes can smuggle in.
+    return text[: max_length * _CHARACTERS_PER_TOKEN].encode("utf-8", "replace").decode()
 
 
 def _open(folder: Path, device: str | None) -> Any:
@@ -302,7 +305,7 @@ def _forget_code(model: Any) -> None:
         settings.pop("auto_map", None)
 
 
-def _texts(values: Iterable[str]) -> list[str]:
+def as_texts(values: Iterable[str]) -> list[str]:
     """A list of texts; a pandas Series has places of its own, and a text would fall into characters."""
     if isinstance(values, str):
         raise InputTypeError("one text was given in place of a list", "put the one text into brackets")
