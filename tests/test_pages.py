@@ -154,7 +154,6 @@ def small(encoder: Path, judgments: Path) -> Callable[[Path], None]:
             config["training"] = {
                 "encoder": str(encoder),
                 "epochs": 1,
-                "average": False,  # nobody would keep a third of a random encoder
                 "batch_size": 16,
                 "learning_rate": 1e-2,
                 "max_length": 32,

@@ -94,7 +94,7 @@ def test_shifts_are_those_of_a_solver_of_the_formula(monkeypatch: pytest.MonkeyP
         z = scale * (documents[rows] * (titles + shifts)[columns]).sum(axis=1) + zero
         cross_entropy = np.logaddexp(0, z) - wanted * z
         held = ((shifts**2).sum(axis=1) / np.sqrt(counts)).sum()
-        return float(cross_entropy.mean() + 20 / len(rows) * held)
+        return float(cross_entropy.mean() + 10 / len(rows) * held)
 
     solved = minimize(loss, np.zeros(4 * WIDTH), method="L-BFGS-B", options={"maxfun": 10**6})
     assert solved.success
