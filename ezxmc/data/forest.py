@@ -10,14 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 from ezxmc.data.matching import Names, some, trim, twin
 from ezxmc.errors import DataError
 from ezxmc.records import Label
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 _SEPARATORS = (">", "::", "»", "→", "/", ":")
 _MOST = 0.5  # of the titles are paths, of the paths go on from a label, of the parents are labels
@@ -77,6 +80,8 @@ class Forest:
 
     def closure(self) -> csr_array:
         """(L, L) of 1 where a column's label is the row's, or above it."""
+        from scipy.sparse import csr_array
+
         rows = place = np.arange(len(self.parent))
         pairs = [(rows, place)]
         while len(rows):
