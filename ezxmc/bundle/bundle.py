@@ -61,6 +61,7 @@ from ezxmc.calibration import Calibrator
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
 from ezxmc.data.documents import refuse_same_labels
+from ezxmc.data.forest import with_parents
 from ezxmc.data.in_memory import as_labels
 from ezxmc.disk import make_folder
 from ezxmc.errors import BundleError
@@ -211,7 +212,7 @@ def save_bundle(
     Raises:
         ConfigError: `path` is taken by something that is no bundle, or holds more than a bundle.
         BundleError: The student holds files that no bundle may.
-        DataError: Two of the labels are one tag, see `ezxmc.data.read_labels`.
+        DataError: Two labels are one tag, see `ezxmc.data.read_labels`, or labels lie in a circle.
 
     Example:
         >>> save_bundle("bundle", "student", ["music", "food"], max_length=256, k=1).labels
@@ -219,7 +220,7 @@ def save_bundle(
     """
     from ezxmc.retrieval import BiEncoder
 
-    path, labels = Path(path), as_labels(labels)
+    path, labels = Path(path), with_parents(as_labels(labels)).labels
     refuse_same_labels(labels)
     check_bundle_place(path, inputs)
     encoder = student if isinstance(student, BiEncoder) else BiEncoder(student, max_length=max_length)

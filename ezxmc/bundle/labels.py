@@ -20,6 +20,7 @@ from ezxmc.bundle.manifest import (
 )
 from ezxmc.calibration.decisions import Decision
 from ezxmc.data.documents import refuse_same_labels
+from ezxmc.data.forest import with_parents
 from ezxmc.errors import BundleError, DataError
 from ezxmc.records import Label, Result
 from ezxmc.retrieval import LabelIndex
@@ -51,13 +52,14 @@ def add_labels(
     Raises:
         BundleError: `path` holds no readable bundle, or cannot be written.
         DataError: Two of `labels` are one tag, or one of them is in the bundle under another uid: both
-            would be answered, in two ranks.
+            would be answered, in two ranks; or labels would be above one another in a circle.
     """
     with writing(path) as manifest:
         bundle = load_bundle(path)
         # A label that is changed by its uid may leave its title to another.
         given = {label.uid for label in labels}
-        there = (bundle.labels[row] for row in bundle.index.rows.tolist())
+        there = [bundle.labels[row] for row in bundle.index.rows.tolist()]
+        labels = with_parents(labels, there).labels
         refuse_same_labels(labels, [label for label in there if label.uid not in given])
         rows, known = bundle.rows(), list(bundle.labels)
         fresh = []

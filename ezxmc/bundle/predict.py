@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ezxmc.bundle.ancestry import Ancestry, bring_ancestors
 from ezxmc.bundle.bundle import Bundle, load_bundle
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
@@ -78,6 +79,8 @@ class Predictor:
         cure = "give a bundle's folder, such as 'runs/default/bundle'"
         instance_of(bundle, (Bundle, str, PathLike), "bundle", cure)
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
+        self.ancestry = Ancestry.of(self.bundle)
+        """Which label is above which; `None` where labels are flat, or shall be taken so."""
         self._row_of: dict[str, int] = {}
 
     @classmethod
@@ -106,6 +109,8 @@ class Predictor:
         k: int | None = None,
         threshold: float | None = None,
         decision: Decision | None = None,
+        leaves: bool = False,
+        with_ancestors: bool = False,
     ) -> list[Prediction]:
         """Rank labels for each document.
 
@@ -118,19 +123,27 @@ class Predictor:
                 left out gets none (abstention).
             decision: Keep what this rule keeps, instead of `k` and `threshold`: they would void what it
                 guarantees. The bundle's own, where it has one, is `self.bundle.decision`.
+            leaves: Of labels in a hierarchy keep the most specific: those below which none is kept.
+            with_ancestors: Let a label that is kept bring all labels above it, with their probabilities.
+                Neither does anything where labels are flat.
+
+        Where labels form a hierarchy, none is less probable than one below it that is shown, too: it is
+        raised to that. A decision looks at the calibrator's own probabilities, which it was proved on.
 
         Returns:
             N predictions in the order of `documents`, best label first.
 
         Raises:
             ConfigError: Probabilities are needed but the bundle has no calibrator, the decision looks at
-                more labels than there are, a decision was given together with `k` or `threshold`, or one of
-                these is out of range.
+                more labels than there are, a decision was given together with one of the other choices, or
+                these contradict each other or are out of range.
             InputTypeError: `documents` is one text, or holds what is no document (None and NaN, say).
             DataError: A document has neither title nor text, or half characters or NUL.
         """
-        self.check(k=k, threshold=threshold, decision=decision)
-        return list(self.stream(as_documents(documents), k=k, threshold=threshold, decision=decision))
+        how: Any = {"k": k, "threshold": threshold, "decision": decision}
+        how |= {"leaves": leaves, "with_ancestors": with_ancestors}
+        self.check(**how)
+        return list(self.stream(as_documents(documents), **how))
 
     def stream(
         self,
@@ -139,18 +152,28 @@ class Predictor:
         k: int | None = None,
         threshold: float | None = None,
         decision: Decision | None = None,
+        leaves: bool = False,
+        with_ancestors: bool = False,
     ) -> Iterator[Prediction]:
         """`predict` over any number of documents, in their order, in the memory of `WINDOW` of them.
 
         Raises as `predict`, once it comes to the document at fault.
         """
-        self.check(k=k, threshold=threshold, decision=decision)
+        how: Any = {"k": k, "threshold": threshold, "decision": decision}
+        how |= {"leaves": leaves, "with_ancestors": with_ancestors}
+        self.check(**how)
         waiting = iter_as_documents(documents)
         while window := list(islice(waiting, WINDOW)):
-            yield from self.tag(window, self.encode(window), k=k, threshold=threshold, decision=decision)
+            yield from self.tag(window, self.encode(window), **how)
 
     def check(
-        self, *, k: int | None = None, threshold: float | None = None, decision: Decision | None = None
+        self,
+        *,
+        k: int | None = None,
+        threshold: float | None = None,
+        decision: Decision | None = None,
+        leaves: bool = False,
+        with_ancestors: bool = False,
     ) -> None:
         """Raise where `predict` would, whatever the documents."""
         if k is not None:
@@ -160,10 +183,14 @@ class Predictor:
         if decision is not None:
             cure = "give an ezxmc.calibration.decisions.Decision, such as predictor.bundle.decision"
             instance_of(decision, Decision, "decision", cure)
-        if decision is not None and (k is not None or threshold is not None):
+        if decision is not None and (k is not None or threshold is not None or leaves or with_ancestors):
             raise ConfigError(
                 "a decision chooses how many tags a document gets",
-                "drop k and the threshold, or the decision",
+                "drop k and the threshold (leaves and ancestors, too), or the decision",
+            )
+        if leaves and with_ancestors:
+            raise ConfigError(
+                "tags are kept without the labels above them, or with them", "give one of the two"
             )
         if self.bundle.calibrator is None and (threshold is not None or decision is not None):
             raise ConfigError(
@@ -184,9 +211,11 @@ class Predictor:
         k: int | None = None,
         threshold: float | None = None,
         decision: Decision | None = None,
+        leaves: bool = False,
+        with_ancestors: bool = False,
     ) -> list[Prediction]:
         """`predict` for documents that are encoded: N of them and their (N, D) vectors."""
-        self.check(k=k, threshold=threshold, decision=decision)
+        self.check(k=k, threshold=threshold, decision=decision, leaves=leaves, with_ancestors=with_ancestors)
         documents = as_documents(documents)
         if len(vectors) != len(documents):
             raise DataError(f"{len(documents)} documents have {len(vectors)} vectors", "encode just these")
@@ -197,8 +226,17 @@ class Predictor:
             probabilities = self.bundle.calibrator.transform(scores)
             if decision is not None:
                 kept = decision.keep(probabilities)
-            elif threshold is not None:
+            if self.ancestry:
+                probabilities = self.ancestry.raised(rows, probabilities)
+            if threshold is not None:
                 kept = probabilities >= threshold
+        if self.ancestry and (leaves or with_ancestors):
+            kept = np.ones(rows.shape, dtype=np.bool_) if kept is None else kept
+            if leaves:
+                kept = self.ancestry.leaves(rows, kept)
+            else:
+                how = self.bundle, self.ancestry, vectors, scores, rows, kept
+                scores, rows, probabilities, kept = bring_ancestors(*how)
         return predictions_of(self.bundle, documents, scores, rows, probabilities, kept)
 
     def explain(self, document: Any, *, k: int | None = None) -> tuple[Prediction, list[Evidence | None]]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import pyarrow
 import pyarrow.parquet
@@ -60,17 +60,20 @@ class Tagger:
     k: int | None = None
     threshold: float | None = None
     decision: Decision | None = None
+    leaves: bool = False
+    with_ancestors: bool = False
 
     def __post_init__(self) -> None:
-        self.predictor.check(k=self.k, threshold=self.threshold, decision=self.decision)
+        self.predictor.check(**self._how)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
 
     def put(self, window: Window) -> list[list[Row]]:
         """See `Tagging`."""
         documents = [item for item in window if isinstance(item, Document)]
-        predicted = self.predictor.predict(
-            documents, k=self.k, threshold=self.threshold, decision=self.decision
-        )
-        found = iter(predicted)
+        found = iter(self.predictor.predict(documents, **self._how))
         return [
             [prediction_row(next(found)) if isinstance(item, Document) else _refusal(item) for item in window]
         ]
@@ -91,6 +94,8 @@ class TaggingOptions:
         k: As for `Predictor.predict`.
         threshold: As for `Predictor.predict`.
         decide: Whether to keep what the bundle's decision keeps.
+        leaves: As for `Predictor.predict`.
+        with_ancestors: As for `Predictor.predict`.
     """
 
     bundle: str
@@ -99,6 +104,8 @@ class TaggingOptions:
     k: int | None = None
     threshold: float | None = None
     decide: bool = False
+    leaves: bool = False
+    with_ancestors: bool = False
 
     def tagger(self) -> Tagger:
         """Open the bundle.
@@ -116,7 +123,8 @@ class TaggingOptions:
             )
         if self.decide and decision is None:
             raise ConfigError(f"bundle {self.bundle} has no decision", "make one with `ezxmc decide`")
-        return Tagger(predictor, self.k, self.threshold, decision)
+        how = self.k, self.threshold, decision, self.leaves, self.with_ancestors
+        return Tagger(predictor, *how)
 
     @property
     def state(self) -> str:

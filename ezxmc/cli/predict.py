@@ -61,6 +61,12 @@ def predict(
         float | None, typer.Option(min=0, max=1, help="Leave out tags less probable than this.")
     ] = None,
     decide: Annotated[bool, typer.Option(help="Keep what the bundle's decision keeps.")] = False,
+    leaves: Annotated[
+        bool, typer.Option("--leaves", help="In a hierarchy: no tag that is above another one.")
+    ] = False,
+    with_ancestors: Annotated[
+        bool, typer.Option("--with-ancestors", help="In a hierarchy: all labels above a tag, too.")
+    ] = False,
     backend: Runtime = "torch",
     precision: ComputedIn = "auto",
     engine: Engine = None,
@@ -89,7 +95,7 @@ def predict(
         if resume or ray:
             raise typer.BadParameter("--resume and --engine ray need --out")
         standard_output()
-    options = TaggingOptions(str(bundle), backend, precision, k, threshold, decide)
+    options = TaggingOptions(str(bundle), backend, precision, k, threshold, decide, leaves, with_ancestors)
     how: dict[str, Any] = {"resume": resume, "cluster": ray, "columns": columns_of(column), "strict": strict}
     with show_progress() as watch:
         rows = tag_file(options, documents, out or show, **how, watch=watch)
@@ -168,7 +174,8 @@ def evaluate(
     labels: Annotated[
         str | None,
         typer.Option(
-            help="The label list: gold of others is left out and told. Default: what was predicted."
+            help="The label list: gold of others is left out and told; of a hierarchy hP, hR, hF1 and P@5 by "
+            "level. Default: what was predicted."
         ),
     ] = None,
     compare: Annotated[

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from ezxmc.config import DataConfig
 from ezxmc.data.columns import columns_for
 from ezxmc.data.documents import read_documents, read_labels
+from ezxmc.data.forest import with_parents
 from ezxmc.data.gold import read_gold
 from ezxmc.data.in_memory import as_documents, as_gold, as_labels
 from ezxmc.data.matching import some
@@ -63,8 +64,8 @@ def labels_in(
     """Labels of a file or out of a program; arguments and errors as of `documents_in`."""
     if isinstance(source, str | Path):
         return read_labels(source, strict=strict, columns=columns_for("labels", columns))
-    labels = as_labels(source)
-    return labels, RowReport(kept=len(labels))
+    found = with_parents(as_labels(source))
+    return found.labels, RowReport(kept=len(found.labels), notes=list(found.notes))
 
 
 def read_inputs(

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from ezxmc.data.columns import COLUMNS as COLUMNS
 from ezxmc.data.columns import Columns, option
+from ezxmc.data.forest import with_parents
 from ezxmc.data.matching import listed, plain, trim, twin
 from ezxmc.data.rows import iter_rows, source_kind
 from ezxmc.data.validate import RowError, RowReport
@@ -78,7 +79,8 @@ def read_labels(
     titles that differ only in case, blanks or Unicode form are equal. A label that is there already is
     dropped (`same_label`): one whose uid, or whose title where one of the two has no other uid, differs
     from a former one's in blanks or Unicode form at most. A label without a title is dropped (`no_title`),
-    since the title is what the models see.
+    since the title is what the models see. What a `parent` or a path in a title means, `with_parents` says;
+    where most parents are labels, one that is none is reported as the warning `unknown_parent`.
 
     Args:
         source: Anything `iter_rows` reads.
@@ -88,10 +90,11 @@ def read_labels(
         columns: As above.
 
     Raises:
-        DataError: As for `iter_documents`.
+        DataError: As for `iter_documents`, or labels are above one another in a circle.
     """
-    report = RowReport(strict=strict)
+    report, known = RowReport(strict=strict), list(known)
     labels: list[Label] = []
+    places: dict[str, tuple[str, int]] = {}
     by_title: dict[str, str] = {}
     same = SameLabels(known)
     for label in known:
@@ -106,7 +109,14 @@ def read_labels(
         if first != label.uid:
             detail = f"label {reprlib.repr(label.uid)} has the title of label {reprlib.repr(first)}"
             report.add(file, line, "equal_title", detail)
-    return labels, report
+        if label.parent:
+            places[label.uid] = file, line
+    found = with_parents(labels, known)
+    for uid, why in found.unknown.items():
+        report.add(*places[uid], "unknown_parent", f"label {reprlib.repr(uid)}: {why}")
+    for note in found.notes:
+        report.note(note)
+    return found.labels, report
 
 
 class SameLabels:

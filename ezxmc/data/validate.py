@@ -5,9 +5,9 @@ could not be split into rows); `no_uid`, `no_title`, `empty_text`, `bad_type`, `
 `duplicate_uid` (a document or a label), `same_label` (a label that is there already under another uid);
 `no_document`, `no_label` (gold); `unknown_document`, `unknown_label` (gold, shortlists); `bad_shortlist`;
 `bad_prediction`, `prediction_error` (predictions); `bad_entry`, `bad_pair`, `row_count`, `bad_uid` (files
-of the XMC repository). Kinds that cost no row (`WARNINGS`): `equal_title`, and `repeated_header`, a header
-line in mid-file. A command tells of a report once (`RowReport.tell`): how many rows, notes, the first
-problems.
+of the XMC repository). Kinds that cost no row (`WARNINGS`): `equal_title`, `unknown_parent`, and
+`repeated_header`, a header line in mid-file. A command tells of a report once (`RowReport.tell`): how many
+rows, notes, the first problems.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from ezxmc.errors import DataError
 
-WARNINGS = frozenset({"equal_title", "repeated_header"})
+WARNINGS = frozenset({"equal_title", "repeated_header", "unknown_parent"})
 """Kinds that are told but do not cost the row."""
 
 PROBLEMS_KEPT = 1_000

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ezxmc.data.forest import Forest
 from ezxmc.data.in_memory import as_gold
 from ezxmc.errors import DataError, instance_of, number_between, whole_number
 from ezxmc.metrics import (
@@ -27,6 +28,7 @@ from ezxmc.metrics import (
     intervals,
     reliability_bins,
 )
+from ezxmc.metrics.hierarchy import TreeTerms
 from ezxmc.records import Prediction
 
 _CHUNK = 4_096
@@ -119,6 +121,7 @@ def evaluate(
     propensity: tuple[float, float] = (0.55, 1.5),
     threshold: float | None = None,
     filtered: Mapping[str, Collection[str]] = _NONE,
+    forest: Forest | None = None,
 ) -> Evaluation:
     """Score predictions on every document that has gold.
 
@@ -143,6 +146,8 @@ def evaluate(
         threshold: Labels at least this probable are tags, for micro and macro F1.
         filtered: Label uids of each document uid that count neither as predicted nor as gold,
             as the `filter_labels` of the Extreme Classification Repository.
+        forest: Of the labels, `Forest.of`: adds hP, hR and hF1 of the first labels, at the depths of P@k, and
+            with `threshold` of the tags; and P@5 by level, 1 the roots.
 
     Raises:
         DataError: No document has gold, none of them was predicted, a
@@ -175,6 +180,7 @@ def evaluate(
     judged = bool(calibration_ks) or threshold is not None  # not only ranked
     nothing: dict[str, set[str]] = {uid: set() for uid, labels in gold.items() if judged and not labels}
     known = None if train_gold is None else _frequencies(train_gold, scored, propensity)
+    ids = dict(known.ids) if known else {}
     metrics = RankingMetrics(
         precision_ks=precision_ks,
         recall_ks=recall_ks,
@@ -183,8 +189,8 @@ def evaluate(
         inverse=known.inverse if known else None,
         group=known.group if known else None,
         empty=False,
+        tree=TreeTerms(forest, ids, precision_ks) if forest else None,
     )
-    ids = dict(known.ids) if known else {}
     reviewed = scored | nothing
     place = {uid: number for number, uid in enumerate(reviewed)}
     n_filtered = sum(len(labels) - len(scored.get(uid, ())) for uid, labels in gold.items())

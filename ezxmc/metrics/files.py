@@ -8,6 +8,7 @@ from typing import Any
 
 from ezxmc.data import RowReport, read_gold, read_labels
 from ezxmc.data.catalog import WithoutGold, settle_untagged
+from ezxmc.data.forest import Forest
 from ezxmc.data.predictions import read_predictions
 from ezxmc.errors import ArgumentError, DataError
 from ezxmc.metrics.bootstrap import Difference
@@ -64,7 +65,8 @@ def evaluate_files(
         propensity: A and B of PSP; (0.55, 1.5) if not given. Needs `train_gold`.
         threshold: Adds F1 of the tags at least this probable.
         filtered: A file of pairs that count neither as predicted nor as gold.
-        labels: The label list: gold of others is left out and told. By default, what was predicted.
+        labels: The label list: gold of others is left out and told. By default, what was predicted. A
+            hierarchy adds hierarchical metrics.
         compared: Predictions of another run, subtracted document by document.
         without_gold: What predicted documents are that `gold` has no label for.
         watch: Told how reading each file went.
@@ -85,9 +87,10 @@ def evaluate_files(
     watch = watch or NoProgress()
     rows: dict[str, RowReport] = {}
     titles: dict[str, str] = {}
+    forest = None
     if labels is not None:
         known, rows["labels"] = read_labels(labels)
-        titles = {label.uid: label.title for label in known}
+        titles, forest = {label.uid: label.title for label in known}, Forest.of(known)
     # Gold is held against what was predicted, so that is read first; standard input only once.
     sources = {"predictions": predictions} | ({} if compared is None else {"compare": compared})
     held: dict[str, list[Prediction]] = {}
@@ -130,6 +133,7 @@ def evaluate_files(
             propensity=propensity or (0.55, 1.5),
             threshold=threshold,
             filtered=pairs.get("filter", {}),
+            forest=forest,
         )
         for name in sources
     }

@@ -14,6 +14,7 @@ from scipy.sparse import csr_array
 
 from ezxmc.errors import ArgumentError, instance_of, whole_number
 from ezxmc.metrics.bootstrap import Terms
+from ezxmc.metrics.hierarchy import TreeTerms
 from ezxmc.metrics.propensity import GROUPS, group_sizes, psndcg_terms, psp_terms, weigh
 from ezxmc.metrics.ranking import (
     Floats,
@@ -139,6 +140,7 @@ class RankingMetrics:
         inverse: `(L,)` 1 / p_l of every label that can be gold (`inverse_propensity`).
         group: `(L,)` the place in `GROUPS` of every label that can be gold.
         empty: Whether a document without gold has P, R and nDCG: 0.
+        tree: Adds hierarchical metrics (`ezxmc.metrics.hierarchy`).
 
     Raises:
         ArgumentError: A depth is no whole number or below 1.
@@ -154,6 +156,7 @@ class RankingMetrics:
         inverse: Floats | None = None,
         group: NDArray[np.int8] | None = None,
         empty: bool = True,
+        tree: TreeTerms | None = None,
     ) -> None:
         for depths in (precision_ks, recall_ks, ndcg_ks, coverage_ks):
             instance_of(depths, Sequence, "depths", "give a list of whole numbers, such as [1, 3, 5]")
@@ -161,7 +164,7 @@ class RankingMetrics:
                 whole_number(k, "k")
         self._precision_ks, self._recall_ks, self._ndcg_ks = precision_ks, recall_ks, ndcg_ks
         self._coverage_ks = coverage_ks
-        self._inverse, self._group, self._empty = inverse, group, empty
+        self._inverse, self._group, self._empty, self._tree = inverse, group, empty, tree
         self._tally = LabelTally()
         self._names: tuple[str, ...] = ()
         self._sums = np.zeros((ROWS, 0))
@@ -272,6 +275,8 @@ class RankingMetrics:
                 yield f"PSnDCG@{k}", *psndcg_terms(weighted, best, sizes, k)
         if kept is not None:
             yield "micro-F1", 2.0 * (hits & kept).sum(axis=1), (sizes + kept.sum(axis=1)).astype(np.float64)
+        if self._tree is not None:
+            yield from self._tree(predicted, gold, hits, kept, ones)
         if self._group is not None:
             of = np.full(hits.shape, -1, dtype=np.int8)
             of[hits] = self._group[predicted[hits]]

@@ -126,6 +126,8 @@ def decide(
             f"a decision needs probabilities, and bundle {bundle} has no calibrator",
             "run `ezxmc calibrate` on it first, with other documents than these",
         )
+    # What is proved must hold for the probabilities that a decision looks at.
+    scored.predictor.ancestry = None
     tags = scored.tags(gold, without_gold)
     scored.documents = scored.for_proof(document for document in scored.documents if document.uid in tags)
     reviewed = ReviewedDocuments.of(scored.predictions(), tags)

@@ -19,16 +19,11 @@ from ezxmc.calibration import Calibrator
 from ezxmc.config import RunConfig
 from ezxmc.data import Catalog, RowReport
 from ezxmc.data.catalog import repeated
+from ezxmc.data.forest import Forest
 from ezxmc.feedback.annotate import AnnotateSummary
 from ezxmc.feedback.store import FeedbackStore, StoreTotals
 from ezxmc.feedback.targets import doubt, teacher_verdicts
-from ezxmc.metrics import (
-    GROUPS,
-    RankingMetrics,
-    encode,
-    frequency_groups,
-    recall_by_document,
-)
+from ezxmc.metrics import GROUPS, RankingMetrics, encode, frequency_groups, recall_by_document
 from ezxmc.metrics.evaluation import compare, constant_answer, evaluate
 from ezxmc.records import Judgment, Prediction
 from ezxmc.report.model import (
@@ -274,7 +269,8 @@ def _evaluation(
     if not any(gold.values()):
         return None
     student, untrained = ([p for p in part if p.uid in gold] for part in (found.predictions, found.untrained))
-    after, before = evaluate(student, gold), evaluate(untrained, gold)
+    forest = Forest.of(found.catalog.labels)
+    after, before = (evaluate(part, gold, forest=forest) for part in (student, untrained))
     depth = max(len(p.labels) for p in untrained)
     return EvaluationSummary(
         before=before.values,
