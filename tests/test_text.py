@@ -1,0 +1,67 @@
+"""Words and pieces of texts in any script."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ezxmc.records import Label
+from ezxmc.retrieval import LexicalIndex
+from ezxmc.text import fold, words
+
+ANY = st.text(max_size=40)
+
+
+@given(ANY)
+def test_spellings_of_a_text_have_the_same_words(text: str) -> None:
+    found = words(text)
+    assert all(found)
+    for form in ("NFC", "NFD"):
+        assert words(unicodedata.normalize(form, text)) == found
+    assert words(text.lower()) == found and words(text.upper()) == found
+    assert words(fold(text)) == found and fold(fold(text)) == fold(text)
+
+
+@given(st.lists(st.from_regex(r"[A-Za-z0-9]+", fullmatch=True)))
+def test_ascii_words_are_unchanged(typed: list[str]) -> None:
+    assert words(" ".join(typed)) == [word.lower() for word in typed]
+    beside_another_script = words(" ".join([*typed, "日"]))
+    assert beside_another_script == [*(word.lower() for word in typed), "日"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("libfoo2-dev", "libfoo2-dev libfoo2 dev"),
+        ("C++, C# (.NET): node.js!", "c++ c# .net node.js c c net node js"),
+        ("UTF-8 snake_case __init__", "utf-8 snake_case init utf 8 snake case"),
+        ("libstdc++6-dev. End", "libstdc++6-dev end libstdc 6 dev"),
+        ("C++ für é-mail", "c++ fur e-mail c e mail"),  # folded it is ASCII
+        ("C++ по-русски", "c++ c по-русски по русски"),
+        ("l'Éditeur d’Œuvres", "l editeur d oeuvres"),
+        ("Straße Łódź Ёлка ΣΊΣΥΦΟΣ", "strasse lodz елка σισυφοσ"),
+        ("日本語", "日本 本語"),
+        ("猫 ﾃｷｽﾄ", "猫 テキ キス スト"),
+        ("Python3で書く", "python3 で書 書く"),
+        ("がか", "がか"),
+        ("ภาษาไทย", "ภา าษ ษา าไ ไท ทย"),
+        ("ที่นี่", "ที่นี่"),
+        ("हिन्दी में", "हिन्दी में"),
+        ("שָׁלוֹם مُحَمَّد", "שלום محمد"),
+        ("می\u200cخواهم co\u00adop", "میخواهم coop"),
+        ("한국어 편집기", "한국어 편집기"),
+        ("🎸 👩‍💻 — …", ""),
+    ],
+)
+def test_words_by_example(text: str, expected: str) -> None:
+    assert words(text) == unicodedata.normalize("NFC", expected).split()
+
+
+def test_labels_are_found_in_scripts_without_spaces() -> None:
+    labels = [Label("edit", "文字編集"), Label("music", "音楽再生"), Label("thai", "ดนตรี"), Label("c", "C++")]
+    texts = ["動画や文字を編集する", "音楽を聴く", "เครื่องเล่นดนตรีที่ดี", "written in c++", "écrit en C"]
+    found = LexicalIndex(labels).search(texts, 1)
+    assert found == [[0], [1], [2], [3], [3]]
