@@ -6,10 +6,15 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
+_JOINERS = "\u200c\u200d"
+
 
 def printable(text: str) -> str:
-    """One line without control characters: neither the terminal's nor those that turn the writing round."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    """One line without control characters: neither the terminal's nor those that turn the writing round.
+
+    What joins and parts letters stays: Persian words and emoji of several people are written with it.
+    """
+    return " ".join("".join(c if c.isprintable() or c in _JOINERS else " " for c in text).split())
 
 
 def rank_and_size() -> tuple[int, int]:

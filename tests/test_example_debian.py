@@ -325,12 +325,12 @@ def test_the_files_fit_together(tmp_path: Path) -> None:
     assert "use::editing alone is right for 60 of 60 documents (P@1 100.0 on the report part)" in told
 
 
-def run_catalog(out: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_catalog(out: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, EXAMPLE / "catalog.py", out],
+        [sys.executable, EXAMPLE / "catalog.py", out, *options],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         env={**os.environ, **environment},
     )
 
@@ -389,17 +389,19 @@ class Mirror:
             ["dpkg", "--print-architecture"], capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    def serve(self, packages: str, translation: str, vocabulary: str | None) -> str:
+    def serve(self, packages: str, translation: str, vocabulary: str | None, french: str = "") -> str:
         """Write it; returns the file for APT_CONFIG."""
         stanzas = packages
         if vocabulary is not None:
             stanzas += self._debtags(vocabulary)
         files = {f"main/binary-{self.arch}/Packages": stanzas, "main/i18n/Translation-en": translation}
+        if french:
+            files["main/i18n/Translation-fr"] = french
         dists = self.root / "dists" / "test"
         sums = []
         for name, content in files.items():
             path = dists / name
-            path.parent.mkdir(parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
             sums.append(f" {hashlib.sha256(content.encode()).hexdigest()} {len(content.encode())} {name}")
         # An index of another kind, damaged: whoever fetches it fails.
@@ -478,6 +480,28 @@ def test_apt_gives_a_catalog_and_leaves_nothing_else(mirror: Mirror, tmp_path: P
         *("documents.jsonl", "gold.tsv", "labels.jsonl", "train.txt", "report.txt"),
         *("sample_documents.jsonl", "sample_gold.tsv", "report_documents.jsonl", "report_gold.tsv"),
     }
+
+
+def test_another_language(mirror: Mirror, tmp_path: Path) -> None:
+    """Documents in it, labels in English; what is not translated is left out, and told."""
+    french = "".join(
+        f"Package: p{n}\nDescription-md5: {n:032x}\nDescription-fr: éditeur {n}\n le mot{n} en dit tout\n\n"
+        for n in range(12)
+    )
+    settings = mirror.serve(INDEX, LONG, TERMS, french)
+    done = run_catalog(tmp_path / "data", "--language", "fr", APT_CONFIG=settings)
+    assert done.returncode == 0, done.stderr
+    documents, _ = read_documents(tmp_path / "data" / "documents.jsonl", strict=True)
+    assert sorted((each.uid, each.title, each.text) for each in documents) == sorted(
+        (f"p{n}", f"éditeur {n}", f"le mot{n} en dit tout") for n in range(12)
+    )
+    labels, _ = read_labels(tmp_path / "data" / "labels.jsonl", strict=True)
+    assert [label.title for label in labels] == ["Purpose: Editing", "Purpose: Data Visualization"]
+    assert "8 packages with tags left out: no description in 'fr'\n12 packages have tags" in done.stdout
+    for language, message in (("ko", "described in 'ko'"), ('fr"; };', "no language as Debian spells it")):
+        done = run_catalog(tmp_path / language[:2], "--language", language, APT_CONFIG=settings)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+        assert [path.name for path in tmp_path.iterdir() if path.name != "mirror"] == ["data"]
 
 
 def test_bad_stanzas_are_told_and_cost_nothing_else(mirror: Mirror, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The debtags set out of a Debian system's own package index.
 
     python catalog.py data
+    python catalog.py data --language fr     descriptions in French, labels in English
 
 Documents are descriptions of packages, labels are the debtags a reader of a description could decide, gold
 is what the packages' maintainers chose. Written into `data/`: `documents.jsonl`, `labels.jsonl`, `gold.tsv`;
@@ -92,22 +93,23 @@ def split(packages: Sequence[Package]) -> tuple[list[Package], list[Package]]:
     return parts
 
 
-def build(work: Path, report: RowReport) -> tuple[dict[str, str], str]:
+def build(work: Path, report: RowReport, language: str = "en") -> tuple[dict[str, str], str]:
     """Make the catalog.
 
     Args:
         work: An empty folder for apt.
         report: Receives bad stanzas.
+        language: Of the documents; a package that is not described in it is left out.
 
     Returns:
         The contents of each file by its name, and what is in them, in a few lines.
 
     Raises:
-        UnfitError: The index cannot be had here, or holds no tags.
+        UnfitError: The index cannot be had here, holds no tags, or nothing in this language.
     """
-    apt = PrivateApt(work)
+    apt = PrivateApt(work, dict.fromkeys((language, "en")))
     indexes, translations = apt.update()
-    tagged = read_packages(indexes, translations, report)
+    tagged = read_packages(indexes, translations, report, language)
     if not tagged:
         raise UnfitError(
             "the package index of this system has no Tag fields",
@@ -119,7 +121,17 @@ def build(work: Path, report: RowReport) -> tuple[dict[str, str], str]:
             "this system's debtags package holds no vocabulary", "run it on another Debian release"
         )
     vocabulary = read_vocabulary(terms, report)
-    return catalog(tagged, vocabulary)
+    if language == "en":  # the index itself is in English
+        return catalog(tagged, vocabulary)
+    translated = [package for package in tagged if package.translated]
+    if not translated:
+        raise UnfitError(
+            f"no package of this system's index is described in {language!r}",
+            "give a language as Debian spells it: fr, de, ru, ko, pt_BR",
+        )
+    files, told = catalog(translated, vocabulary)
+    left_out = len(tagged) - len(translated)
+    return files, f"{left_out:,} packages with tags left out: no description in {language!r}\n{told}"
 
 
 def catalog(tagged: Sequence[Package], vocabulary: Sequence[Tag]) -> tuple[dict[str, str], str]:
@@ -178,7 +190,7 @@ def _jsonl(rows: Iterable[dict[str, str]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def write(out: Path) -> tuple[str, RowReport]:
+def write(out: Path, language: str = "en") -> tuple[str, RowReport]:
     """Make the catalog in `out`, all of it or nothing.
 
     Returns:
@@ -194,7 +206,7 @@ def write(out: Path) -> tuple[str, RowReport]:
     out.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix="apt-", dir=out) as work:
-            files, told = build(Path(work), report)
+            files, told = build(Path(work), report, language)
         for name, content in files.items():
             (out / name).write_text(content, encoding="utf-8")
     except BaseException:
@@ -207,9 +219,14 @@ def write(out: Path) -> tuple[str, RowReport]:
 def main() -> int:
     parser = argparse.ArgumentParser(description="The debtags set out of this system's package index.")
     parser.add_argument("out", type=Path, metavar="OUT_DIR", help="folder to write, made if missing")
-    out = parser.parse_args().out
+    parser.add_argument(
+        "--language", default="en", help="of the documents: fr, de, ru, ko, ...; labels stay English"
+    )
+    given = parser.parse_args()
+    if not re.fullmatch(r"[a-z]{2,3}(_[A-Z]{2})?(@[a-z]+)?", given.language):
+        parser.error(f"no language as Debian spells it (fr, de, pt_BR): {given.language!r}")
     try:
-        told, report = write(out)
+        told, report = write(given.out, given.language)
     except UnfitError as error:
         print(error, file=sys.stderr)
         return UNFIT

@@ -44,6 +44,7 @@ class Package:
         text: The long one; empty where the index keeps it elsewhere.
         digest: Names the long description in the index's translations.
         tags: All its debtags.
+        translated: Whether title and text are in the language asked for.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Package:
     text: str
     digest: str
     tags: frozenset[str]
+    translated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +143,17 @@ def parse_package(fields: dict[str, str]) -> Package | None:
     return Package(name, source[0] if source else name, title, text, fields.get("description-md5", ""), tags)
 
 
-def parse_translation(fields: dict[str, str]) -> tuple[str, str, str]:
-    """A stanza of a Translation-en file: digest, title, text.
+def parse_translation(fields: dict[str, str]) -> tuple[str, str, str, str]:
+    """A stanza of a Translation file: digest, language, title, text.
 
     Raises:
         RowError: One of them is missing.
     """
-    digest, value = fields.get("description-md5"), fields.get("description-en")
-    if not digest or not value:
-        raise RowError("bad_stanza", f"no English description of {fields.get('package', 'a package')!r}")
-    return digest, *description(value)
+    digest = fields.get("description-md5")
+    for name, value in fields.items():
+        if digest and value and (language := re.fullmatch(r"description-(?!md5$)(.+)", name)):
+            return digest, language[1], *description(value)
+    raise RowError("bad_stanza", f"no description of {fields.get('package', 'a package')!r}")
 
 
 def parse_term(fields: dict[str, str]) -> tuple[str, str, str]:
@@ -168,13 +171,16 @@ def parse_term(fields: dict[str, str]) -> tuple[str, str, str]:
     return name, title, text
 
 
-def read_packages(indexes: Sequence[Path], translations: Sequence[Path], report: RowReport) -> list[Package]:
+def read_packages(
+    indexes: Sequence[Path], translations: Sequence[Path], report: RowReport, language: str = "en"
+) -> list[Package]:
     """The tagged packages, each name once, with their long descriptions.
 
     Args:
         indexes: Packages files; of several entries of a name the first that has tags counts.
-        translations: Translation-en files.
+        translations: Translation files: of the language, and of English, which stands in for it.
         report: Receives bad stanzas.
+        language: As apt spells it: "fr", "pt_BR".
     """
     found: dict[str, Package] = {}
     for path in indexes:
@@ -182,15 +188,17 @@ def read_packages(indexes: Sequence[Path], translations: Sequence[Path], report:
             if package:
                 found.setdefault(package.name, package)
     wanted = {package.digest for package in found.values()}
-    english: dict[str, tuple[str, str]] = {}
+    told: dict[tuple[str, bool], tuple[str, str]] = {}
     for path in translations:
-        for digest, title, text in read_stanzas(path, parse_translation, report):
+        for digest, spoken, title, text in read_stanzas(path, parse_translation, report):
             if digest in wanted:
-                english[digest] = title, text
+                told[digest, spoken == language.lower()] = title, text
     packages = []
     for package in found.values():
-        title, text = english.get(package.digest, (package.title, package.text))
-        packages.append(replace(package, title=title, text=text))
+        translated = (package.digest, True) in told
+        english = package.title, package.text
+        title, text = told.get((package.digest, translated), english)
+        packages.append(replace(package, title=title, text=text, translated=translated))
     return packages
 
 

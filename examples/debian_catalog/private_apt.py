@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from ezxmc.errors import EzxmcError
@@ -18,7 +19,7 @@ _SETTINGS = """\
 #clear APT::Update::Post-Invoke;
 #clear APT::Update::Post-Invoke-Success;
 #clear Acquire::Languages;
-Acquire::Languages { "en"; };
+Acquire::Languages { %s };
 Acquire::GzipIndexes "false";
 APT::Update::Error-Mode "any";
 """
@@ -44,19 +45,20 @@ class PrivateApt:
 
     Args:
         folder: An empty folder that may be written to.
+        languages: Of the descriptions, as apt spells them.
 
     Raises:
         UnfitError: There is no apt.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, languages: Sequence[str] = ("en",)) -> None:
         check_tools()
         self._folder = folder = folder.resolve()
         for name in ("state/lists/partial", "cache/archives/partial"):
             (folder / name).mkdir(parents=True)
         (folder / "status").touch()
         config = folder / "apt.conf"
-        config.write_text(_SETTINGS, encoding="utf-8")
+        config.write_text(_SETTINGS % " ".join(f'"{each}";' for each in languages), encoding="utf-8")
         places = {
             "Dir::State": folder / "state",
             "Dir::State::lists": folder / "state/lists",
@@ -75,7 +77,7 @@ class PrivateApt:
         self._options += [f"--option={key}::DefaultEnabled=false" for key in self._targets()]
 
     def update(self) -> tuple[list[Path], list[Path]]:
-        """Fetch the indexes of the system's sources: Packages files, and Translation-en files.
+        """Fetch the indexes of the system's sources: Packages files, and Translation files.
 
         Raises:
             UnfitError: apt could not fetch all of them, or there are no sources.

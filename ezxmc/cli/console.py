@@ -36,6 +36,7 @@ from ezxmc.cluster import RayConfig
 from ezxmc.config import BudgetConfig, RunConfig
 from ezxmc.errors import DataError
 from ezxmc.progress import NoProgress, printable, rank_and_size
+from ezxmc.text import cut
 
 if TYPE_CHECKING:
     from ezxmc.data import RowReport
@@ -257,8 +258,7 @@ def shown(value: Any) -> str:
 
 def brief(text: str, width: int) -> str:
     """The beginning of a user's text on one line, without control characters: they would move the cursor."""
-    line = printable(text[: 20 * width])
-    return line if len(line) <= width else f"{line[: width - 1]}…"
+    return cut(printable(text[: 20 * width]), width)
 
 
 def accounts(rows: Mapping[str, RowReport | None]) -> dict[str, Any]:

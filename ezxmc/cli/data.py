@@ -11,6 +11,7 @@ import typer
 
 from ezxmc.cli.console import Column, Json, accounts, bad_rows, columns_of, emit, say, shown, table
 from ezxmc.errors import ConfigError, DataError
+from ezxmc.text import cut
 
 if TYPE_CHECKING:
     from ezxmc.data.cards import DataCard
@@ -127,8 +128,7 @@ def _show_inspection(one: Inspection) -> None:
 
 def _short(value: Any, most: int) -> str:
     text = value if isinstance(value, str) else jsonlib.dumps(value, ensure_ascii=False, default=str)
-    text = " ".join(text.split()) if value is not None else ""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return cut(" ".join(text.split()), most) if value is not None else ""
 
 
 def stats(folder: Folder, json: Json = False) -> None:

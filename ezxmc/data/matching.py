@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from ezxmc.text import cut
+
 # Marks without width: a byte order mark in mid-file, say, after `cat a.txt b.txt`.
 _UNSEEN = re.compile("[\ufeff\u200b\u2060]")
 _OUTER = re.compile(r"^[\s\ufeff\u200b\u2060]+|[\s\ufeff\u200b\u2060]+$")
@@ -139,7 +141,7 @@ def some(names: Iterable[str], most: int = 5) -> str:
     """The first of some names, and how many more there are."""
     every = list(names)
     more = f" and {len(every) - most:,} more" if len(every) > most else ""
-    return ", ".join(f"'{name[:60]}{'…' if len(name) > 60 else ''}'" for name in every[:most]) + more
+    return ", ".join(f"'{cut(name, 61)}'" for name in every[:most]) + more
 
 
 def best_column(

@@ -47,6 +47,7 @@ from ezxmc.report.model import (
     UnusedLabels,
 )
 from ezxmc.teacher import Teacher
+from ezxmc.text import cut, fold
 
 _VERSIONS = ("ezxmc", "torch", "transformers", "sentence-transformers", "faiss-cpu")
 _GOLD_NOTE = (
@@ -346,18 +347,16 @@ def examples(catalog: Catalog, predictions: Sequence[Prediction], k: int) -> lis
     pool = pool[: len(gold)] if gold else pool
     return [
         ExampleDocument(
-            uid=prediction.uid,
+            uid=one.uid,
             title=document.title,
-            text=document.text[:500],
+            text=cut(document.text, 500, ""),
             tags=[
-                ExampleTag(title=title, probability=probability)
-                for title, probability in zip(
-                    prediction.titles[:k], prediction.probabilities or repeat(None), strict=False
-                )
+                ExampleTag(title=title, probability=p)
+                for title, p in zip(one.titles[:k], one.probabilities or repeat(None), strict=False)
             ],
-            gold=sorted(titles[uid] for uid in gold[prediction.uid]) if prediction.uid in gold else None,
+            gold=sorted((titles[uid] for uid in gold[one.uid]), key=fold) if one.uid in gold else None,
         )
-        for prediction, document in pool[:: max(1, len(pool) // _EXAMPLES)][:_EXAMPLES]
+        for one, document in pool[:: max(1, len(pool) // _EXAMPLES)][:_EXAMPLES]
     ]
 
 
@@ -420,7 +419,7 @@ def disagreements(
             (p, said, title) for uid, title, p in pairs if (said := verdict(prediction.uid, uid)) is not None
         ]
         for p, said, title in asked and {max(asked, key=_gap), min(asked, key=_gap)}:
-            name = (document.title or document.text)[:200]
+            name = cut(document.title or document.text, 200, "")
             entry = DisagreementEntry(uid=document.uid, title=name, label=title, student=p, teacher=said)
             found.append(entry)
     found.sort(key=lambda one: one.student - one.teacher)

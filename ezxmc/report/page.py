@@ -19,6 +19,7 @@ from ezxmc.metrics import FEW
 from ezxmc.report import figures
 from ezxmc.report.model import EvaluationSummary, RowSummary, RunReport
 from ezxmc.report.story import duration, headline, number, percent, size, story
+from ezxmc.text import cut
 
 # The page stays small and readable however large the run was.
 _DEEP = re.compile(r"(ECE|ACE|Brier|NLL)@(\d+)")
@@ -97,8 +98,15 @@ def environment() -> Environment:
         "size": size,
         "yaml": _yaml,
         "commands": _commands,
+        "truncate": _truncate,
     }
     return made
+
+
+def _truncate(text: str, most: int) -> str:
+    """The beginning of a long text, its last word whole where spaces part words."""
+    begun = cut(text, most, "")
+    return text if begun == text else f"{begun.rsplit(' ', 1)[0]}…"
 
 
 def _quality_rows(evaluation: EvaluationSummary | None) -> list[dict[str, str]]:

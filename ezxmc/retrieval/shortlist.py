@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import heapq
 import random
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,11 +22,11 @@ from ezxmc.errors import InputTypeError, instance_of
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.index import LabelIndex
+from ezxmc.text import words
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-_WORD = re.compile(r"\w+")
 _QUERY_CHARACTERS = 20_000
 _TEXTS_AT_ONCE = 64  # scores of so many texts are held at once
 
@@ -43,7 +42,7 @@ class LexicalIndex:
     """
 
     def __init__(self, labels: Sequence[Label]) -> None:
-        corpus = [words(" ".join((label.title, *label.aliases))) for label in labels]
+        corpus = [terms(" ".join((label.title, *label.aliases))) for label in labels]
         self._column: dict[str, int] = {}
         if not any(corpus):
             return
@@ -78,7 +77,7 @@ class LexicalIndex:
         from scipy.sparse import csr_matrix
 
         rows = [
-            [self._column[word] for word in set(words(text[:_QUERY_CHARACTERS])) if word in self._column]
+            [self._column[word] for word in set(terms(text[:_QUERY_CHARACTERS])) if word in self._column]
             for text in texts
         ]
         ends = np.cumsum([0, *map(len, rows)])
@@ -97,10 +96,10 @@ def _best(rows: NDArray[np.int32], scores: NDArray[np.float32], k: int) -> list[
     return best
 
 
-def words(text: str) -> list[str]:
-    """Lower-case words of `text`, English stop words left out, no stemming."""
+def terms(text: str) -> list[str]:
+    """The words BM25 compares: `ezxmc.text.words`, English stop words left out."""
     left_out = _stop_words()
-    return [word for word in _WORD.findall(text.lower()) if word not in left_out]
+    return [word for word in words(text) if word not in left_out]
 
 
 @cache

@@ -33,6 +33,7 @@ from ezxmc.review.picks import Pick, Reason
 from ezxmc.review.search import LabelSearch
 from ezxmc.serve.guard import LOCAL_NAMES, Guard, Limits, RefusedError
 from ezxmc.serve.web import Metrics, answer_requests, html_response, listener, style
+from ezxmc.text import cut
 
 HOST = "127.0.0.1"
 _LIMITS = Limits(body_bytes=4_096, body_seconds=10.0)
@@ -225,8 +226,7 @@ def labels_of(picks: Sequence[Pick]) -> list[Label]:
 
 
 def _short(title: str) -> str:
-    plain = " ".join(title.split())
-    return f"“{plain if len(plain) <= _ABOUT else plain[:_ABOUT] + ' …'}”"
+    return f"“{cut(' '.join(title.split()), _ABOUT)}”"
 
 
 def create_app(
@@ -311,7 +311,7 @@ def _unreadable() -> RefusedError:
 
 def _suggestion(label: Label) -> dict[str, str]:
     about = " · ".join(filter(None, [*label.aliases, label.text]))
-    return {"uid": label.uid, "title": label.title, "about": about[:_ABOUT]}
+    return {"uid": label.uid, "title": label.title, "about": cut(about, _ABOUT, "")}
 
 
 def _changed(request: Request, change: Callable[[Session], str | None]) -> JSONResponse:

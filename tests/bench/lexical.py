@@ -18,7 +18,7 @@ import numpy as np
 from million import make
 
 from ezxmc.data import read_documents, read_labels
-from ezxmc.retrieval.shortlist import LexicalIndex, words
+from ezxmc.retrieval.shortlist import LexicalIndex, terms
 
 _DEPTH = 40
 
@@ -35,10 +35,10 @@ def main() -> None:
         documents, _ = read_documents(Path(folder) / "documents.jsonl")
     texts = [document.shown for document in documents]
     theirs = bm25s.BM25()
-    theirs.index([words(label.title) for label in labels], show_progress=False)
+    theirs.index([terms(label.title) for label in labels], show_progress=False)
     ours = LexicalIndex(labels)
 
-    queries = [list(dict.fromkeys(words(text))) for text in texts]
+    queries = [list(dict.fromkeys(terms(text))) for text in texts]
     started = time.perf_counter()
     rows, scores = theirs.retrieve(queries, k=_DEPTH, show_progress=False)
     wanted = time.perf_counter() - started

@@ -3,8 +3,11 @@
     python tests/bench/shortlists.py DEBTAGS --labels labels_faceted.jsonl
     python tests/bench/shortlists.py WORDNET --names     "whole, unit" as a title and an alias
     python tests/bench/shortlists.py DEBTAGS --labels labels_faceted.jsonl --encoder runs/x/cycles/1/student
+    python tests/bench/shortlists.py FRENCH --gold gold.tsv     of examples/debian_catalog --language fr
+    python tests/bench/shortlists.py FRENCH --own-titles        BM25: a document's title by its text
 
-FOLDER holds documents.jsonl, qrels.tsv and the labels (data_cards/). The sample is drawn by hash of uids.
+FOLDER holds documents.jsonl, qrels.tsv (or --gold) and the labels (data_cards/). The sample is drawn by hash
+of uids.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from ezxmc.data import read_documents, read_gold, read_labels
 from ezxmc.hashing import text_hash
 from ezxmc.models import resolve_model
 from ezxmc.records import Document, Label
-from ezxmc.retrieval import BiEncoder, shortlist
+from ezxmc.retrieval import BiEncoder, LexicalIndex, shortlist
 
 SIZES = (5, 8, 10, 14, 20, 50)
 DENSE = ShortlistConfig(size=max(SIZES), explore=0, lexical=False, centre=0, descriptions=0)
@@ -64,23 +67,54 @@ def recall(
     gold: dict[str, set[str]],
 ) -> dict[str, float]:
     """R@k in percent, the mean over documents."""
+    found = [found.labels for found in shortlist(documents, labels, encoder, config)]
+    return recalls(documents, labels, found, gold)
+
+
+def recalls(
+    documents: Sequence[Document],
+    labels: Sequence[Label],
+    found: Sequence[Sequence[int]],
+    gold: dict[str, set[str]],
+) -> dict[str, float]:
+    """The same of labels found by their rows."""
     hits = []
-    for found in shortlist(documents, labels, encoder, config):
-        right = np.isin([labels[row].uid for row in found.labels], list(gold[found.doc_uid]))
-        hits.append([right[:k].sum() / len(gold[found.doc_uid]) for k in SIZES])
+    for document, rows in zip(documents, found, strict=True):
+        right = np.isin([labels[row].uid for row in rows], list(gold[document.uid]))
+        hits.append([right[:k].sum() / len(gold[document.uid]) for k in SIZES])
     return {f"R@{k}": 100 * float(value) for k, value in zip(SIZES, np.mean(hits, axis=0), strict=True)}
+
+
+def row(name: str, values: dict[str, float], seconds: float) -> None:
+    print(f"{name:24}{''.join(f'{value:8.1f}' for value in values.values())}{seconds:8.1f}", flush=True)
+
+
+def bm25(documents: Sequence[Document], labels: Sequence[Label], gold: dict[str, set[str]]) -> None:
+    started = time.monotonic()
+    found = LexicalIndex(labels).search([document.shown for document in documents], max(SIZES))
+    row("BM25 alone", recalls(documents, labels, found, gold), time.monotonic() - started)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--labels", default="labels.jsonl")
+    parser.add_argument("--gold", default="qrels.tsv")
+    parser.add_argument("--own-titles", action="store_true", help="labels are the titles of all documents")
     parser.add_argument("--sample", type=int, default=500, help="documents with gold, default 500")
     parser.add_argument("--encoder", default="all-MiniLM-L6-v2")
     parser.add_argument("--most", type=int, help="labels: the sample's gold ones and others up to so many")
     parser.add_argument("--names", action="store_true", help="a title's parts between commas become aliases")
     parser.add_argument("--way", action="append", help="name=settings as JSON, instead of the listed ways")
     asked = parser.parse_args()
+    documents, _ = read_documents(asked.folder / "documents.jsonl")
+    head = f"{'':24}" + "".join(f"{f'R@{k}':>8}" for k in SIZES) + f"{'s':>8}"
+    if asked.own_titles:
+        told = [document for document in documents if document.title and document.text]
+        print(f"{len(told):,} documents and titles\n{head}")
+        titles = [Label(document.uid, document.title) for document in told]
+        bm25([replace(one, title="") for one in told], titles, {one.uid: {one.uid} for one in told})
+        return
     labels, _ = read_labels(asked.folder / asked.labels)
     if asked.names:
         split = [label.title.split(", ") for label in labels]
@@ -88,8 +122,7 @@ def main() -> None:
             replace(label, title=first, aliases=tuple(rest))
             for label, (first, *rest) in zip(labels, split, strict=True)
         ]
-    documents, _ = read_documents(asked.folder / "documents.jsonl")
-    gold, _ = read_gold(asked.folder / "qrels.tsv", labels={label.uid for label in labels})
+    gold, _ = read_gold(asked.folder / asked.gold, labels={label.uid for label in labels})
     tagged = sorted(
         (d for d in documents if gold.get(d.uid)), key=lambda d: text_hash("bench shortlists", d.uid)
     )[: asked.sample]
@@ -101,13 +134,12 @@ def main() -> None:
     ways = WAYS
     if asked.way:
         ways = {way.partition("=")[0]: json.loads(way.partition("=")[2]) for way in asked.way}
-    print(f"{len(tagged):,} documents, {len(labels):,} labels")
-    print(f"{'':24}" + "".join(f"{f'R@{k}':>8}" for k in SIZES) + f"{'s':>8}")
+    print(f"{len(tagged):,} documents, {len(labels):,} labels\n{head}")
+    bm25(tagged, labels, gold)
     for name, settings in ways.items():
         started = time.monotonic()
         values = recall(tagged, labels, encoder, DENSE.model_copy(update=settings), gold)
-        cells = "".join(f"{value:8.1f}" for value in values.values())
-        print(f"{name:24}{cells}{time.monotonic() - started:8.1f}", flush=True)
+        row(name, values, time.monotonic() - started)
 
 
 if __name__ == "__main__":

@@ -226,6 +226,17 @@ def test_user_text_is_escaped_everywhere() -> None:
     assert html.count("&lt;script&gt;") > 15
 
 
+def test_texts_of_any_script_stay_whole_and_apart() -> None:
+    """Writing from right to left turns nothing beside it round; no character is cut in two."""
+    family, arabic, japanese = "👩\u200d👩\u200d👧", "أدوات التحرير", "文字編集"
+    tags = [{"title": arabic, "probability": 0.5}, {"title": japanese}]
+    example = {"uid": "1", "title": arabic, "text": family * 600, "tags": tags, "gold": [arabic, japanese]}
+    page = render_report(full(examples=[example]))
+    assert f'<h3 dir="auto">{arabic}</h3>' in page and f'<p dir="auto">{family * 500}…</p>' in page
+    assert f"<bdi>{arabic}</bdi> <b>50 %</b>" in re.sub(r"\s+", " ", page)
+    assert f"Given by people: <bdi>{arabic}</bdi>; <bdi>{japanese}</bdi>" in page
+
+
 @pytest.mark.parametrize(("documents", "rough"), [(19, True), (20, False)])
 def test_intervals_of_few_documents_say_so(documents: int, rough: bool) -> None:
     evaluation = full().model_dump()["evaluation"] | {"documents": documents, "reliability": {}}
