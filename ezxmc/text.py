@@ -15,8 +15,10 @@ _ASCII = re.compile(_IDENTIFIER.format(word="[a-z0-9]+"))
 _NAME = re.compile(r"[\d._+#]")  # what tells a name from two words with a hyphen
 # Letters that are spelt with others, though Unicode takes none of them apart; Arabic's stretched line; and
 # what else keeps most texts in Latin script from being plain ASCII, which is read faster.
-_SPELT = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ħ": "h", "ı": "i", "œ": "oe", "æ": "ae", "ـ": ""})
-_SPELT |= str.maketrans("‘’“”„«»–—•", '\'\'"""""   ')
+_SPELT: dict[int, Any] = {
+    **str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ħ": "h", "ı": "i", "œ": "oe", "æ": "ae", "ـ": ""}),
+    **str.maketrans("‘’“”„«»–—•", '\'\'"""""   '),
+}
 _UNSPACED = r"[[\p{Han}\p{Hira}\p{Kana}\p{Thai}\p{Laoo}\p{Khmr}\p{Mymr}ー\u3099\u309a]&&[\p{L}\p{M}\p{N}]]"
 _SPACED = rf"[[\p{{L}}\p{{N}}]--{_UNSPACED}][[\p{{L}}\p{{M}}\p{{N}}]--{_UNSPACED}]*"
 # Accents, and the vowels that Hebrew and Arabic are mostly written without. Marks of other scripts are

@@ -54,7 +54,7 @@ def test_the_page_in_a_browser(made: Path, browser: Browser, tmp_path: Path) -> 
         until(lambda: browser.run("return document.querySelectorAll('#found li').length") == 26)
         shown = browser.run(
             "return [...document.querySelectorAll('#found li')].map(item =>"
-            "[item.querySelector('span').textContent, item.textContent.match(/score (-?[.0-9]+)/)[1]])"
+            "[item.querySelector('bdi').textContent, item.textContent.match(/score (-?[.0-9]+)/)[1]])"
         )
         client.headers["Authorization"] = f"Bearer {token}"
         body = {"documents": ["guitar <b>melody</b>"], "k": 26}
