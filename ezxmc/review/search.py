@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import heapq
-import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 
 import numpy as np
 
 from ezxmc.records import Label
+from ezxmc.text import fold
 
 _MOST_PLACES = 5_000
 """Looked at for each way to fit: "a" is in most of a million labels."""
@@ -26,10 +26,7 @@ def _folded(text: str) -> bytes:
 
     Bytes, for one emoji would make each letter of a long `str` four bytes wide.
     """
-    if not text.isascii():
-        whole = unicodedata.normalize("NFKD", text.casefold()).casefold()
-        text = "".join(letter for letter in whole if not unicodedata.combining(letter)) or whole
-    return _plain(text.lower()).encode("utf-8", "replace")
+    return (_plain(fold(text)) or _plain(text)).encode("utf-8", "replace")
 
 
 class LabelSearch:
