@@ -372,7 +372,7 @@ def test_drift_of_a_label_group_is_found_drawn_and_asked_about(grown: Callable[.
     assert any("has drifted, of" in sentence and "music" in sentence for sentence in report.sentences())
     assert report.windows[-1].drifted
     page = (config.parent / "run" / "updates" / "0001" / "report.html").read_text()
-    assert "music (group)" in page and "Calibration before and on new documents" in page
+    assert "music</bdi> (group)" in page and "Calibration before and on new documents" in page
     # The same teacher, the same documents, no drift: the test above is no chance.
     quiet, _ = updated(grown(late=False, name="quiet"))
     assert quiet.drift is not None and not quiet.drift.found
