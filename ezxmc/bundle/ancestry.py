@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ezxmc.bundle.bundle import Bundle
-from ezxmc.data.forest import Forest
+from ezxmc.data.forest import Forest, ancestors
 from ezxmc.errors import DataError
 
 
@@ -50,7 +50,7 @@ class Ancestry:
         for row, values, given in zip(rows.tolist(), found, probabilities.tolist(), strict=True):
             place = {label: i for i, label in enumerate(row) if label >= 0}
             for label, i in place.items():
-                for up in self._ancestors(label):
+                for up in ancestors(self.above, label):
                     if up in place:
                         values[place[up]] = max(values[place[up]], given[i])
         return found
@@ -59,7 +59,7 @@ class Ancestry:
         """(N, K): of the tags those below which there is no other tag."""
         found = kept.copy()
         for row, tags in zip(rows, found, strict=True):
-            tags &= ~np.isin(row, [up for label in row[tags].tolist() for up in self._ancestors(label)])
+            tags &= ~np.isin(row, [up for label in row[tags].tolist() for up in ancestors(self.above, label)])
         return found
 
     def brought(self, rows: NDArray[np.int64], kept: NDArray[np.bool_]) -> list[list[int]]:
@@ -67,14 +67,8 @@ class Ancestry:
         found = []
         for row, tags in zip(rows, kept, strict=True):
             there = row[tags].tolist()
-            ups = dict.fromkeys(up for label in there for up in self._ancestors(label))
+            ups = dict.fromkeys(up for label in there for up in ancestors(self.above, label))
             found.append([up for up in ups if up not in there])
-        return found
-
-    def _ancestors(self, row: int) -> list[int]:
-        found = []
-        while (row := int(self.above[row])) >= 0:
-            found.append(row)
         return found
 
 

@@ -427,8 +427,8 @@ def add_student_files(path: Path, files: Mapping[str, Path], *, folder: str = ST
     check_names(path, placed)
     with writing(path) as manifest:
         # The manifest must never describe another file than the one in place.
-        static = f"{STATIC}/" if folder == STATIC else "//"
-        if replaced := [name for name in manifest.files if name in placed or name.startswith(static)]:
+        whole = (f"{STATIC}/",) if folder == STATIC else ()
+        if replaced := [name for name in manifest.files if name in placed or name.startswith(whole)]:
             manifest = commit(path, manifest, [], replaced)
         for name, file in placed.items():
             make_folder((path / name).parent)

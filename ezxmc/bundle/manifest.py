@@ -328,7 +328,7 @@ def check_files(path: Path, manifest: Manifest, *, contents: bool, backend: Back
     beside = {str(index.with_suffix(".json"))}
     if manifest.file(CHANGES) is None:
         beside.add(str(index.with_suffix(".npz")))
-    run = {"torch": "//", "static": f"{STATIC}/"}.get(backend, _CONVERTED)
+    run = {"torch": (), "static": (f"{STATIC}/",)}.get(backend, (_CONVERTED,))
     for name in strays:
         in_student = name.startswith(f"{STUDENT}/") and not name.startswith(_CONVERTED)
         if in_student or name.startswith(run) or name in beside:

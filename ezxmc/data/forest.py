@@ -73,10 +73,7 @@ class Forest:
 
     def ancestors(self, row: int) -> list[int]:
         """The places of the labels above one, nearest first."""
-        found = []
-        while (row := int(self.parent[row])) >= 0:
-            found.append(row)
-        return found
+        return ancestors(self.parent, row)
 
     def closure(self) -> csr_array:
         """(L, L) of 1 where a column's label is the row's, or above it."""
@@ -98,6 +95,14 @@ class Forest:
             f"a hierarchy: {below:,} of {len(self.uids):,} labels lie below another one, in "
             f"{int(self.depth.max()) + 1} levels; {leaves:,} have none below them"
         )
+
+
+def ancestors(above: NDArray[np.int64], row: int) -> list[int]:
+    """The places above one, nearest first: `above` gives the next of each, −1 at roots."""
+    found = []
+    while (row := int(above[row])) >= 0:
+        found.append(row)
+    return found
 
 
 def _depths(labels: Sequence[Label], above: NDArray[np.int64]) -> NDArray[np.int64]:

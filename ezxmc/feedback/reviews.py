@@ -136,8 +136,9 @@ class Reviews(SqliteTable):
                     review.doc_uid,
                     review.label_uid,
                 )
-                for name in _MARKS:
-                    if review.chosen if name == "chosen" else review.answer is Answer.ADDED:
+                marked = review.answer is Answer.ADDED, review.chosen
+                for name, holds in zip(_MARKS, marked, strict=True):
+                    if holds:
                         for statement in marks_table(name):
                             self._db.run(statement)
                         self._db.run(f"INSERT INTO {name} SELECT MAX(id) FROM reviews")

@@ -125,7 +125,7 @@ class StaticEncoder(BiEncoder):
         except Exception as error:  # tokenizers raises its own, which shares no base
             raise ModelError(f"{folder} holds no static student: {error}", _CURE) from error
         self._folder, self.card, self._converted = folder, None, None
-        self._offsets = Tokenizer.from_str(tokenizer.to_str())
+        self._tokenizer = tokenizer
         self.tokens = WordTokens(tokenizer, max_length)
         self.runner = SimpleNamespace(device=torch.device("cpu"))
         self.dimension, self.max_length = int(self._weights.shape[1]), max_length
@@ -135,7 +135,7 @@ class StaticEncoder(BiEncoder):
     def read_of(self, text: str) -> str:
         """The beginning of a text whose tokens are read."""
         text = clipped(text, self.max_length)
-        ends = self._offsets.encode(text, add_special_tokens=False).offsets[: self.max_length]
+        ends = self._tokenizer.encode(text, add_special_tokens=False).offsets[: self.max_length]
         return text[: max((end for _, end in ends), default=0)]
 
     def write(self, path: Path) -> None:

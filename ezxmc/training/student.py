@@ -359,12 +359,11 @@ def _train(stepper: Stepper, job: Job, progress: OnProgress | None) -> TrainSumm
         peak_memory_bytes=_peak_memory(),
         processes=ranks.size,
     )
-    kept = max(scores, default=None)
     if job.config.average:
         best = averaged(best, initial, BiEncoder(job.former).model.state_dict() if job.former else None)
     encoder.model.load_state_dict(best)
-    if job.config.average:  # other weights than those that were compared
-        kept = select()
+    # Averaged weights are others than those that were compared.
+    kept = select() if job.config.average else max(scores, default=None)
     if ranks.rank == 0:
         encoder.card = model_card(job, summary, kept, encoder.card)
         encoder.save(job.out)

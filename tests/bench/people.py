@@ -124,25 +124,37 @@ def half_chosen(
     add_calibrator(bundle, calibrator, offsets=moved.offsets)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parser_of(about: str | None) -> argparse.ArgumentParser:
+    """A parser of a bundle, a set with gold, and which of its documents are what: see `opened`."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("bundle", "documents", "gold"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--pool", type=Path, required=True, help="uids that may be reviewed, one a line")
     parser.add_argument("--report", type=Path, required=True, help="uids reported on, one a line")
-    parser.add_argument("--counts", nargs="+", type=int, default=[20, 50, 100, 200])
-    parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:2])
-    parser.add_argument("--teacher", nargs=2, metavar=("JUDGMENTS", "PART"))
-    args = parser.parse_args()
+    return parser
+
+
+def opened(
+    args: argparse.Namespace,
+) -> tuple[dict[str, Document], dict[str, set[str]], list[Document], list[Document]]:
+    """All documents by uid, gold, the pool, and what is reported on."""
     by_uid = {document.uid: document for document in read_documents(args.documents)[0]}
     tags, _ = read_gold(args.gold)
     pool, report = (
         [by_uid[uid] for uid in file.read_text(encoding="utf-8").split("\n") if uid in by_uid]
         for file in (args.pool, args.report)
     )
+    return by_uid, tags, pool, report
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--counts", nargs="+", type=int, default=[20, 50, 100, 200])
+    parser.add_argument("--draws", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS[:2])
+    parser.add_argument("--teacher", nargs=2, metavar=("JUDGMENTS", "PART"))
+    args = parser.parse_args()
+    by_uid, tags, pool, report = opened(args)
     gold = {document.uid: tags.get(document.uid, set()) for document in report}
     print(f"{'reviewed':24}  seconds  " + "  ".join(f"{name:>10}" for name in (*SHOWN, "ECE@5")))
     vectors = Predictor.load(args.bundle).encode(report)

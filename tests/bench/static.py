@@ -14,7 +14,6 @@ processor time, so that what else the machine does changes little: plain `Senten
 
 from __future__ import annotations
 
-import argparse
 import random
 import shutil
 import statistics
@@ -24,11 +23,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from people import SHOWN
+from people import SHOWN, opened, parser_of
 
 from ezxmc.bundle.predict import Predictor
-from ezxmc.data.documents import read_documents
-from ezxmc.data.gold import read_gold
 from ezxmc.errors import EzxmcError
 from ezxmc.hashing import text_hash
 from ezxmc.metrics.evaluation import evaluate
@@ -108,13 +105,7 @@ def alone(predictor: Predictor, documents: list[Document]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for name in ("bundle", "documents", "gold"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument("--pool", type=Path, required=True, help="uids that may be reviewed, one a line")
-    parser.add_argument("--report", type=Path, required=True, help="uids reported on, one a line")
+    parser = parser_of(__doc__)
     parser.add_argument("--reviewed", type=int, default=200)
     parser.add_argument("--ranks", type=float, default=0)
     parser.add_argument("--on-pool", action="store_true")
@@ -125,12 +116,7 @@ def main() -> None:
     if args.vectors:
         args.no_speed = True
         remember(args.vectors)
-    by_uid = {document.uid: document for document in read_documents(args.documents)[0]}
-    tags, _ = read_gold(args.gold)
-    pool, report = (
-        [by_uid[uid] for uid in file.read_text(encoding="utf-8").split("\n") if uid in by_uid]
-        for file in (args.pool, args.report)
-    )
+    by_uid, tags, pool, report = opened(args)
     apart = {document.uid for document in (*pool, *report)}
     rest = [document for uid, document in by_uid.items() if uid not in apart]
     drawn = random.Random(0).sample(pool, args.reviewed)
