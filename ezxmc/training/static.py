@@ -77,6 +77,9 @@ def without_unused(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[Tokenize
     told["model"]["vocab"] = [pieces[token] for token in kept]
     told["model"]["unk_id"] = place[told["model"]["unk_id"]]
     for one in told["added_tokens"]:
+        if one["id"] not in place:  # beside the vocabulary
+            place[one["id"]] = len(kept)
+            kept.append(one["id"])
         one["id"] = place[one["id"]]
     for one in told["post_processor"]["special_tokens"].values():
         one["ids"] = [place[token] for token in one["ids"]]
