@@ -43,10 +43,8 @@ def training(data: Path, models: Path) -> float:
     from ezxmc.records import Judgment
     from ezxmc.training import train_bi_encoder
 
-    documents, labels = (
-        read_documents(data / "documents.jsonl")[0],
-        read_labels(data / "labels_faceted.jsonl")[0],
-    )
+    documents, _ = read_documents(data / "documents.jsonl")
+    tags, _ = read_labels(data / "labels_faceted.jsonl")
     lines = (data / "judgments.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     chosen = set(list(dict.fromkeys(row["doc"] for row in rows))[:300])
@@ -98,10 +96,8 @@ def teacher(data: Path, models: Path) -> float:
         from ezxmc.config.teacher import VllmTeacherConfig
     except ImportError:
         from ezxmc.config import VllmTeacherConfig
-    documents, tags = (
-        read_documents(data / "documents.jsonl")[0],
-        read_labels(data / "labels_faceted.jsonl")[0],
-    )
+    documents, _ = read_documents(data / "documents.jsonl")
+    tags, _ = read_labels(data / "labels_faceted.jsonl")
     config = VllmTeacherConfig(model="Qwen2.5-Coder-1.5B-Instruct", prompt="software")
     asks = VllmTeacher(config)
     asks.score([Pair(documents[-1], tag) for tag in tags[:14]])
