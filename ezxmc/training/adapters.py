@@ -19,11 +19,18 @@ _MANY_WORDS = 100_000
 
 
 def is_large(model: Any) -> bool:
-    """Whether a `SentenceTransformer` is a transformer of more than `LARGE` weights."""
-    return (
-        model.transformers_model is not None
-        and sum(weights.numel() for weights in model.parameters()) > LARGE
-    )
+    """Whether a `SentenceTransformer`, or what runs for it, is a transformer of over `LARGE` weights."""
+    transformer = getattr(model, "transformers_model", model) is not None
+    return transformer and sum(weights.numel() for weights in model.parameters()) > LARGE
+
+
+def needed(model: Any) -> Any:
+    """The package `peft`, without which a large encoder is not trained; `None` of any other encoder.
+
+    Raises:
+        ModelError: It is not installed.
+    """
+    return package("peft") if is_large(model) else None
 
 
 class LearningWeights:
@@ -45,8 +52,7 @@ class LearningWeights:
 
     def __init__(self, model: Any) -> None:
         self._model, self._tuner = model, None
-        if is_large(model):
-            peft = package("peft")
+        if peft := needed(model):
             model.requires_grad_(False)
             options = peft.LoraConfig(r=_RANK, lora_alpha=_ALPHA, target_modules="all-linear")
             self._tuner = peft.LoraModel(model.transformers_model, options, "default")
