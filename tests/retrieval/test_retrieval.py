@@ -193,7 +193,8 @@ def test_more_is_taken_off_where_all_texts_are_near_each_other() -> None:
     encoder = Near()
     vectors = encoder.encode_documents([document.shown for document in DOCUMENTS])
     mean = vectors.mean(axis=0)
-    assert 0.85 < (length := float(np.linalg.norm(mean))) < 0.97
+    length = float(np.linalg.norm(mean))
+    assert 0.85 < length < 0.97
     labels = encoder.encode_labels([label.title for label in LABELS])
     expected = np.argsort(-((vectors - length * mean) @ labels.T), axis=1)[:, :5]
     for centre in (0.1, 0.5):
