@@ -99,7 +99,8 @@ class Ancestry:
             keys.append(self._keys(labels)[labels >= 0])
             shares.append(masses[labels >= 0])
         every, place = np.unique(np.concatenate(keys), return_inverse=True)
-        return every, np.bincount(place, np.concatenate(shares), minlength=len(every))
+        sums = np.bincount(place, np.concatenate(shares), minlength=len(every))
+        return every, sums.astype(np.float64)
 
     def _raised(self, s: Floats, labels: Rows, keys: Rows, below: NDArray[np.float64]) -> Floats:
         if not len(keys):
