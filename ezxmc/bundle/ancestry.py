@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ezxmc.retrieval.label_offsets import Floats, Rows, Scores, Search
 
 _CANDIDATES, _TEMPERATURE, _SHARE = 100, 0.08, 0.5
-"""Of `Ancestry.search`: chosen on development glosses of wordnet (tests/bench/README.md#hierarchies)."""
+"""Of `Ancestry.search`: chosen on development glosses of wordnet and on python_packages
+(tests/bench/README.md#hierarchies)."""
 
 
 @dataclass(frozen=True, slots=True)
