@@ -33,6 +33,7 @@ from ezxmc.retrieval import BiEncoder, LabelIndex, candidate_row, shortlist
 from ezxmc.retrieval.ray_encoder import open_encoder
 from ezxmc.teacher.base import rest
 from ezxmc.training import compared
+from ezxmc.training.adapters import needed
 
 _COMPARED = f"agreement, each student's first {JUDGED_TOP} labels judged"
 _COMPARED_ONCE = "agreement over all judgments"  # in runs of releases that judged no student's own
@@ -211,10 +212,12 @@ class Cycles(Delivery):
         documents, labels = self.annotator.documents(chosen), self.catalog.labels
 
         def propose() -> dict[str, Any]:
+            encoder = self.encoder(former)
+            needed(encoder.runner)  # before the teacher is asked for what it shall learn
             found = shortlist(
                 documents,
                 labels,
-                self.encoder(former).faster(),
+                encoder.faster(),
                 config,
                 judged={
                     document.uid: {labels[row].uid for row in self.asked[i]}

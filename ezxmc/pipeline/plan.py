@@ -29,6 +29,7 @@ from ezxmc.progress import NoProgress, Progress, pulling
 from ezxmc.records import Pair
 from ezxmc.retrieval import BiEncoder, candidate_row, shortlist
 from ezxmc.teacher import Teacher, load_teacher
+from ezxmc.training.adapters import is_large, is_recomputed
 from ezxmc.training.step import configured_schedule
 
 PROBE_PAIRS = 512
@@ -40,8 +41,10 @@ _ROW_BYTES = 80
 _UID_COPIES = 2
 # float32 weights are there already; gradients and Adam's two moments come on top.
 _TRAINED_PARAMETER = 12
+_LARGE_LEARN = 50  # of so many weights of a large encoder one
 # What one layer keeps of one token for its backward pass, per hidden unit.
 _ACTIVATION = 72
+_RECOMPUTED = 4  # a layer's input alone
 _ASSUMED = 100e12  # operations per second of a GPU, where nothing was measured
 _COMPLETE = 0.99  # share of a cycle's pairs known from which later parts may be known too
 
@@ -299,9 +302,12 @@ class _Planner:
         """
         schedule = configured_schedule(self.config.training, len(self.catalog.to_train))
         parameters: int = sum(weights.numel() for weights in encoder.model.parameters())
+        if is_large(encoder.model):
+            parameters //= _LARGE_LEARN
         layers: int = getattr(encoder.model[0].model.config, "num_hidden_layers", 0)
         tokens = schedule.batch_size * encoder.max_length
-        added: int = parameters * _TRAINED_PARAMETER + tokens * layers * encoder.dimension * _ACTIVATION
+        kept = _RECOMPUTED if is_recomputed(encoder.model, encoder.max_length) else _ACTIVATION
+        added: int = parameters * _TRAINED_PARAMETER + tokens * layers * encoder.dimension * kept
         return psutil.Process().memory_info().rss + added
 
     def _disk(self, encoder: BiEncoder, pairs: int) -> dict[str, int]:

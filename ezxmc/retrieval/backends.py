@@ -259,7 +259,7 @@ def package(name: str) -> Any:
     try:
         return import_module(name)
     except ImportError as error:
-        extra = "openvino" if name == "openvino" else "onnx"
+        extra = {"openvino": "openvino", "peft": "lora"}.get(name, "onnx")
         raise ModelError(
             f"package {name.partition('.')[0]} is missing: {error}", f"pip install 'ezxmc[{extra}]'"
         ) from error

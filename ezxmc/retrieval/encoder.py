@@ -120,7 +120,7 @@ class BiEncoder:
             self.prompts = own_prompts(folder) if prompts is None else prompts
             if prompts is not None:
                 self.runner.default_prompt_name = None
-            _check_pooling(self.runner, self.prompts)
+            _check_prompts(self.runner, self.prompts)
         except ModelError:
             raise
         except Exception as error:  # the libraries below raise anything from OSError to KeyError
@@ -297,13 +297,16 @@ def own_prompts(folder: Path) -> EncoderPrompts:
     return EncoderPrompts(document=document, label=named.get(_LABEL, named.get("query")) or "")
 
 
-def _check_pooling(model: Any, prompts: EncoderPrompts) -> None:
-    kept = all(getattr(module, "include_prompt", True) for module in model.children())
-    if not kept and any(prompts.model_dump().values()):
-        raise ModelError(
-            "the encoder's pooling leaves prompts out, which is done for one before every text alike only",
-            "set training.encoder_prompts to {document: '', label: ''}",
-        )
+def _check_prompts(model: Any, prompts: EncoderPrompts) -> None:
+    if not any(prompts.model_dump().values()):
+        return
+    cure = "set training.encoder_prompts to {document: '', label: ''}"
+    for module in model.children():
+        if not getattr(module, "include_prompt", True):
+            what = "pooling leaves prompts out, which is done for one before every text alike only"
+            raise ModelError(f"the encoder's {what}", cure)
+        if "message" in getattr(module, "modality_config", ()):
+            raise ModelError("the encoder reads a chat, with prompts as messages beside the text", cure)
 
 
 def prefixed(texts: Sequence[str], prompt: str) -> Sequence[str]:
@@ -327,7 +330,8 @@ def _open(folder: Path, device: str | None) -> Any:
             device=device,
             trust_remote_code=False,
             local_files_only=True,
-            model_kwargs={"use_safetensors": True, "weights_only": True},
+            # Large ones are published in bfloat16, whose steps are too coarse to learn in.
+            model_kwargs={"use_safetensors": True, "weights_only": True, "dtype": torch.float32},
         )
     _read_whole(model)
     _forget_code(model)

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ezxmc.models import published_as
 from ezxmc.training.launch import Job, TrainSummary
 from ezxmc.training.losses import DEFAULT_LOSSES
-from ezxmc.training.step import configured_schedule
+from ezxmc.training.step import Schedule
 
 _TEACHER = ("model", "backend", "prompt", "engine")
 # A folder of this machine, or the address of a server.
@@ -50,11 +50,14 @@ The texts that were judged and the terms of whoever judged them may set further 
 """
 
 
-def model_card(job: Job, summary: TrainSummary, agreement: float | None, base_card: str | None) -> str:
+def model_card(
+    job: Job, plan: Schedule, summary: TrainSummary, agreement: float | None, base_card: str | None
+) -> str:
     """The card of the student that a training round made; nothing in it tells of this machine or of a text.
 
     Args:
         job: What was asked for.
+        plan: How long and how fast it was trained.
         summary: What came of it.
         agreement: With the teacher on the held-out documents, of the weights that are saved.
         base_card: Of the weights that training started from, for their licence.
@@ -95,7 +98,7 @@ def model_card(job: Job, summary: TrainSummary, agreement: float | None, base_ca
     )
     told = licence or "not known"
     body = _BODY.format(
-        training=_table(_facts(job, summary, base)),
+        training=_table(_facts(job, plan, summary, base)),
         evaluation=evaluation,
         licence=f"Licence of the weights that training started from: {told}.",
     )
@@ -113,8 +116,8 @@ def told_of_teacher(description: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in told if not _PRIVATE.search(value))
 
 
-def _facts(job: Job, summary: TrainSummary, base: str | None) -> Iterable[tuple[str, str]]:
-    config, plan = job.config, configured_schedule(job.config, len(job.pool))
+def _facts(job: Job, plan: Schedule, summary: TrainSummary, base: str | None) -> Iterable[tuple[str, str]]:
+    config = job.config
     yield "started from", base or "weights that are not on the hub"
     yield "teacher", job.card.get("teacher") or "not told"
     yield "judgments", f"{job.card['judgments']:,}" if "judgments" in job.card else "not told"
@@ -127,6 +130,8 @@ def _facts(job: Job, summary: TrainSummary, base: str | None) -> Iterable[tuple[
     averaged = f", then averaged with {others}" if config.average else ""
     yield "epochs", f"{plan.epochs}, the weights kept are those after {summary.best_epoch}{averaged}"
     yield "batch and rate", f"{plan.batch_size} documents, peak {plan.learning_rate:g}"
+    if plan.large:
+        yield "weights", "additions of low rank to all linear layers (LoRA) were trained and merged"
     yield "tokens read", f"{config.max_length}"
     libraries = ("ezxmc", "sentence-transformers", "torch")
     yield "versions", ", ".join(f"{name} {version(name)}" for name in libraries)

@@ -21,6 +21,7 @@ from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder
 from ezxmc.retrieval.index import LabelIndex
 from ezxmc.retrieval.sparse_head import CANDIDATES, Fusion, SparseHead
+from ezxmc.training.adapters import RATE, LearningWeights, is_large
 from ezxmc.training.dataset import Example, examples
 from ezxmc.training.head import Encode, fit_head, judged_pairs
 from ezxmc.training.step import Embedder
@@ -221,6 +222,7 @@ def train_head(
 
     Raises:
         TrainingError: No label has enough positives, or fan-in exceeds the vectors.
+        ModelError: See `LearningWeights`.
     """
     pool = examples(documents, labels, targets)
     judged = judged_pairs(pool, config.least_positives)
@@ -228,10 +230,15 @@ def train_head(
     device = encoder.model.device
     shared: list[torch.optim.Optimizer] = []
     encode: Encode
-    if config.fine_tune:
+    learning = LearningWeights(encoder.model) if config.fine_tune else None
+    if learning:
         embed = Embedder(encoder, shown, precision)
         shared.append(
-            torch.optim.AdamW(encoder.model.parameters(), lr=_ENCODER_RATE, weight_decay=_WEIGHT_DECAY)
+            torch.optim.AdamW(
+                encoder.model.parameters(),
+                lr=RATE if is_large(encoder.model) else _ENCODER_RATE,
+                weight_decay=_WEIGHT_DECAY,
+            )
         )
 
         def encode(members: NDArray[np.int64]) -> Tensor:
@@ -243,9 +250,12 @@ def train_head(
         def encode(members: NDArray[np.int64]) -> Tensor:
             return vectors[torch.from_numpy(members).to(device)]
 
-    return fit_head(
+    head = fit_head(
         encode, judged, index.vectors, config, device=device, seed=seed, shared=shared, progress=progress
     )
+    if learning:
+        learning.settle()
+    return head
 
 
 def choose_fusion_on(

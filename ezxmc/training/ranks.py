@@ -103,7 +103,8 @@ class Ranks:
         """
         if self.size == 1:
             return
-        shares = [*((p, 1.0) for p in model.parameters()), *((p, 1 / self.size) for p in loss.parameters())]
+        learned = [p for p in model.parameters() if p.requires_grad]
+        shares = [*((p, 1.0) for p in learned), *((p, 1 / self.size) for p in loss.parameters())]
         # What no rank used must stay without gradient, or its weights would decay.
         used = torch.tensor([float(p.grad is not None) for p, _ in shares], device=self.device)
         parts = [

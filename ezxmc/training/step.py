@@ -23,12 +23,12 @@ from ezxmc.config import TrainingConfig
 from ezxmc.errors import ConfigError, TrainingError
 from ezxmc.retrieval.backends import TokenCache, has_fast_bfloat16, passes, tokens_per_pass
 from ezxmc.retrieval.encoder import BiEncoder, prefixed
+from ezxmc.training.adapters import RATE, SHORT, LearningWeights, is_large, recomputing
 from ezxmc.training.dataset import Batch, Example, collate, length_grouped
 from ezxmc.training.losses import DEFAULT_LOSSES, Scored, combined
 from ezxmc.training.ranks import ALONE, Ranks
 
 _LIKELY = 0.95
-_SHORT = 128  # tokens
 
 
 def prefix(vectors: Tensor, dimension: int) -> Tensor:
@@ -99,6 +99,8 @@ Precision = Literal["auto", "float32", "bfloat16"]
 class Embedder:
     """A student's forward pass over texts that are known beforehand.
 
+    A large encoder on a GPU, or of long texts, computes activations twice, and keeps those of a layer only.
+
     Args:
         encoder: The student.
         texts: All texts that will be embedded; they are tokenised here, once.
@@ -108,7 +110,9 @@ class Embedder:
     def __init__(self, encoder: BiEncoder, texts: Iterable[str], precision: Precision = "auto") -> None:
         self.encoder = encoder
         self.dtype = computing_dtype(precision, encoder.model.device)
+        texts = list(texts)
         self._tokens = TokenCache(encoder, texts)
+        self._recomputing = recomputing(encoder.model, max(map(self.length, texts), default=0))
 
     def length(self, text: str) -> int:
         """Tokens of one of the texts."""
@@ -119,6 +123,8 @@ class Embedder:
         # No dropout: measured, one or two epochs gain nothing from it, and without it a
         # step takes two thirds of the time and half the memory.
         model = self.encoder.model.eval()
+        for layer in self._recomputing:
+            layer.training = True
         device = model.device
         if not texts:
             return torch.zeros(0, self.encoder.dimension, device=device, requires_grad=True)
@@ -127,7 +133,8 @@ class Embedder:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
             for part in rows:
                 length = max(self.length(texts[i]) for i in part)
-                with _attention(device, length):
+                # What is computed again is so after the pass, by torch's own kind of attention.
+                with nullcontext() if self._recomputing else _attention(device, length):
                     parts.append(model(self._tokens.features([texts[i] for i in part]))["sentence_embedding"])
         back = torch.from_numpy(np.argsort(np.concatenate(rows))).to(device)
         # A checkpoint may ask for its vectors to be cut.
@@ -140,7 +147,7 @@ def _attention(device: torch.device, length: int) -> AbstractContextManager[None
     Measured (debtags, an epoch of 296 documents, 2 cores): 16.9 s, and 20.1 s by torch's own kind,
     whose backward pass is slow. Plain products hold all weights of a layer: too many of long texts.
     """
-    short = device.type == "cpu" and length <= _SHORT
+    short = device.type == "cpu" and length <= SHORT
     return sdpa_kernel(SDPBackend.MATH) if short else nullcontext()
 
 
@@ -166,11 +173,13 @@ class Schedule:
         epochs: Passes over the documents.
         batch_size: Most documents in a step.
         learning_rate: Peak, after warm-up.
+        large: Whether additions to the encoder's weights learn in their place.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float
+    large: bool = False
 
     def steps(self, documents: int) -> int:
         """Optimiser steps over all epochs."""
@@ -183,23 +192,24 @@ class Schedule:
         return min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up))
 
 
-def schedule_for(documents: int) -> Schedule:
-    """The default for so many documents with positives: few documents take another epoch.
+def schedule_for(documents: int, large: bool = False) -> Schedule:
+    """The default for so many documents with positives, and an encoder's size: few take another epoch.
 
     Swept on debtags with all-MiniLM-L6-v2 (888 to 1,212 documents, scored on 742 others, one seed): from 1e-4
     to 2e-4 P@1 rises by 3 points and R@10 by 1; 3e-4 over three epochs gains one more at P@3 and nothing
     else; the third epoch of 2e-4 moves nothing by a point.
     """
-    return Schedule(epochs=2 if documents >= 600 else 3, batch_size=48, learning_rate=2e-4)
+    return Schedule(2 if documents >= 600 else 3, 48, RATE if large else 2e-4, large)
 
 
-def configured_schedule(config: TrainingConfig, documents: int) -> Schedule:
+def configured_schedule(config: TrainingConfig, documents: int, large: bool = False) -> Schedule:
     """What `config` says, and `schedule_for` where it says nothing."""
-    default = schedule_for(documents)
+    default = schedule_for(documents, large)
     return Schedule(
         config.epochs or default.epochs,
         config.batch_size or default.batch_size,
         config.learning_rate or default.learning_rate,
+        large,
     )
 
 
@@ -263,19 +273,6 @@ def all_label_step(
     return loss.item()
 
 
-_MANY_WORDS = 100_000
-
-
-def leave_words(model: torch.nn.Module) -> None:
-    """Keep the word vectors of a vocabulary of many languages as they are: most of its words never occur.
-
-    They are nine tenths of such a model's weights, and the optimiser would move all of them at every step.
-    """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Embedding) and module.num_embeddings > _MANY_WORDS:
-            module.requires_grad_(False)
-
-
 _LABELS_AT_ONCE = 256
 _WEIGHT_DECAY = 0.01
 # The scale and bias of `bce`: single numbers far from where they must go, not weights to be tuned.
@@ -287,7 +284,7 @@ class Stepper:
     """An encoder with its optimiser, and the batches it learns from.
 
     Args:
-        encoder: The student; its weights change in place.
+        encoder: The student; its weights change in place, its layers until `weights.settle`.
         documents: Texts of the documents `pool` refers to.
         titles: Of all labels.
         pool: Documents with at least one positive each.
@@ -297,6 +294,7 @@ class Stepper:
 
     Raises:
         ConfigError: A loss is unknown, or a Matryoshka prefix is no shorter than the vectors.
+        ModelError: See `LearningWeights`.
     """
 
     def __init__(
@@ -321,7 +319,7 @@ class Stepper:
         self.pool, self.rng = pool, rng
         self.ranks = ranks
         self.every_label = config.negatives == "all"
-        self.plan = configured_schedule(config, len(pool))
+        self.plan = configured_schedule(config, len(pool), is_large(encoder.model))
         used = range(len(titles)) if self.every_label else np.unique(np.concatenate([e.labels for e in pool]))
         texts = [documents[example.document] for example in pool] + [titles[row] for row in used]
         self.embed = Embedder(encoder, texts, config.precision)
@@ -329,7 +327,7 @@ class Stepper:
         self.encoder, self.model = encoder, encoder.model
         self.loss = combined(config.losses or DEFAULT_LOSSES, config.temperature)
         self.loss.to(self.model.device)
-        leave_words(self.model)
+        self.weights = LearningWeights(self.model)
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(self.model.parameters()), "weight_decay": _WEIGHT_DECAY},
@@ -351,10 +349,6 @@ class Stepper:
         for rows in length_grouped(self.lengths, self.plan.batch_size, self.rng):
             members = [self.pool[row] for row in rows]
             yield self._step(collate(members, len(self.titles), self.every_label, self.rng))
-
-    def weights(self) -> dict[str, Tensor]:
-        """A copy of the encoder's present weights."""
-        return {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def _step(self, batch: Batch) -> float:
         self.optimizer.zero_grad()

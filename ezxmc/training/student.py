@@ -335,7 +335,7 @@ def _train(stepper: Stepper, job: Job, progress: OnProgress | None) -> TrainSumm
     steps, done, seconds = plan.steps(len(pool)), 0, 0.0
     losses: list[float] = []
     selection = select()
-    initial = stepper.weights()
+    initial = stepper.weights.merged()
     best, best_epoch = initial, 0
     scores = [] if selection is None else [selection]
     for epoch in range(1, plan.epochs + 1):
@@ -349,7 +349,7 @@ def _train(stepper: Stepper, job: Job, progress: OnProgress | None) -> TrainSumm
         losses.append(float(np.mean(costs)))
         selection = select()
         if selection is None or len(job.judged) < _CHOOSING or selection > max(scores):
-            best, best_epoch = stepper.weights(), epoch
+            best, best_epoch = stepper.weights.merged(), epoch
         if selection is not None:
             scores.append(selection)
     summary = TrainSummary(
@@ -367,11 +367,11 @@ def _train(stepper: Stepper, job: Job, progress: OnProgress | None) -> TrainSumm
     )
     if job.config.average:
         best = averaged(best, initial, BiEncoder(job.former).model.state_dict() if job.former else None)
-    encoder.model.load_state_dict(best)
+    stepper.weights.settle(best)
     # Averaged weights are others than those that were compared.
     kept = select() if job.config.average else max(scores, default=None)
     if ranks.rank == 0:
-        encoder.card = model_card(job, summary, kept, encoder.card)
+        encoder.card = model_card(job, plan, summary, kept, encoder.card)
         encoder.save(job.out)
     ranks.wait()
     return summary

@@ -145,6 +145,20 @@ def test_pooling_that_leaves_prompts_out(published: Path, tmp_path: Path) -> Non
     assert BiEncoder(tmp_path / "left-out", device="cpu", prompts=EncoderPrompts()).dimension == 32
 
 
+def test_prompts_that_would_be_messages_of_a_chat(published: Path, tmp_path: Path) -> None:
+    model = SentenceTransformer(str(published), device="cpu")
+    model[0].modality_config["message"] = {**model[0].modality_config["text"], "format": "flat"}
+    model.tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} soup {% endfor %}"
+    model.save(str(tmp_path / "chat"))
+    with pytest.raises(ModelError, match=r"reads a chat.*\n.*encoder_prompts"):
+        BiEncoder(tmp_path / "chat", device="cpu")
+    encoder = BiEncoder(tmp_path / "chat", device="cpu", prompts=EncoderPrompts())
+    stock = SentenceTransformer(str(tmp_path / "chat"), device="cpu")
+    np.testing.assert_allclose(
+        encoder.encode_documents(TEXTS), stock.encode(TEXTS, prompt="", normalize_embeddings=True), atol=1e-6
+    )
+
+
 @pytest.mark.encoder
 def test_a_converted_student_reads_the_same(published: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")

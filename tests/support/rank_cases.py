@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ezxmc.config import TrainingConfig
 from ezxmc.retrieval import BiEncoder
+from ezxmc.training import adapters
 from ezxmc.training.dataset import Batch, Example
 from ezxmc.training.losses import LOSSES, combined
 from ezxmc.training.ranks import Ranks, joined
@@ -30,6 +32,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "a loss that learns": {"losses": {"bce": 0.1, "mw": 1.0, "listwise_kl": 1.0}},
     "bfloat16": {"precision": "bfloat16"},
 }
+if find_spec("peft"):
+    CONFIGS["a large encoder"] = {"negatives": "all"}
 DOCUMENTS, TITLES = [document(number)["text"] for number in range(23)], list(TOPIC_OF)
 
 
@@ -104,12 +108,13 @@ def trained(ranks: Ranks, folder: Path, changes: dict[str, Any]) -> dict[str, Te
         for row in range(len(DOCUMENTS))
     ]
     encoder = BiEncoder(folder, max_length=32, device="cpu")
+    torch.manual_seed(2)
     stepper = Stepper(encoder, DOCUMENTS, TITLES, pool, config, np.random.default_rng(1), ranks)
     losses = [loss for _ in range(2) for loss in stepper.epoch()]
     return {
         "losses": torch.tensor(losses, dtype=torch.float64),
         "vectors": torch.from_numpy(ranks.encoded(encoder.encode_documents, [*DOCUMENTS, *TITLES])),
-        **{f"weights {name}": value for name, value in stepper.weights().items()},
+        **{f"weights {name}": value for name, value in stepper.weights.merged().items()},
         **{f"loss {name}": value.detach().clone() for name, value in stepper.loss.named_parameters()},
     }
 
@@ -123,7 +128,9 @@ def every_case(ranks: Ranks, folder: Path) -> dict[str, Tensor]:
                 found = gradients(ranks, name, documents, labels, way == "cache")
                 cases[f"{name}, {way}, {documents}x{labels}"] = found
     for name, changes in CONFIGS.items():
+        size, adapters.LARGE = adapters.LARGE, 0 if name == "a large encoder" else adapters.LARGE
         cases[name] = trained(ranks, folder, changes)
+        adapters.LARGE = size
     return {
         f"{case}/{name}": value.contiguous() for case, found in cases.items() for name, value in found.items()
     }
