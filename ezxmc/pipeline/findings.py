@@ -91,6 +91,7 @@ class RunResults:
         decision: What the bundle's decision promises, in words; empty if it has none.
         people: What of people's work stays, and what does not fit any more, in words; `curve`: its worth.
         predictions: One per document, in order.
+        read: Share of the documents' characters that the bundle's student reads.
         untrained: The same by the untrained encoder, where there is gold.
         by_cycle: What each cycle's student puts first, of documents with gold that none was trained on.
     """
@@ -107,6 +108,7 @@ class RunResults:
     people: list[str] = field(default_factory=list)
     curve: list[CurvePoint] = field(default_factory=list)
     predictions: list[Prediction] = field(default_factory=list)
+    read: float | None = None
     untrained: list[Prediction] = field(default_factory=list)
     by_cycle: list[list[Prediction]] = field(default_factory=list)
 
@@ -123,7 +125,7 @@ def assemble(
         title=f"ezxmc run: {'/'.join(Path(config.run_dir).parts[-2:])}",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         config=config.model_dump(mode="json"),
-        data=data_summary(catalog, teacher),
+        data=data_summary(catalog, teacher).model_copy(update={"read": found.read}),
         teacher=_teacher(teacher, totals, found),
         budget=_budget(config, found, totals),
         log_odds_histogram=_histogram([j.log_odds for j in judgments]),

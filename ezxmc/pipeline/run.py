@@ -75,6 +75,7 @@ from ezxmc.retrieval import LabelIndex
 from ezxmc.teacher import Teacher, load_teacher
 
 _EVALUATED = 50  # labels ranked per document where there is gold, for R@k
+_READ = 1000  # documents, or up to twice as many, on which the share of the text that is read is measured
 
 
 def run(config: RunConfig, *, teacher: Teacher | None = None, watch: Progress | None = None) -> RunReport:
@@ -357,7 +358,10 @@ class _Run:
         """Tag every document with the bundle, as a user would; rank by the untrained encoder to compare."""
         keep = self.config.inference.k
         k = max(_EVALUATED, keep) if self.catalog.gold else keep
-        self.found.predictions = list(self.cycles.tags(Predictor.load(self.place.path / "bundle"), k))
+        predictor = Predictor.load(self.place.path / "bundle")
+        self.found.predictions = list(self.cycles.tags(predictor, k))
+        spread = self.catalog.documents[:: max(1, len(self.catalog.documents) // _READ)]
+        self.found.read = predictor.bundle.encoder.share_read([document.shown for document in spread])
         self.place.write_lines(
             self.place.path / "predictions.jsonl", (prediction_row(p, keep) for p in self.found.predictions)
         )

@@ -56,6 +56,8 @@ class DataSummary(Part):
     """Of a teacher that replays recorded judgments."""
     repeats: str = ""
     """What documents of equal text mean, in words; empty where there are none."""
+    read: float | None = None
+    """Share of the documents' characters that the student reads."""
 
     @property
     def bad(self) -> int:

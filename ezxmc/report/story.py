@@ -10,6 +10,7 @@ from ezxmc.report.model import EvaluationSummary, RunReport
 
 HEADLINE = ("P@1", "P@5", "R@10")
 _FAILED = 0.05  # of the judgments: more are worth a word
+_READ = 0.95  # of the text: less is worth a word
 _REVIEWED = 100  # documents that correct probabilities, see `ezxmc calibrate`
 
 
@@ -155,6 +156,11 @@ def _doubtful(data: RunReport) -> str:
         doubts.append(f"{number(data.data.bad)} input rows were unusable and left out.")
     if data.data and data.data.repeats:
         doubts.append(f"{data.data.repeats}.")
+    if data.data and data.data.read is not None and data.data.read < _READ:
+        doubts.append(
+            f"The student read {percent(data.data.read)} of the text: of a longer document it reads the "
+            "beginning only (`training.max_length`)."
+        )
     if data.skipped_cycles:
         done, planned = len(data.cycles), len(data.cycles) + data.skipped_cycles
         doubts.append(

@@ -201,6 +201,11 @@ class BiEncoder:
         told = tokenizer(text, truncation=True, max_length=self.max_length, return_offsets_mapping=True)
         return text[len(before) : max((end for _, end in told["offset_mapping"]), default=0)]
 
+    def share_read(self, texts: Sequence[str]) -> float:
+        """Share of the characters of documents that the model reads; 1 where there are none."""
+        total = sum(map(len, texts))
+        return sum(len(self.read_of(text)) for text in texts) / total if total else 1.0
+
     def save(self, path: str | Path) -> None:
         """Write a plain sentence-transformers folder, whole or not at all; with `card` as it is.
 

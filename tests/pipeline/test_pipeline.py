@@ -637,6 +637,7 @@ def test_documents_of_equal_text_share_judgments_under_their_own_uids(tiny_confi
     assert not {"twin", "d0"} & apart and parts.placed_by == {"twin": "d0"}
     assert found.report.data is not None and found.report.data.repeats.startswith("1 documents repeat")
     assert any("1 documents repeat" in line for line in story(found.report))
+    assert found.report.data.read == 1, "no document is longer than the student reads"
     again = spied(tiny_config)
     assert again.teacher.asked == [] and again.trained == []
 

@@ -171,6 +171,16 @@ def test_what_peoples_decisions_gain_is_drawn_and_what_is_expected_is_dashed() -
     assert "Quality over the documents" not in without
 
 
+@pytest.mark.parametrize(("read", "told"), [(None, False), (0.1234, True), (0.9499, True), (0.95, False)])
+def test_a_student_that_reads_beginnings_only_is_told(read: float | None, told: bool) -> None:
+    report = full(data={**full().model_dump()["data"], "read": read})
+    sentences = [line for line in story(report) if "of the text" in line]
+    assert bool(sentences) is told
+    if read == 0.1234:
+        assert "The student read 12.3 % of the text" in sentences[0]
+        assert "The student read 12.3\xa0% of the text" in render_report(report)
+
+
 def test_everything_optional_is_hidden() -> None:
     page = Page(render_report(RunReport(title="t", created="2026-05-04")))
     assert page.sections == []

@@ -132,6 +132,8 @@ def test_what_is_read_of_a_document_is_told_without_its_prompt(published: Path) 
     encoder = BiEncoder(published, device="cpu", max_length=5)
     assert encoder.read_of("rose boat soup star") == "rose boat"
     assert encoder.read_of("") == ""
+    assert encoder.share_read(["rose boat soup star", "rose"]) == pytest.approx((9 + 4) / (19 + 4))
+    assert encoder.share_read([""]) == 1
 
 
 def test_pooling_that_leaves_prompts_out(published: Path, tmp_path: Path) -> None:
