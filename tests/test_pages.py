@@ -240,6 +240,8 @@ def test_the_readmes_python(finished: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_the_commands_of_serving(finished: Path) -> None:
+    # The README's, of other options.
+    (finished / "tags.jsonl").unlink()
     shell = Shell(finished)
     run_page(shell, SERVING)
     assert len(shell.asked[0]["predictions"][0]["tags"]) == 5

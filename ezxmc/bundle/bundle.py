@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ezxmc.bundle.ancestry import Ancestry
 from ezxmc.bundle.manifest import (
     CALIBRATOR,
     CHANGES,
@@ -40,6 +41,7 @@ from ezxmc.bundle.manifest import (
     LABELS,
     MANIFEST,
     OFFSETS,
+    PATHS_FORMAT,
     STATIC,
     STUDENT,
     Manifest,
@@ -141,6 +143,7 @@ class Bundle:
         decision: Which tags to keep, if decided.
         head: Ranks beside the index, if trained.
         offsets: What people's decisions add to scores, if any.
+        paths: Which label is above which, where scores are raised along paths.
         strays: Files in the folder that are not part of it; nothing reads them.
     """
 
@@ -153,6 +156,7 @@ class Bundle:
     decision: Decision | None = None
     head: SparseHead | None = None
     offsets: IndexOffsets | None = None
+    paths: Ancestry | None = None
     strays: tuple[str, ...] = ()
 
     def rows(self) -> dict[str, int]:
@@ -164,7 +168,10 @@ class Bundle:
         return {self.labels[row].uid: self.labels[row].title for row in self.index.rows.tolist()}
 
     def search(self, vectors: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """`LabelIndex.search`, fused with the head and moved by the offsets, where there are any."""
+        """`LabelIndex.search`, fused with the head, moved by the offsets, raised along paths, if any."""
+        if self.paths is not None:
+            flat = replace(self, paths=None)
+            return self.paths.search(flat.search, flat.scores, vectors, k)
         if self.offsets is not None:
             plain = replace(self, offsets=None)
             return self.offsets.search(plain.search, plain.scores, vectors, k)
@@ -172,6 +179,9 @@ class Bundle:
 
     def scores(self, vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The scores (N, K) that `search` gives these K index rows, of N documents."""
+        if self.paths is not None:
+            flat = replace(self, paths=None)
+            return self.paths.scores(flat.search, flat.scores, vectors, rows)
         found: NDArray[np.float32] = vectors @ self.index.vectors(rows).T
         every = np.broadcast_to(rows, found.shape)
         if self.head is not None:
@@ -220,8 +230,8 @@ def save_bundle(
     """
     from ezxmc.retrieval import BiEncoder
 
-    path, labels = Path(path), with_parents(as_labels(labels)).labels
-    refuse_same_labels(labels)
+    path, related = Path(path), with_parents(as_labels(labels))
+    refuse_same_labels(labels := related.labels)
     check_bundle_place(path, inputs)
     encoder = student if isinstance(student, BiEncoder) else BiEncoder(student, max_length=max_length)
     vectors = encoder.faster().encode_labels([label.title for label in labels], progress=progress)
@@ -233,7 +243,7 @@ def save_bundle(
         if calibrator is not None:
             calibrator.save(fresh / CALIBRATOR)
         manifest = Manifest(
-            format=FORMAT,
+            format=PATHS_FORMAT if related.forest else FORMAT,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={
                 name: version(name) for name in ("ezxmc", "sentence-transformers", "torch", "faiss-cpu")
@@ -339,7 +349,10 @@ def _open(path: Path, manifest: Manifest, contents: bool, backend: Backend, prec
         from ezxmc.retrieval.label_offsets import LabelOffsets
 
         offsets = LabelOffsets.load(files[OFFSETS]).on(labels, index)
-    return Bundle(path, manifest, encoder, index, labels, calibrator, decision, head, offsets, tuple(strays))
+    # Calibrators of former bundles were fitted to flat scores.
+    paths = Ancestry.of(labels, index.rows) if manifest.format >= PATHS_FORMAT else None
+    parts = calibrator, decision, head, offsets, paths, tuple(strays)
+    return Bundle(path, manifest, encoder, index, labels, *parts)
 
 
 def _warn_of(path: Path, strays: Sequence[str]) -> None:

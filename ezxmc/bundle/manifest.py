@@ -27,10 +27,10 @@ from ezxmc.hashing import file_hash, json_hash
 from ezxmc.models.trust import check_encoder, read_json
 from ezxmc.records import Label
 
-FORMAT, HEAD_FORMAT, OFFSETS_FORMAT = 2, 3, 4
+FORMAT, HEAD_FORMAT, OFFSETS_FORMAT, PATHS_FORMAT = 2, 3, 4, 5
 """1: an exact index, all labels in use. 2: any kind of index, labels that came and went, a decision.
-3: with a head, 4: with label offsets. Who does not know of these would rank otherwise than the calibrator
-was fitted for."""
+3: with a head, 4: with label offsets, 5: made of a hierarchy, scores raised along paths. Who does not know
+of these would rank otherwise than the calibrator was fitted for."""
 MANIFEST, STUDENT = "manifest.json", "student"
 LABELS, INDEX, CHANGES = "labels.jsonl", "index.faiss", "index.npz"
 CALIBRATOR, DECISION, HEAD = "calibrator.json", "decision.json", "head.safetensors"
@@ -102,10 +102,10 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > OFFSETS_FORMAT:
+        if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > PATHS_FORMAT:
             raise BundleError(
                 f"bundle {path}: {MANIFEST} has format {raw['format']}, this ezxmc reads up to "
-                f"{OFFSETS_FORMAT}",
+                f"{PATHS_FORMAT}",
                 "upgrade ezxmc",
             )
         return Manifest.model_validate(raw)
@@ -272,7 +272,8 @@ def commit(path: Path, manifest: Manifest, written: Iterable[str], former: Colle
     files = {**kept, **hashes(path, written)}
     manifest = manifest.model_copy(update={"files": files})
     grown = OFFSETS_FORMAT if manifest.file(OFFSETS) else HEAD_FORMAT if manifest.file(HEAD) else FORMAT
-    manifest = manifest.model_copy(update={"format": grown})
+    if manifest.format < PATHS_FORMAT:
+        manifest = manifest.model_copy(update={"format": grown})
     check_files(path, manifest, contents=False)
     write_manifest(path, manifest)
     for name in former:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from os import PathLike
 from pathlib import Path
@@ -79,7 +79,7 @@ class Predictor:
         cure = "give a bundle's folder, such as 'runs/default/bundle'"
         instance_of(bundle, (Bundle, str, PathLike), "bundle", cure)
         self.bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle)
-        self.ancestry = Ancestry.of(self.bundle)
+        self.ancestry = self.bundle.paths or Ancestry.of(self.bundle.labels, self.bundle.index.rows)
         """Which label is above which; `None` where labels are flat, or shall be taken so."""
         self._row_of: dict[str, int] = {}
 
@@ -220,7 +220,9 @@ class Predictor:
         if len(vectors) != len(documents):
             raise DataError(f"{len(documents)} documents have {len(vectors)} vectors", "encode just these")
         depth = decision.depth if decision else self.bundle.manifest.k if k is None else int(k)
-        scores, rows = self.bundle.search(vectors, depth)
+        # Labels above others would only take the places of leaves.
+        bundle = replace(self.bundle, paths=None) if leaves else self.bundle
+        scores, rows = bundle.search(vectors, depth)
         kept, probabilities = None, None
         if self.bundle.calibrator is not None:
             probabilities = self.bundle.calibrator.transform(scores)

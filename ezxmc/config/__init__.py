@@ -124,7 +124,8 @@ class ShortlistConfig(Part):
         0.5,
         ge=0,
         le=1,
-        description="untrained encoder: share of a label's mean cosine over the catalog that is taken off",
+        description="untrained encoder: share of a label's mean cosine over the catalog that is taken off; "
+        "more where the encoder puts all texts near each other; 0: nothing",
     )
     descriptions: float = Field(
         0.5,

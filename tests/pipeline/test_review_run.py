@@ -61,7 +61,12 @@ def fits(uid: str, label: str, documents: dict[str, Any]) -> bool:
 def made(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     folder = tmp_path_factory.mktemp("reviewed")
     config = write_catalog(
-        folder, build_encoder(folder / "encoder"), documents=150, cycles=1, shortlist__size=8
+        folder,
+        build_encoder(folder / "encoder"),
+        documents=150,
+        cycles=1,
+        shortlist__size=8,
+        seed=1,
     )
     run(RunConfig.load(config), teacher=FakeTeacher(mistaken))
     return folder

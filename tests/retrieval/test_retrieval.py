@@ -180,6 +180,31 @@ def test_centring_takes_off_each_label_s_mean_over_the_catalog() -> None:
         np.testing.assert_allclose(one.scores, row[list(one.labels)], rtol=1e-5)
 
 
+def test_more_is_taken_off_where_all_texts_are_near_each_other() -> None:
+    """By the length of the documents' mean vector, here 0.9, where that is more than asked for."""
+
+    class Near(HashEncoder):
+        def encode_documents(self, texts, *, progress=None):
+            vectors = 0.45 * super().encode_documents(texts) + np.eye(8, dtype=np.float32)[0]
+            return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+        encode_labels = encode_documents
+
+    encoder = Near()
+    vectors = encoder.encode_documents([document.shown for document in DOCUMENTS])
+    mean = vectors.mean(axis=0)
+    length = float(np.linalg.norm(mean))
+    assert 0.85 < length < 0.97
+    labels = encoder.encode_labels([label.title for label in LABELS])
+    expected = np.argsort(-((vectors - length * mean) @ labels.T), axis=1)[:, :5]
+    for centre in (0.1, 0.5):
+        found = shortlist(DOCUMENTS, LABELS, encoder, PLAIN.model_copy(update={"centre": centre}))
+        assert [list(one.labels) for one in found] == expected.tolist()
+    assert (expected != np.argsort(-((vectors - 0.5 * mean) @ labels.T), axis=1)[:, :5]).any()
+    off = shortlist(DOCUMENTS, LABELS, encoder, PLAIN)
+    assert [list(one.labels) for one in off] == np.argsort(-(vectors @ labels.T), axis=1)[:, :5].tolist()
+
+
 def test_a_part_of_the_catalog_is_centred_as_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     # The package's name for it is the function's.
     monkeypatch.setattr(sys.modules["ezxmc.retrieval.shortlist"], "_BACKGROUND", 20)
