@@ -118,7 +118,13 @@ def test_the_same_run_again_trains_no_head_and_without_one_it_goes(
     assert bundle.head is None and bundle.manifest.format == 2 and not file.exists()
 
 
-def test_a_head_may_train_the_student_on(tmp_path: Path, tiny_encoder: Path) -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_a_head_may_train_the_student_on(
+    tmp_path: Path, tiny_encoder: Path, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        pytest.importorskip("peft")
+        monkeypatch.setattr("ezxmc.training.adapters.LARGE", 0)
     watch = Messages()
     config = write_catalog(
         tmp_path, tiny_encoder, documents=120, **{**SETTINGS, "head__fine_tune": True, "head__epochs": 20}
