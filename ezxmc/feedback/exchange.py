@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow
 
 from ezxmc.data import RowReport, iter_rows
-from ezxmc.data.writers import row_format, whole_rows
+from ezxmc.data.rows import row_format, whole_rows
 from ezxmc.errors import StoreError
 from ezxmc.feedback.recall import existing_store
 from ezxmc.feedback.store import FeedbackStore

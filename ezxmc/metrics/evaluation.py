@@ -28,7 +28,7 @@ from ezxmc.metrics import (
     intervals,
     reliability_bins,
 )
-from ezxmc.metrics.hierarchy import TreeTerms
+from ezxmc.metrics.streaming import TreeTerms
 from ezxmc.records import Prediction
 
 _CHUNK = 4_096
