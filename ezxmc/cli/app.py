@@ -41,10 +41,10 @@ def _options(
 
 @cache  # commands registered again would be built again, by every call
 def _register() -> None:
-    from ezxmc.cli import bench, bundle, data, judgments, predict, prompts, review, run, setup, steps
+    from ezxmc.cli import bench, bundle, data, predict, review, run, setup, steps, teacher
 
     # In the order of `ezxmc --help`.
-    for module in (setup, run, steps, bundle, predict, prompts, judgments, data, review, bench):
+    for module in (setup, run, steps, bundle, predict, teacher, data, review, bench):
         module.register(app)
 
 

@@ -25,9 +25,8 @@ from typing import Any
 from ezxmc.data.documents import COLUMNS, row_uid
 from ezxmc.data.matching import SEPARATORS, Names, best_column, listed, parts, separator_of, some, trim
 from ezxmc.data.rows import iter_fields, iter_rows, source_kind
-from ezxmc.data.validate import RowError, RowReport
 from ezxmc.data.xmc_files import targets, uids_by_number
-from ezxmc.errors import DataError
+from ezxmc.errors import DataError, RowError, RowReport
 
 # A document goes by the same column here as among the documents.
 DOCUMENT_COLUMNS = tuple(dict.fromkeys((*COLUMNS["uid"], "doc", "document", "doc_uid", "document_id")))

@@ -19,9 +19,8 @@ from typing import Any, Self
 import pyarrow
 
 from ezxmc.data.rows import Cells, RowSink, iter_rows, row_format, rows_made, whole_rows
-from ezxmc.data.validate import RowError, RowReport
 from ezxmc.disk import sync, temporary
-from ezxmc.errors import ConfigError, DataError
+from ezxmc.errors import ConfigError, DataError, RowError, RowReport
 from ezxmc.files import Inputs, check_file, is_stream, json_line, place_of, state_of
 from ezxmc.records import Document, Label, Prediction
 

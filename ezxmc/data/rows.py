@@ -34,11 +34,10 @@ from typing import Any, Self
 import pyarrow
 import pyarrow.parquet
 
-from ezxmc.data.columns import HEADS, NAMES, key
+from ezxmc.data.matching import HEADS, NAMES, key
 from ezxmc.data.sources import FIELDS, JSON, iter_lines, locate, source_kind
 from ezxmc.data.tables import iter_fields
-from ezxmc.data.validate import RowReport
-from ezxmc.errors import DataError
+from ezxmc.errors import DataError, RowReport
 from ezxmc.files import Inputs, Made, is_stream, json_line, place_of, refuse, whole_file
 
 __all__ = [

@@ -25,8 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from ezxmc.data.validate import RowReport
-from ezxmc.errors import DataError
+from ezxmc.errors import DataError, RowReport
 
 JSON = (".jsonl", ".ndjson", ".json")
 FIELDS = (".csv", ".tsv")

@@ -32,8 +32,7 @@ import numpy as np
 
 from ezxmc.data.documents import document_of, iter_records, label_of
 from ezxmc.data.rows import iter_lines
-from ezxmc.data.validate import RowError, RowReport
-from ezxmc.errors import DataError
+from ezxmc.errors import DataError, RowError, RowReport
 from ezxmc.records import Document, Label
 
 LABEL_FILES = ("lbl.json", "lbl.raw.txt", "raw/Y.txt", "output-items.txt", "label_map.txt")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-from ezxmc.data.validate import RowProblem
+from ezxmc.errors import RowProblem
 from ezxmc.metrics import ReliabilityBin
 
 

@@ -28,8 +28,7 @@ import pyarrow
 from ezxmc.data import RowReport, iter_rows
 from ezxmc.data.documents import row_uid
 from ezxmc.data.rows import row_format, rows_made, source_kind, whole_rows
-from ezxmc.data.validate import RowError
-from ezxmc.errors import DataError
+from ezxmc.errors import DataError, RowError
 from ezxmc.feedback.reviews import Answer, Review, Reviews, pair_id
 from ezxmc.files import check_file, write_file
 from ezxmc.records import Document, Label, Result

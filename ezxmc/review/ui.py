@@ -29,8 +29,8 @@ from starlette.routing import Route
 from ezxmc.errors import StoreError
 from ezxmc.feedback.reviews import Answer, Review, Reviews, label_hash, pair_id
 from ezxmc.records import Document, Label
+from ezxmc.review.material import LabelSearch
 from ezxmc.review.picks import Pick, Reason
-from ezxmc.review.search import LabelSearch
 from ezxmc.serve.guard import LOCAL_NAMES, Guard, Limits, RefusedError
 from ezxmc.serve.web import Metrics, answer_requests, html_response, listener, style
 from ezxmc.text import cut

@@ -27,7 +27,7 @@ from support.tinyworld import write_catalog, write_rows
 from ezxmc.bundle import tagging
 from ezxmc.bundle.bundle import save_bundle
 from ezxmc.bundle.tagging import RayTagger, Row, TaggingOptions, tag_rows
-from ezxmc.cluster import RayConfig, connection
+from ezxmc.cluster import RayConfig, pool
 from ezxmc.config import RunConfig
 from ezxmc.config.teacher import HttpTeacherConfig, VllmTeacherConfig
 from ezxmc.data import RowReport
@@ -106,7 +106,7 @@ def test_it_tells_of_its_troubles_on_stderr_alone(capsys: pytest.CaptureFixture[
     pytest.importorskip("ray")
     from ray._private import worker
 
-    connection._keep_from_stdout()
+    pool._keep_from_stdout()
 
     # As its listener for errors does, whatever `log_to_driver` says.
     worker.print_to_stdstream({"lines": ["a worker died"], "pid": "raylet", "is_err": False}, False)
