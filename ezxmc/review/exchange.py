@@ -202,7 +202,6 @@ class _Decision:
     answer: Answer
     reviewer: str | None
     at: float
-    chosen: bool
 
 
 def import_reviews(
@@ -258,7 +257,6 @@ def import_reviews(
                     answer,
                     who,
                     _time(row.get("at"), written),
-                    row.get("reason") == Reason.TEACHING,
                 )
                 found.setdefault(pair_id(document, label), []).append(decision)
         except RowError as error:
@@ -278,9 +276,7 @@ def import_reviews(
         report.kept += len(decisions)
         # Who skips does not contradict who decides, and who names a label not who was asked about it.
         last = max(decisions, key=lambda one: (_WEIGHT.index(one.answer), one.at))
-        review = Review.of(
-            last.document, last.label, last.answer, reviewer=last.reviewer, at=last.at, chosen=last.chosen
-        )
+        review = Review.of(last.document, last.label, last.answer, reviewer=last.reviewer, at=last.at)
         before = latest.get((review.doc_hash, review.label_hash))
         if before and review.answer is Answer.ADDED:
             review = replace(review, answer=Answer.named(before.answer))

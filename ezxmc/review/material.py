@@ -22,7 +22,7 @@ from ezxmc.feedback.reviews import FEWEST_REVIEWED, ReviewedPairs, Reviews
 from ezxmc.feedback.targets import DocumentTargets, build_targets, context_of
 from ezxmc.pipeline.snapshot import Snapshot
 from ezxmc.progress import NoProgress, Progress
-from ezxmc.records import Document, Label, Prediction
+from ezxmc.records import Document, Label
 from ezxmc.review.exchange import ImportedReviews, import_reviews
 from ezxmc.review.picks import (
     Floats,
@@ -35,12 +35,10 @@ from ezxmc.review.picks import (
     neighbour_votes,
     random_order,
     suspects,
-    teaching_order,
 )
 from ezxmc.text import fold
 
 if TYPE_CHECKING:
-    from ezxmc.bundle.bundle import Bundle
     from ezxmc.bundle.predict import Predictor
 
 
@@ -152,54 +150,19 @@ class Material:
         Raises:
             BundleError: The run has no bundle yet.
         """
-        documents = random_order(self._documents(self.catalog.to_calibrate), seed)[:count]
-        _, found = self._tops(documents)
-        return self._undecided(documents, found, Reason.RANDOM)
-
-    def for_ranks(self, count: int, *, seed: int) -> list[Pick]:
-        """The student's top labels over documents of the calibration part that teach ranks most.
-
-        They are of the half of it that `for_calibration` comes to last. What is decided on them moves ranks,
-        and calibrates nothing: who was chosen tells nothing of the others.
-
-        Args:
-            count: Documents, on which nobody decided yet.
-            seed: As given to `for_calibration`.
-
-        Raises:
-            BundleError: The run has no bundle yet.
-        """
-        documents = random_order(self._documents(self.catalog.to_calibrate), seed)
-        bundle, found = self._tops(documents)
-        rows, calibrator = bundle.rows(), bundle.calibrator
-        tops = np.array([[rows[uid] for uid in p.labels] for p in found], dtype=np.int64)
-        likely = np.full(tops.shape, 0.25)
-        if calibrator is not None and tops.size:
-            likely = calibrator.transform([p.scores for p in found])
-        decided = {uid for uid, _ in self.decided.answers}
-        known = [i for i, document in enumerate(documents) if document.uid in decided]
-        free = [i for i in range(len(documents) // 2, len(documents)) if documents[i].uid not in decided]
-        order = teaching_order(tops, likely, known, free, count)
-        return self._undecided([documents[i] for i in order], [found[i] for i in order], Reason.TEACHING)
-
-    def _tops(self, documents: Sequence[Document]) -> tuple[Bundle, list[Prediction]]:
-        """The run's bundle, and what it puts first of the catalog's labels."""
         from ezxmc.bundle.predict import Predictor, rank_among
 
+        documents = random_order(self._documents(self.catalog.to_calibrate), seed)[:count]
         # As the calibrator will be fitted: in another precision, or with labels that people added, the
         # lists would differ in a label here and there.
-        predictor, labels = Predictor(self.path / "bundle"), {label.uid for label in self.catalog.labels}
-        found = rank_among(predictor, documents, labels, self.config.inference.calibration_depth)
-        return predictor.bundle, found
-
-    def _undecided(
-        self, documents: Sequence[Document], found: Sequence[Prediction], reason: Reason
-    ) -> list[Pick]:
         labels = {label.uid: label for label in self.catalog.labels}
+        depth = self.config.inference.calibration_depth
         return [
-            Pick(document, labels[uid], reason)
-            for document, prediction in zip(documents, found, strict=True)
-            for uid in prediction.labels
+            Pick(document, labels[uid], Reason.RANDOM)
+            for document, found in zip(
+                documents, rank_among(Predictor(self.path / "bundle"), documents, labels, depth), strict=True
+            )
+            for uid in found.labels
             if (document.uid, uid) not in self.decided.answers
         ]
 
@@ -301,7 +264,7 @@ def labels_to_add(run_dir: Path, say: Callable[[str], None]) -> list[Label] | No
 
 def pick_pairs(
     run_dir: Path,
-    purpose: Literal["training", "calibration", "ranks"],
+    purpose: Literal["training", "calibration"],
     count: int,
     *,
     per_label: int = 10,
@@ -331,8 +294,6 @@ def pick_pairs(
         if line := material.missing(count):
             watch.say(line)
         return picks, material
-    if purpose == "ranks":
-        return material.for_ranks(count, seed=seed), material
     bar = watch.stage("student reads the documents")
     limits = {"per_label": per_label, "per_document": per_document, "seed": seed}
     return material.for_training(count, **limits, progress=bar, say=watch.say), material
