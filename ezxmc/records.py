@@ -8,6 +8,7 @@ looked at here; what else input must be is checked where it enters
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -235,6 +236,12 @@ class Prediction:
         none = (None,) * len(self.labels)
         titles, scores = self.titles or self.labels, self.scores or none
         return tuple(map(Tag, self.labels, titles, scores, self.probabilities or none))
+
+    def only(self, labels: Container[str], most: int | None = None) -> Prediction:
+        """The same of some labels alone, the first `most` of them."""
+        at = [i for i, label in enumerate(self.labels) if label in labels][:most]
+        rows: tuple[tuple[Any, ...], ...] = self.labels, self.titles, self.scores, self.probabilities
+        return Prediction(self.uid, *(tuple(row[i] for i in at) if row else () for row in rows))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values: `{"uid": ..., "tags": [{"label", "title", "score", "probability"}, ...]}`."""

@@ -8,16 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self, Unpack
 
 import pyarrow
 import pyarrow.parquet
 
 from ezxmc.bundle.manifest import read_manifest
-from ezxmc.bundle.predict import Predictor, prediction_row
-from ezxmc.calibration.decisions import Decision
+from ezxmc.bundle.predict import How, Predictor, prediction_row
 from ezxmc.cluster import RayConfig
 from ezxmc.cluster.pool import Pool, Say, Task, Tell
 from ezxmc.config import Backend, Precision
@@ -48,7 +47,6 @@ class Tagging(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class Tagger:
     """Tags in this process; arguments as for `Predictor.predict`.
 
@@ -56,24 +54,14 @@ class Tagger:
         ConfigError: As for `Predictor.predict`.
     """
 
-    predictor: Predictor
-    k: int | None = None
-    threshold: float | None = None
-    decision: Decision | None = None
-    leaves: bool = False
-    with_ancestors: bool = False
-
-    def __post_init__(self) -> None:
-        self.predictor.check(**self._how)
-
-    @property
-    def _how(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
+    def __init__(self, predictor: Predictor, **how: Unpack[How]) -> None:
+        predictor.check(**how)
+        self.predictor, self.how = predictor, how
 
     def put(self, window: Window) -> list[list[Cells]]:
         """See `Tagging`."""
         documents = [item for item in window if isinstance(item, Document)]
-        found = iter(self.predictor.predict(documents, **self._how))
+        found = iter(self.predictor.predict(documents, **self.how))
         return [
             [prediction_row(next(found)) if isinstance(item, Document) else _refusal(item) for item in window]
         ]
@@ -87,15 +75,8 @@ class Tagger:
 class TaggingOptions:
     """How documents are tagged, in words that can travel.
 
-    Attributes:
-        bundle: Its folder.
-        backend: As for `Predictor.load`.
-        precision: As for `Predictor.load`.
-        k: As for `Predictor.predict`.
-        threshold: As for `Predictor.predict`.
-        decide: Whether to keep what the bundle's decision keeps.
-        leaves: As for `Predictor.predict`.
-        with_ancestors: As for `Predictor.predict`.
+    By the folder of the bundle, by what `Predictor.load` and `Predictor.predict` take, and by `decide`:
+    whether to keep what the bundle's decision keeps.
     """
 
     bundle: str
@@ -123,8 +104,8 @@ class TaggingOptions:
             )
         if self.decide and decision is None:
             raise ConfigError(f"bundle {self.bundle} has no decision", "make one with `ezxmc decide`")
-        how = self.k, self.threshold, decision, self.leaves, self.with_ancestors
-        return Tagger(predictor, *how)
+        how: How = {"k": self.k, "threshold": self.threshold, "decision": decision}
+        return Tagger(predictor, **how, leaves=self.leaves, with_ancestors=self.with_ancestors)
 
     @property
     def state(self) -> str:
@@ -395,8 +376,8 @@ def tag_file(
             write, skip = file.write, file.skip
         else:
             write = out
-        if tagger.decision and tagger.decision.changed:
-            watch.say(f"decision: {tagger.decision.guarantee}")
+        if (decision := tagger.how.get("decision")) and decision.changed:
+            watch.say(f"decision: {decision.guarantee}")
         if skip:
             watch.say(f"{out}: going on after row {skip:,}")
         if cluster and isinstance(out, Path):

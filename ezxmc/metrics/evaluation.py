@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, compress, islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -199,8 +199,8 @@ def evaluate(
     absent = (Prediction(uid, (), (), ()) for uid in reviewed if uid not in seen)
     stream = chain(_to_score(predictions, place, seen), absent)
     while chunk := list(islice(stream, _CHUNK)):
-        short = [_without(p, filtered[p.uid]) if p.uid in filtered else p for p in chunk]
-        n_filtered += sum(map(_length, chunk)) - sum(map(_length, short))
+        short = [p.only(set(p.labels).difference(filtered.get(p.uid, ()))) for p in chunk]
+        n_filtered += sum(len(p.labels) for p in chunk) - sum(len(p.labels) for p in short)
         predicted, right = encode([p.labels for p in short], [reviewed[p.uid] for p in short], ids)
         probabilities = _probabilities(short, predicted.shape, required=threshold is not None)
         numbers = np.array([place[p.uid] for p in short])
@@ -353,21 +353,6 @@ def _frequencies(
             "give the gold of all training documents, or leave it out",
         )
     return Frequencies.of(counts, documents, *propensity)
-
-
-def _without(prediction: Prediction, labels: Collection[str]) -> Prediction:
-    left = [label not in labels for label in prediction.labels]
-    return Prediction(
-        prediction.uid,
-        tuple(compress(prediction.labels, left)),
-        tuple(compress(prediction.titles, left)),
-        tuple(compress(prediction.scores, left)),
-        tuple(compress(prediction.probabilities, left)),
-    )
-
-
-def _length(prediction: Prediction) -> int:
-    return len(prediction.labels)
 
 
 def _probabilities(

@@ -232,16 +232,8 @@ def missing_pairs(
 ) -> MissingPairs:
     """Write which of a bundle's own top labels the teacher must judge yet, as a shortlist for `annotate`.
 
-    Args:
-        bundle: As for `calibrate`, as are all arguments of its names.
-        documents: As there.
-        store: The teacher's judgments so far.
-        out: A file for shortlists, see `write_shortlist`.
-        depth: As for `calibrate`.
-        held_out: As there.
-        seed: As there.
-        columns: As there.
-        watch: As there.
+    `store` has the teacher's judgments so far, `out` is a file for shortlists (`write_shortlist`); the other
+    arguments are those of `calibrate`.
 
     Raises:
         ArgumentError: No store is given.
