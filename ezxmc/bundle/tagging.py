@@ -104,8 +104,14 @@ class TaggingOptions:
             )
         if self.decide and decision is None:
             raise ConfigError(f"bundle {self.bundle} has no decision", "make one with `ezxmc decide`")
-        how: How = {"k": self.k, "threshold": self.threshold, "decision": decision}
-        return Tagger(predictor, **how, leaves=self.leaves, with_ancestors=self.with_ancestors)
+        return Tagger(
+            predictor,
+            k=self.k,
+            threshold=self.threshold,
+            decision=decision,
+            leaves=self.leaves,
+            with_ancestors=self.with_ancestors,
+        )
 
     @property
     def state(self) -> str:
