@@ -19,9 +19,9 @@ import psutil
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from ezxmc.config import TrainingConfig
 from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.models import teachers
+from ezxmc.models.encoders import ENGLISH
 from ezxmc.models.teachers import ENGINES, for_cpu, version_of
 from ezxmc.teacher.vllm import intel_openmp
 
@@ -285,7 +285,7 @@ def _cache() -> Iterator[Check]:
             "model cache", "fail", f"cannot write to {existing}", "set EZXMC_HOME to a folder of yours"
         )
 
-    wanted = (VllmTeacherConfig().model, TrainingConfig().encoder)
+    wanted = (VllmTeacherConfig().model, ENGLISH)
     models = list_models()
     missing = [model for model in models if model.name in wanted and not model.pulled]
     needed = _RUN_DISK + sum(1e6 * (model.download_mb + model.disk_mb) for model in missing)

@@ -9,6 +9,7 @@ import pytest
 from ezxmc.config import RunConfig
 from ezxmc.config.teacher import ReplayTeacherConfig, VllmTeacherConfig
 from ezxmc.errors import ConfigError
+from ezxmc.pipeline.deliver import keyed
 
 DATA = "data: {documents: d.jsonl, labels: l.jsonl}\n"
 KEY = DATA + "teacher: {kind: openai, model: m, api_key_env: K, base_url: "
@@ -87,3 +88,25 @@ def test_settings_that_are_gone_may_stand_as_they_were_by_default(tmp_path: Path
 def test_a_missing_file_is_an_error_with_a_cure(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no config file[\s\S]*ezxmc init"):
         RunConfig.load(tmp_path / "none.yaml")
+
+
+def test_a_run_keeps_the_encoder_it_began_with(tmp_path: Path) -> None:
+    """`auto` chooses once; runs from before there was a choice keep theirs."""
+    run_dir = tmp_path / "run"
+    config = load(tmp_path, DATA + "run_dir: run\n")
+    assert config.training.encoder == "auto" and config.as_begun() == config
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(config.with_encoder("all-MiniLM-L6-v2").dump())
+    assert config.as_begun().training.encoder == "all-MiniLM-L6-v2"
+    named = load(tmp_path, DATA + "run_dir: run\ntraining: {encoder: org/other}\n")
+    assert named.as_begun().training.encoder == "org/other"
+
+
+def test_prompts_of_an_encoder_count_where_they_are_given(tmp_path: Path) -> None:
+    """A stage that was done before there were any stays done."""
+    plain = load(tmp_path, DATA).training
+    assert "encoder_prompts" not in keyed(plain)
+    given = load(tmp_path, DATA + "training: {encoder_prompts: {label: 'query: '}}\n").training
+    assert keyed(given)["encoder_prompts"] == {"document": "", "label": "query: "}
+    with pytest.raises(ConfigError, match=r"encoder_prompts\.query: Extra inputs"):
+        load(tmp_path, DATA + "training: {encoder_prompts: {query: x}}\n")

@@ -26,6 +26,7 @@ from ezxmc.config import TrainingConfig
 from ezxmc.data import RowReport, iter_documents, read_labels
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.models import resolve_model
+from ezxmc.models.encoders import fitting_encoder
 from ezxmc.progress import NoProgress, Progress
 from ezxmc.retrieval import BiEncoder
 from ezxmc.retrieval.ann import BREADTH, DEPTH, LINKS, Vectors, choose, document_like, recall
@@ -152,7 +153,8 @@ def bench_files(
             "give real ones of both; `ezxmc data inspect` shows what a file holds",
         )
     docs = random.Random(seed).sample(docs, min(count, len(docs)))
-    model = BiEncoder(resolve_model(encoder, kind="encoder"), max_length=config.max_length)
+    name = fitting_encoder(encoder, [doc.shown for doc in docs], say=watch.say)
+    model = BiEncoder(resolve_model(name, kind="encoder"), max_length=config.max_length)
     vectors = model.encode_labels([tag.title for tag in tags], progress=watch.stage("labels"))
     queries = model.encode_documents([doc.shown for doc in docs], progress=watch.stage("documents"))
     found = bench_index(vectors, queries, sizes, methods=methods, seed=seed, watch=watch)

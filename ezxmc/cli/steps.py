@@ -72,6 +72,7 @@ def shortlist(
     from ezxmc.data.catalog import read_inputs
     from ezxmc.data.predictions import check_shortlist, write_shortlist
     from ezxmc.files import sole_writer
+    from ezxmc.models.encoders import fitting_encoder
     from ezxmc.retrieval import candidate_row
     from ezxmc.retrieval import shortlist as propose
     from ezxmc.retrieval.ray_encoder import encoder_for
@@ -81,15 +82,13 @@ def shortlist(
     config = ShortlistConfig(size=size, explore=explore, lexical=lexical, descriptions=descriptions)
     (docs, doc_rows), (tags, tag_rows) = read_inputs(documents, labels, columns_of(column), strict=strict)
     rows = {"documents": doc_rows, "labels": tag_rows}
-    with (
-        sole_writer(out),
-        show_progress() as watch,
-        encoder_for(out, encoder, ray, max_length=_TRAIN.max_length, say=watch.say) as opened,
-    ):
-        found = propose(docs, tags, opened, config, seed=seed, progress=watch.stage("shortlist"))
-        for name, report in rows.items():
-            report.tell(watch.say, name)
-        write_shortlist(out, (candidate_row(candidates, tags) for candidates in found), inputs)
+    with sole_writer(out), show_progress() as watch:
+        name = fitting_encoder(encoder, [doc.shown for doc in docs], say=watch.say)
+        with encoder_for(out, name, ray, max_length=_TRAIN.max_length, say=watch.say) as opened:
+            found = propose(docs, tags, opened, config, seed=seed, progress=watch.stage("shortlist"))
+            for what, report in rows.items():
+                report.tell(watch.say, what)
+            write_shortlist(out, (candidate_row(candidates, tags) for candidates in found), inputs)
     facts = {"documents": len(found), "candidates": sum(len(c.labels) for c in found), "out": str(out)}
     answer(json, facts, rows)
     bad_rows(**rows)

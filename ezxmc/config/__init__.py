@@ -70,6 +70,7 @@ class UpdateConfig(BaseModel):
     )
 
 
+AUTO = "auto"
 Backend = Literal["torch", "onnx", "openvino", "static"]
 """What runs an encoder."""
 Precision = Literal["auto", "float32", "bfloat16", "int8"]
@@ -133,6 +134,13 @@ class ShortlistConfig(Part):
     )
 
 
+class EncoderPrompts(Part):
+    """What stands before every document and every label, for encoders that were trained so."""
+
+    document: str = Field("", description="before a document, such as 'passage: '")
+    label: str = Field("", description="before a label, such as 'query: '")
+
+
 class TrainingConfig(Part):
     """One distillation round of the student.
 
@@ -143,9 +151,18 @@ class TrainingConfig(Part):
 
     former: ClassVar[dict[str, Any]] = {"confidence": False}
 
-    encoder: str = Field("all-MiniLM-L6-v2", description="sentence-transformers checkpoint to start from")
+    encoder: str = Field(
+        "auto",
+        description="sentence-transformers checkpoint to start from; auto: all-MiniLM-L6-v2, for documents "
+        "that are not in English multilingual-e5-small",
+    )
     revision: str | None = Field(
         None, description="its hub revision; a pinned one keeps stages of the run valid"
+    )
+    encoder_prompts: EncoderPrompts | None = Field(
+        None,
+        description="put before texts, such as {document: 'passage: ', label: 'query: '}; "
+        "null: what the encoder was published with",
     )
     epochs: int | None = Field(
         None, ge=1, description="passes over the documents, the best of them is kept; null: by data size"
@@ -215,7 +232,7 @@ class RunConfig(Part):
     Example:
         >>> data = DataConfig(documents="documents.jsonl", labels="labels.jsonl")
         >>> RunConfig(data=data).training.encoder
-        'all-MiniLM-L6-v2'
+        'auto'
     """
 
     former: ClassVar[dict[str, Any]] = {"start": "initial"}
@@ -272,24 +289,32 @@ class RunConfig(Part):
                 HttpTeacherConfig(**{**self.teacher.model_dump(), "base_url": url})
         return self
 
-    def as_begun(self) -> RunConfig:
-        """The configuration, with `budget.calibration` as the run's first session had it.
+    def with_encoder(self, name: str) -> RunConfig:
+        """The configuration with this encoder."""
+        return self.model_copy(update={"training": self.training.model_copy(update={"encoder": name})})
 
-        Only where nobody set it: so a run keeps what it was done with, and its stages
-        stay done, when the default changes or is new.
+    def as_begun(self) -> RunConfig:
+        """The configuration, with `budget.calibration` and the encoder as the run's first session had them.
+
+        Only where nobody set them: so a run keeps what it was done with, and its stages
+        stay done, when the default changes or is new, or the documents grow by other languages.
 
         Raises:
             ConfigError: The run directory's own configuration is damaged.
         """
         frozen = Path(self.run_dir, "config.yaml")
-        if "calibration" in self.budget.model_fields_set or not frozen.exists():
+        if not frozen.exists():
             return self
         try:
-            former = yaml.safe_load(frozen.read_text(encoding="utf-8")).get("budget", {}).get("calibration")
+            raw = yaml.safe_load(frozen.read_text(encoding="utf-8"))
+            former, encoder = raw.get("budget", {}).get("calibration"), raw.get("training", {}).get("encoder")
         except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError) as error:
             raise ConfigError(f"{frozen} is damaged: {error}", "delete it: the run goes on without") from None
+        begun = self.with_encoder(encoder) if self.training.encoder == AUTO and encoder else self
+        if "calibration" in self.budget.model_fields_set:
+            return begun
         budget = BudgetConfig(**{**self.budget.model_dump(exclude_unset=True), "calibration": former})
-        return self.model_copy(update={"budget": budget})
+        return begun.model_copy(update={"budget": budget})
 
     @field_validator("run_dir")
     @classmethod

@@ -51,7 +51,8 @@ class ModelEntry(_Frozen):
         kind: What it can be used as.
         format: "folder": the files are the model; "gguf": the one file is
             converted to safetensors after assembly and then deleted; "gguf-int8":
-            the same, with the layers' matrices in 8 bits.
+            the same, with the layers' matrices in 8 bits; "packed-e5": converted
+            from the file of 4-bit weights that one package carries.
         files: Pinned source files.
         sha256: Of the source file that holds the weights.
         licence: SPDX id of the weights' licence.
@@ -63,7 +64,7 @@ class ModelEntry(_Frozen):
 
     name: str
     kind: ModelKind
-    format: Literal["folder", "gguf", "gguf-int8"]
+    format: Literal["folder", "gguf", "gguf-int8", "packed-e5"]
     files: tuple[SourceFile, ...]
     sha256: str
     licence: str

@@ -14,10 +14,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-CONVERTERS = {"gguf": "gguf-1", "gguf-int8": "gguf-1-int8-1"}
-"""Formats that are converted, and the version of each one's conversion. Raise it when its output
-changes: it is part of a model's identity."""
-
 
 def convert(source: Path, target: Path, *, int8: bool = False) -> None:
     """Dequantise a GGUF file to bfloat16 and save it with config and tokenizer.

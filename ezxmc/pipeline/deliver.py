@@ -55,7 +55,9 @@ UNKEYED = {"processes", "revision"}
 
 def keyed(training: TrainingConfig) -> dict[str, Any]:
     """What stages depend on of these settings, with those that are gone as finished runs had them."""
-    return training.model_dump(exclude=UNKEYED) | training.former
+    # Finished runs did not have it.
+    without = UNKEYED | ({"encoder_prompts"} if training.encoder_prompts is None else set())
+    return training.model_dump(exclude=without) | training.former
 
 
 class Delivery:

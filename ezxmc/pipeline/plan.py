@@ -21,6 +21,7 @@ from ezxmc.feedback.targets import context_documents
 from ezxmc.hashing import text_hash
 from ezxmc.models import resolve_model
 from ezxmc.models.teachers import machine, teacher_models
+from ezxmc.pipeline.cycles import fitted
 from ezxmc.pipeline.estimate import COMPARISON, PRIORS, PartPlan, Plan, TeacherCost
 from ezxmc.pipeline.rundir import RunDir
 from ezxmc.pipeline.snapshot import Snapshot
@@ -82,6 +83,7 @@ def plan(
         watch.say,
         former=Snapshot.places(Path(config.run_dir)),
     )
+    config = fitted(config, catalog.documents, watch)
     teacher = teacher or load_teacher(
         config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say
     )
@@ -151,6 +153,7 @@ class _Planner:
                 progress=pulling(self.watch, "encoder"),
             ),
             max_length=self.config.training.max_length,
+            prompts=self.config.training.encoder_prompts,
         )
         job = self._job(encoder)
         measured = self._probe(job, probe_pairs) if probe_pairs and self.store else None

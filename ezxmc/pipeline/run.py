@@ -52,7 +52,7 @@ from ezxmc.feedback.reviews import ReviewedPairs
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.files import check_file, remove_own
 from ezxmc.models import resolve_model
-from ezxmc.pipeline.cycles import Cycles
+from ezxmc.pipeline.cycles import Cycles, fitted
 from ezxmc.pipeline.deliver import HeadStage, calibrator_of
 from ezxmc.pipeline.findings import RunResults, assemble
 from ezxmc.pipeline.people import (
@@ -143,12 +143,14 @@ class _Run:
     def __init__(
         self, config: RunConfig, place: RunDir, store: FeedbackStore, teacher: Teacher | None, watch: Progress
     ) -> None:
-        self.config, self.place, self.store, self.watch = config, place, store, watch
+        self.place, self.store, self.watch = place, store, watch
         self.former = self.seen_before()
         places = self.former.placing if self.former else {}
         self.catalog = Catalog.load(
             config.data, config.training.held_out, config.seed, watch.say, former=places
         )
+        config = self.config = fitted(config, self.catalog.documents, watch)
+        place.write("config.yaml", config.dump())
         self.teacher = teacher or load_teacher(
             config.teacher, cluster=config.cluster, progress=pulling(watch, "teacher"), say=watch.say
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ezxmc.config import Backend, Precision
+from ezxmc.config import Backend, EncoderPrompts, Precision
 from ezxmc.disk import disk_errors
 from ezxmc.errors import InputTypeError, ModelError, instance_of, whole_number
-from ezxmc.files import Inputs, check_folder, sign, unchanged, whole_folder
+from ezxmc.files import MANIFEST, Inputs, check_folder, sign, unchanged, whole_folder
 from ezxmc.models.catalog import find
 from ezxmc.models.resolve import hub_folder, resolve_model
 from ezxmc.models.trust import check_encoder
@@ -41,6 +42,7 @@ _UNBOUNDED = 8192  # tokens read by a model that sets no bound (static embedding
 
 CARD = "README.md"
 STUDENT = "student"  # what its manifest says it is
+_LABEL = "label"  # in a student's prompts
 
 
 def student_files(folder: Path) -> list[str] | None:
@@ -67,6 +69,7 @@ class BiEncoder:
         device: Torch device; `None` chooses the best present.
         backend: What runs the model: torch, or ONNX Runtime or OpenVINO on the processor, for a folder that
             `convert` wrote the converted model into.
+        prompts: What stands before documents and labels; `None`: what the folder says, see `own_prompts`.
         precision: Of the matrix products. torch and openvino: float32, bfloat16; onnx: float32, int8. auto:
             see `choose_precision`. A bi-encoder that is trained or saved computes in float32 with torch.
 
@@ -89,6 +92,7 @@ class BiEncoder:
         device: str | None = None,
         backend: Backend = "torch",
         precision: Precision = "float32",
+        prompts: EncoderPrompts | None = None,
     ) -> None:
         cure = "give a folder, a name of `ezxmc models list` or a hub id"
         instance_of(source, (str, PathLike), "source", cure)
@@ -113,6 +117,10 @@ class BiEncoder:
             self._folder = folder
             self.runner: Any = plain or _open(folder, device)
             self.dimension = int(self.runner.get_embedding_dimension())
+            self.prompts = own_prompts(folder) if prompts is None else prompts
+            if prompts is not None:
+                self.runner.default_prompt_name = None
+            _check_pooling(self.runner, self.prompts)
         except ModelError:
             raise
         except Exception as error:  # the libraries below raise anything from OSError to KeyError
@@ -166,18 +174,18 @@ class BiEncoder:
         Raises:
             InputTypeError: One text was given instead of several, or something else than texts.
         """
-        return self._encode(texts, progress)
+        return self.encode(prefixed(as_texts(texts), self.prompts.document), progress)
 
     def encode_labels(
         self, texts: Sequence[str], *, progress: OnProgress | None = None
     ) -> NDArray[np.float32]:
         """Embed label titles; arguments and result as in `encode_documents`."""
-        return self._encode(texts, progress)
+        return self.encode(prefixed(as_texts(texts), self.prompts.label), progress)
 
     def features(self, texts: Sequence[str]) -> dict[str, Any]:
         """Model inputs of a batch of texts, padded, on the model's device (for training)."""
         model = self.runner
-        # What `SentenceTransformer.encode` puts before a text where it is told nothing else.
+        # What `SentenceTransformer.encode` puts before any text where it is told nothing else.
         prompt = model.prompts.get(model.default_prompt_name) or None
         inputs = model.preprocess([clipped(text, self.max_length) for text in texts], prompt=prompt)
         return {
@@ -185,12 +193,13 @@ class BiEncoder:
         }
 
     def read_of(self, text: str) -> str:
-        """The beginning of a text that the model reads; all of it where its tokenizer cannot tell."""
-        text, tokenizer = clipped(text, self.max_length), self.runner.tokenizer
+        """The beginning of a document that the model reads; all of it where its tokenizer cannot tell."""
+        before = self.prompts.document
+        text, tokenizer = clipped(before + text, self.max_length), self.runner.tokenizer
         if not getattr(tokenizer, "is_fast", False):
-            return text
+            return text[len(before) :]
         told = tokenizer(text, truncation=True, max_length=self.max_length, return_offsets_mapping=True)
-        return text[: max((end for _, end in told["offset_mapping"]), default=0)]
+        return text[len(before) : max((end for _, end in told["offset_mapping"]), default=0)]
 
     def save(self, path: str | Path) -> None:
         """Write a plain sentence-transformers folder, whole or not at all; with `card` as it is.
@@ -209,6 +218,10 @@ class BiEncoder:
         """`save` into a new folder that is a part of something else; no manifest."""
         if self.backend == "torch" and self.precision == "bfloat16":
             raise ModelError("weights rounded to bfloat16 are not saved", "open the encoder in float32")
+        if any(self.prompts.model_dump().values()) or any(self.model.prompts.values()):
+            document, label = self.prompts.document, self.prompts.label
+            # sentence-transformers knows the first two: of `encode_document` and `encode_query`.
+            self.model.prompts = {"document": document, "query": label, _LABEL: label}
         with _without_bars(), disk_errors():
             self.model.save(str(path), create_model_card=False)
             if self.card is not None:
@@ -236,8 +249,8 @@ class BiEncoder:
         to_bfloat16(other.runner)
         return other
 
-    def _encode(self, texts: Sequence[str], progress: OnProgress | None) -> NDArray[np.float32]:
-        texts = as_texts(texts)
+    def encode(self, texts: Sequence[str], progress: OnProgress | None = None) -> NDArray[np.float32]:
+        """Embed texts that have their prompts already; result as in `encode_documents`."""
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         budget = tokens_per_pass(self.runner.device)
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -259,6 +272,38 @@ class BiEncoder:
             rows = model(features)["sentence_embedding"][:, : self.dimension].float()
             unit: NDArray[np.float32] = torch.nn.functional.normalize(rows, dim=1).cpu().numpy()
         return unit
+
+
+def own_prompts(folder: Path) -> EncoderPrompts:
+    """What an encoder was published with, or a student was trained with, before documents and labels.
+
+    A checkpoint names its prompts as sentence-transformers has them: that of what is looked for ("query")
+    goes before labels, that of what is looked through before documents. A student says it in so many words;
+    one that does not was trained without. Where one prompt stands before every text (the default one),
+    `BiEncoder.features` puts it there, and here is none.
+    """
+    file = folder / "config_sentence_transformers.json"
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    named = told.get("prompts") or {}
+    trained = (folder / MANIFEST).is_file() or (folder.parent / "manifest.json").is_file()
+    if told.get("default_prompt_name") or (trained and _LABEL not in named):
+        return EncoderPrompts()
+    document = next((named[name] for name in ("document", "passage", "corpus") if named.get(name)), "")
+    return EncoderPrompts(document=document, label=named.get(_LABEL, named.get("query")) or "")
+
+
+def _check_pooling(model: Any, prompts: EncoderPrompts) -> None:
+    kept = all(getattr(module, "include_prompt", True) for module in model.children())
+    if not kept and any(prompts.model_dump().values()):
+        raise ModelError(
+            "the encoder's pooling leaves prompts out, which is done for one before every text alike only",
+            "set training.encoder_prompts to {document: '', label: ''}",
+        )
+
+
+def prefixed(texts: Sequence[str], prompt: str) -> Sequence[str]:
+    """The texts, each with the prompt before it."""
+    return [prompt + text for text in texts] if prompt else texts
 
 
 def clipped(text: str, max_length: int) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ezxmc.cluster import RayConfig
 from ezxmc.cluster.pool import Pool, Say, Task, Tell
-from ezxmc.config import Precision
+from ezxmc.config import EncoderPrompts, Precision
 from ezxmc.files import remove_shards, replacing
 from ezxmc.hashing import json_hash, text_hash
 from ezxmc.models import model_identity, resolve_model
@@ -33,6 +33,7 @@ class RayEncoder(BiEncoder):
         cluster: Where the workers are.
         folder: Of the shards, on a shared file system; the caller deletes it once the vectors have served.
         max_length: As for `BiEncoder`.
+        prompts: As there.
         say: Told every half minute how fast each worker is.
 
     Raises:
@@ -46,9 +47,11 @@ class RayEncoder(BiEncoder):
         folder: Path,
         *,
         max_length: int | None = None,
+        prompts: EncoderPrompts | None = None,
         say: Say | None = None,
     ) -> None:
-        super().__init__(source, max_length=max_length)
+        super().__init__(source, max_length=max_length, prompts=prompts)
+        self._given = prompts
         self._cluster, self._folder, self._say = cluster, folder.absolute(), say
         # Workers on other nodes have working directories of their own.
         self._source = str(Path(source).absolute() if Path(source).exists() else source)
@@ -56,11 +59,13 @@ class RayEncoder(BiEncoder):
     @property
     def _named(self) -> str:
         """What the vectors depend on beside the texts."""
-        return json_hash([model_identity(self._source), self.max_length, self.precision])
+        given = [self._given.model_dump()] if self._given else []
+        return json_hash([model_identity(self._source), self.max_length, self.precision, *given])
 
-    def _encode(self, texts: Sequence[str], progress: OnProgress | None) -> NDArray[np.float32]:
+    def encode(self, texts: Sequence[str], progress: OnProgress | None = None) -> NDArray[np.float32]:
+        """As `BiEncoder.encode`, by the workers where there are many texts."""
         if len(texts) <= SHARD or self._converted:
-            return super()._encode(texts, progress)
+            return super().encode(texts, progress)
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         self._folder.mkdir(parents=True, exist_ok=True)
         starts: dict[str, list[int]] = {}  # where each shard's rows belong; equal shards are encoded once
@@ -86,7 +91,7 @@ class RayEncoder(BiEncoder):
             else:
                 missing.append(path)
         if missing:
-            job = _Encoding(self._source, self.max_length, self.precision)
+            job = _Encoding(self._source, self.max_length, self.precision, self._given)
             pool = Pool(self._cluster, job, gpus=1, say=self._say)
             try:
                 for task in pool.map(
@@ -104,12 +109,13 @@ def open_encoder(
     folder: Path,
     *,
     max_length: int | None = None,
+    prompts: EncoderPrompts | None = None,
     say: Say | None = None,
 ) -> BiEncoder:
     """A `BiEncoder`, or a `RayEncoder` where there is a cluster; arguments as for these."""
     if cluster is None:
-        return BiEncoder(source, max_length=max_length)
-    return RayEncoder(source, cluster, folder, max_length=max_length, say=say)
+        return BiEncoder(source, max_length=max_length, prompts=prompts)
+    return RayEncoder(source, cluster, folder, max_length=max_length, prompts=prompts, say=say)
 
 
 @contextmanager
@@ -142,10 +148,14 @@ class _Encoding:
     source: str
     max_length: int
     precision: Precision
+    prompts: EncoderPrompts | None
 
     def open(self, slot: int) -> _Encode:
         """See `ezxmc.cluster.pool.Job`."""
-        return _Encode(BiEncoder(self.source, max_length=self.max_length, precision=self.precision))
+        opened = BiEncoder(
+            self.source, max_length=self.max_length, precision=self.precision, prompts=self.prompts
+        )
+        return _Encode(opened)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +165,7 @@ class _Encode:
     def __call__(self, task: Task, tell: Tell) -> None:
         parts = []
         for start in range(0, len(task.items), _PART):
-            parts.append(self.encoder.encode_documents(task.items[start : start + _PART]))
+            parts.append(self.encoder.encode(task.items[start : start + _PART]))
             tell(len(parts[-1]))
         with replacing(task.path) as fresh, fresh.open("wb") as file:
             np.save(file, np.concatenate(parts), allow_pickle=False)

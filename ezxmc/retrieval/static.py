@@ -26,10 +26,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
-from ezxmc.config import Backend, Precision
+from ezxmc.config import Backend, EncoderPrompts, Precision
 from ezxmc.errors import ConfigError, ModelError
 from ezxmc.models.trust import WEIGHTS, check_encoder
-from ezxmc.retrieval.encoder import BiEncoder, OnProgress, as_texts, clipped
+from ezxmc.retrieval.encoder import BiEncoder, OnProgress, clipped
 
 _AT_ONCE = 1024  # texts
 _WORDS_KNOWN = 1 << 18
@@ -131,6 +131,7 @@ class StaticEncoder(BiEncoder):
         self.dimension, self.max_length = int(self._weights.shape[1]), max_length
         self.backend: Backend = "static"
         self.precision: Precision = "float32"
+        self.prompts = EncoderPrompts()
 
     def read_of(self, text: str) -> str:
         """The beginning of a text whose tokens are read."""
@@ -146,8 +147,8 @@ class StaticEncoder(BiEncoder):
         """Itself."""
         return self
 
-    def _encode(self, texts: Sequence[str], progress: OnProgress | None) -> NDArray[np.float32]:
-        texts = as_texts(texts)
+    def encode(self, texts: Sequence[str], progress: OnProgress | None = None) -> NDArray[np.float32]:
+        """As `BiEncoder.encode`."""
         vectors = np.empty((len(texts), self.dimension), dtype=np.float32)
         with torch.inference_mode():
             for start in range(0, len(texts), _AT_ONCE):

@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ezxmc.config import TrainingConfig
 from ezxmc.errors import ConfigError, TrainingError
 from ezxmc.retrieval.backends import TokenCache, has_fast_bfloat16, passes, tokens_per_pass
-from ezxmc.retrieval.encoder import BiEncoder
+from ezxmc.retrieval.encoder import BiEncoder, prefixed
 from ezxmc.training.dataset import Batch, Example, collate, length_grouped
 from ezxmc.training.losses import DEFAULT_LOSSES, Scored, combined
 from ezxmc.training.ranks import ALONE, Ranks
@@ -263,6 +263,19 @@ def all_label_step(
     return loss.item()
 
 
+_MANY_WORDS = 100_000
+
+
+def leave_words(model: torch.nn.Module) -> None:
+    """Keep the word vectors of a vocabulary of many languages as they are: most of its words never occur.
+
+    They are nine tenths of such a model's weights, and the optimiser would move all of them at every step.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding) and module.num_embeddings > _MANY_WORDS:
+            module.requires_grad_(False)
+
+
 _LABELS_AT_ONCE = 256
 _WEIGHT_DECAY = 0.01
 # The scale and bias of `bce`: single numbers far from where they must go, not weights to be tuned.
@@ -303,7 +316,9 @@ class Stepper:
                 f"the encoder's vectors have {encoder.dimension}",
                 "name shorter prefixes only; the whole vector is always trained",
             )
-        self.documents, self.titles, self.pool, self.rng = documents, titles, pool, rng
+        self.documents = documents = prefixed(documents, encoder.prompts.document)
+        self.titles = titles = prefixed(titles, encoder.prompts.label)
+        self.pool, self.rng = pool, rng
         self.ranks = ranks
         self.every_label = config.negatives == "all"
         self.plan = configured_schedule(config, len(pool))
@@ -314,6 +329,7 @@ class Stepper:
         self.encoder, self.model = encoder, encoder.model
         self.loss = combined(config.losses or DEFAULT_LOSSES, config.temperature)
         self.loss.to(self.model.device)
+        leave_words(self.model)
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": list(self.model.parameters()), "weight_decay": _WEIGHT_DECAY},

@@ -24,6 +24,7 @@ from ezxmc.feedback.budget import JUDGED_TOP
 from ezxmc.feedback.targets import Proposals, Targets, targets_from_rows
 from ezxmc.metrics import Terms, differences
 from ezxmc.models import resolve_model
+from ezxmc.models.encoders import fitting_encoder
 from ezxmc.progress import rank_and_size
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder, check_student_place
@@ -272,6 +273,9 @@ def train_bi_encoder(
             f"none of {len(documents)} documents has a label the teacher calls probable",
             "annotate more documents, or look at a few judgments: the prompt may not fit",
         )
+    if base is None:
+        name = fitting_encoder(config.encoder, [document.shown for document in documents])
+        config = config.model_copy(update={"encoder": name})
     shown, pool = compact([document.shown for document in documents], pool)
     apart, judged = compact([document.shown for document in held_out], judged)
     job = Job(
@@ -308,7 +312,9 @@ def trained(job: Job, ranks: Ranks, progress: OnProgress | None = None) -> Train
     """
     if ranks.size > 1:
         ranks.compare(job.digest())
-    encoder = BiEncoder(job.base, max_length=job.config.max_length, device=ranks.device)
+    encoder = BiEncoder(
+        job.base, max_length=job.config.max_length, device=ranks.device, prompts=job.config.encoder_prompts
+    )
     cuda = encoder.model.device.type == "cuda"
     with torch.random.fork_rng(devices=[encoder.model.device] if cuda else []):
         torch.manual_seed(job.seed)

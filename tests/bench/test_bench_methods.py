@@ -192,7 +192,7 @@ def test_no_report_document_is_judged_or_trained_on(
 ) -> None:
     seen: list[str] = []
     ranking_now: list[bool] = []
-    features, encode = BiEncoder.features, BiEncoder._encode
+    features, encode = BiEncoder.features, BiEncoder.encode
 
     def spy(self: BiEncoder, texts: Sequence[str]) -> dict[str, Any]:
         if not ranking_now:
@@ -207,7 +207,7 @@ def test_no_report_document_is_judged_or_trained_on(
             ranking_now.pop()
 
     monkeypatch.setattr(BiEncoder, "features", spy)
-    monkeypatch.setattr(BiEncoder, "_encode", without_gradient)
+    monkeypatch.setattr(BiEncoder, "encode", without_gradient)
     # A judged document of the report share is not reported on.
     documents, _ = read_documents(world / "documents.jsonl")
     inside = split_documents([document.uid for document in documents], SHARE, 0)[1]

@@ -72,7 +72,7 @@ def test_cache_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_catalog_is_consistent() -> None:
-    assert len({entry.name for entry in CATALOG}) == len(CATALOG) == 5
+    assert len({entry.name for entry in CATALOG}) == len(CATALOG) == 6
     for entry in CATALOG:
         assert "/" not in entry.name and "/" in entry.origin
         hashes = [source.sha256 for source in entry.files]
