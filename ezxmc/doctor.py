@@ -21,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 
 from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.models import teachers
-from ezxmc.models.encoders import ENGLISH
+from ezxmc.models.resolve import ENGLISH
 from ezxmc.models.teachers import ENGINES, for_cpu, version_of
 from ezxmc.teacher.vllm import intel_openmp
 

@@ -26,7 +26,7 @@ from ezxmc.config import TrainingConfig
 from ezxmc.data import RowReport, iter_documents, read_labels
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.models import resolve_model
-from ezxmc.models.encoders import fitting_encoder
+from ezxmc.models.resolve import fitting_encoder
 from ezxmc.progress import NoProgress, Progress
 from ezxmc.retrieval import BiEncoder
 from ezxmc.retrieval.ann import BREADTH, DEPTH, LINKS, Vectors, choose, document_like, recall

@@ -17,8 +17,8 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from ezxmc.bundle.ancestry import Ancestry, bring_ancestors
 from ezxmc.bundle.bundle import Bundle, load_bundle
+from ezxmc.bundle.labels import Ancestry, bring_ancestors
 from ezxmc.calibration.decisions import Decision
 from ezxmc.config import Backend, Precision
 from ezxmc.data.in_memory import as_documents, iter_as_documents

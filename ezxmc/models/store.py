@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from ezxmc.disk import sync, sync_tree
 from ezxmc.errors import ModelError
-from ezxmc.files import check_folder
+from ezxmc.files import check_folder, json_object
 from ezxmc.hashing import file_hash
 from ezxmc.models import store as packages
 from ezxmc.models.catalog import ModelEntry, SourceFile
@@ -372,12 +372,8 @@ def _own_files(folder: Path) -> list[str] | None:
 
 
 def _marker(folder: Path) -> dict[str, Any] | None:
-    """The parsed marker, or `None` where there is none that makes sense."""
-    try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return marker if isinstance(marker, dict) and isinstance(marker.get("files"), dict) else None
+    marker = json_object(folder / MARKER)
+    return marker if isinstance(marker.get("files"), dict) else None
 
 
 def _missing_or_resized(folder: Path, marker: dict[str, Any]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from ezxmc.feedback.budget import JUDGED_TOP
 from ezxmc.feedback.targets import Proposals, Targets, targets_from_rows
 from ezxmc.metrics import Terms, differences
 from ezxmc.models import resolve_model
-from ezxmc.models.encoders import fitting_encoder
+from ezxmc.models.resolve import fitting_encoder
 from ezxmc.progress import rank_and_size
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder, check_student_place

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from support.tinyworld import document, label_rows, write_rows
 
-from ezxmc.bundle.ancestry import Ancestry
 from ezxmc.bundle.bundle import add_calibrator, save_bundle
-from ezxmc.bundle.labels import add_labels, remove_labels
+from ezxmc.bundle.labels import Ancestry, add_labels, remove_labels
 from ezxmc.bundle.predict import Predictor
 from ezxmc.bundle.tagging import TaggingOptions, tag_file
 from ezxmc.calibration import Calibrator, Isotonic
