@@ -241,7 +241,7 @@ class Prediction:
         """The same of some labels alone, the first `most` of them."""
         at = [i for i, label in enumerate(self.labels) if label in labels][:most]
         rows: tuple[tuple[Any, ...], ...] = self.labels, self.titles, self.scores, self.probabilities
-        return Prediction(self.uid, *(tuple(row[i] for i in at) if row else () for row in rows))
+        return Prediction(self.uid, *(tuple(row[i] for i in at if i < len(row)) for row in rows))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values: `{"uid": ..., "tags": [{"label", "title", "score", "probability"}, ...]}`."""

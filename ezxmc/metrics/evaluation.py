@@ -199,7 +199,7 @@ def evaluate(
     absent = (Prediction(uid, (), (), ()) for uid in reviewed if uid not in seen)
     stream = chain(_to_score(predictions, place, seen), absent)
     while chunk := list(islice(stream, _CHUNK)):
-        short = [p.only(set(p.labels).difference(filtered.get(p.uid, ()))) for p in chunk]
+        short = [p.only({*p.labels}.difference(filtered[p.uid])) if p.uid in filtered else p for p in chunk]
         n_filtered += sum(len(p.labels) for p in chunk) - sum(len(p.labels) for p in short)
         predicted, right = encode([p.labels for p in short], [reviewed[p.uid] for p in short], ids)
         probabilities = _probabilities(short, predicted.shape, required=threshold is not None)
