@@ -184,7 +184,8 @@ class _Reader:
         for file, line, uid, name in self.doubtful:
             label, way = self._label(name)
             if label is not None:
-                self._count(_way(way), f"'{name}' for '{label}'")
+                how = "given by their title" if way == "title" else f"found by another {way}"
+                self._count(f"labels {how}", f"'{name}' for '{label}'")
                 self._keep(uid, label)
                 continue
             separator = self._separator(name) or next(
@@ -428,10 +429,6 @@ class _Reader:
 def _name(column: Any) -> str:
     """A column's name in the form of those above: `Doc ID` is `doc_id`."""
     return re.sub(r"[\s_-]+", "_", trim(str(column))).lower()
-
-
-def _way(way: str) -> str:
-    return "labels given by their title" if way == "title" else f"labels found by another {way}"
 
 
 def _blank(value: Any) -> bool:

@@ -208,7 +208,7 @@ def _sheet_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
             report.note(f"{file}: the sheet {book.sheetnames[0]} is read; unread: {others}")
         header: list[str] = []
         for number, cells in enumerate(book.worksheets[0].iter_rows(values_only=True), start=1):
-            values = [_value(cell) for cell in cells]
+            values = [c.isoformat() if isinstance(c, date | datetime | time) else c for c in cells]
             if all(value is None for value in values):
                 continue
             if not header:
@@ -223,10 +223,6 @@ def _sheet_rows(source: str | Path, report: RowReport) -> Iterator[Row]:
             yield file, number, {name: value for name, value in zip(header, values, strict=False) if name}
     finally:
         book.close()
-
-
-def _value(cell: Any) -> Any:
-    return cell.isoformat() if isinstance(cell, date | datetime | time) else cell
 
 
 def _dataset_rows(source: str | Path, *, on_disk: bool) -> Iterator[Row]:

@@ -52,7 +52,8 @@ def label_columns(source: Path, report: RowReport) -> list[Label | None]:
         DataError: The file cannot be read, or a row is bad and `report` is strict.
     """
     columns: list[Label | None] = []
-    for line, label in _json_labels(source, report) if is_json(source) else _titles(source, report):
+    found = ((line, label) for _, line, _, label in iter_records(source, report, label_of))
+    for line, label in found if is_json(source) else _titles(source, report):
         columns.extend([None] * (line - 1 - len(columns)))
         columns.append(label)
     return columns
@@ -152,11 +153,6 @@ def first_file(folder: Path, names: Iterable[str]) -> Path | None:
     """The first of these names that is a file in a folder, as it is or with `.gz`."""
     places = (folder / f"{name}{end}" for name in names for end in ("", ".gz"))
     return next((place for place in places if place.is_file()), None)
-
-
-def _json_labels(source: Path, report: RowReport) -> Iterator[tuple[int, Label]]:
-    for _, line, _, label in iter_records(source, report, label_of):
-        yield line, label
 
 
 def _titles(source: Path, report: RowReport) -> Iterator[tuple[int, Label]]:

@@ -111,7 +111,10 @@ class Material:
             DataError: Hardly any judgment is about the documents as they are now.
             TrainingError: The teacher has judged too little.
         """
-        predictor = self._predictor()
+        # Only here is torch needed: who imports or shows pairs does not wait for it.
+        from ezxmc.bundle.predict import Predictor
+
+        predictor = Predictor.load(self.path / "bundle")
         rows = predictor.bundle.rows()
         documents = {document.uid: document for document in self._documents(self.catalog.to_train)}
         labels = {label.uid: label for label in self.catalog.labels if label.uid in rows}
@@ -178,12 +181,6 @@ class Material:
             f"{min(count, apart):,} documents, of {apart:,} that no training sees: a run's probabilities "
             f"predict people's decisions from {FEWEST_REVIEWED} on; {cure}"
         )
-
-    def _predictor(self) -> Predictor:
-        # Only here is torch needed: who imports or shows pairs does not wait for it.
-        from ezxmc.bundle.predict import Predictor
-
-        return Predictor.load(self.path / "bundle")
 
     def _documents(self, positions: list[int]) -> list[Document]:
         return [self.catalog.documents[i] for i in positions]

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from torch import Tensor, nn
 
@@ -133,16 +132,14 @@ class DistillationLoss(nn.Module):
         batch = collate(members, len(self.titles), self.every_label, self.rng)
         rows = self.model(sentence_features[0])["sentence_embedding"]
         titles = self.model.preprocess([self.titles[row] for row in batch.labels], prompt=self.prompt)
-        columns = self.model({name: _on(rows.device, value) for name, value in titles.items()})
+        columns = self.model(
+            {n: part.to(rows.device) if isinstance(part, Tensor) else part for n, part in titles.items()}
+        )
         return matryoshka_loss(self._cost, rows, columns["sentence_embedding"], batch, self.dimensions)
 
     def _cost(self, scores: Scored) -> Tensor:
         cost: Tensor = self.loss(without_likely_positives(scores))
         return cost
-
-
-def _on(device: torch.device, value: Any) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _pairs(
