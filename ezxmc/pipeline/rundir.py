@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from ezxmc.disk import exchange, make_folder, sync, sync_tree
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.files import Inputs, json_line, json_object, place_of, present, refuse, remove_own, replacing
 from ezxmc.hashing import file_hash, json_hash
+from ezxmc.models.teachers import version_of
 from ezxmc.pipeline.snapshot import CATALOG
 from ezxmc.retrieval.encoder import student_files
 
@@ -230,9 +230,7 @@ class RunDir:
 
 def _minor(distribution: str) -> str:
     """Major and minor version of a library; empty where it came by another way than its distribution."""
-    with suppress(PackageNotFoundError):
-        return ".".join(version(distribution).split(".")[:2])
-    return ""
+    return ".".join((version_of(distribution) or "").split(".")[:2])
 
 
 UPDATES, BUNDLE, FORMER = "updates", "bundle", "former"
