@@ -39,8 +39,7 @@ class Check:
 
     Attributes:
         name: What was looked at.
-        status: `fail`: the main job will not run; `warn`: something is
-            slower, missing or still to be done.
+        status: `fail`: the main job will not run; `warn`: something is slower, missing or still to be done.
         detail: What was found.
         cure: What to do about it; empty if and only if the status is `ok`.
     """

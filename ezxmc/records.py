@@ -1,8 +1,7 @@
 """The records that travel through the pipeline.
 
-Plain slotted dataclasses: millions of them pass through hot loops. Types are
-looked at here; what else input must be is checked where it enters
-(`ezxmc.data`), configuration in `ezxmc.config`.
+Plain slotted dataclasses: millions of them pass through hot loops. Types are looked at here; what else input
+must be is checked where it enters (`ezxmc.data`), configuration in `ezxmc.config`.
 """
 
 from __future__ import annotations
@@ -215,8 +214,7 @@ class Prediction:
         titles: Their titles.
         scores: Inner products of the document's unit vector and the labels'
             vectors; cosines where the label vectors are plain titles'.
-        probabilities: Calibrated probabilities in [0, 1]; empty when the
-            bundle has no calibrator.
+        probabilities: Calibrated probabilities in [0, 1]; empty when the bundle has no calibrator.
 
     Example:
         >>> found = Prediction("d1", ("l1", "l2"), ("music", "food"), (0.8, 0.1), (0.95, 0.02))

@@ -125,9 +125,8 @@ class Predictor:
         """Rank labels for each document.
 
         Args:
-            documents: N documents: texts, dicts with the columns of a file, `Document`s, a column or a
-                table of pandas, polars, Arrow or `datasets`. What has no uid gets its position, "0" the
-                first.
+            documents: N documents: texts, dicts with the columns of a file, `Document`s, a column or a table
+                of pandas, polars, Arrow or `datasets`. What has no uid gets its position, "0" the first.
             k: At most this many labels each, 1 or more; the bundle's own default if None.
             threshold: Leave out labels less probable than this, in [0, 1]: a document whose every label is
                 left out gets none (abstention).

@@ -58,8 +58,7 @@ class Calibrator(Result):
         reliability: The bins behind that error.
         ece_uncorrected: For the target `both`, the error against people of the teacher's probabilities as
             they were: what these mean to people.
-        nll_cross_fitted: The same documents' NLL in nats by each curve that was tried; the least was
-            chosen.
+        nll_cross_fitted: The same documents' NLL in nats by each curve that was tried; the least was chosen.
         versions: Of the packages it was fitted with.
         version: Of the file format.
 
@@ -346,8 +345,7 @@ def fit_calibrator(
 
     Args:
         predictions: Of documents the student was not trained on, best label first.
-        verdict: What is known of a pair. A person who reviews a document decides on each label of its top
-            k.
+        verdict: What is known of a pair. A person who reviews a document decides on each label of its top k.
         target: Whose verdict it is.
         k: Ranks used.
         kinds: Chosen from by cross-fitted NLL.

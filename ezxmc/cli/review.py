@@ -34,10 +34,7 @@ def export(
     ] = None,
     purpose: Annotated[
         Literal["training", "calibration"],
-        typer.Option(
-            "--for",
-            help="Doubtful pairs to train on, or random documents to calibrate on.",
-        ),
+        typer.Option("--for", help="Doubtful pairs to train on, or random documents to calibrate on."),
     ] = "training",
     count: Annotated[
         int | None,

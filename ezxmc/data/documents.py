@@ -1,7 +1,6 @@
 """Documents and labels out of rows; `matching` says which column serves as what.
 
-Documents of a file without an id column get one made of their content. Labels without a uid take their
-title.
+Documents of a file without an id column get one made of their content. Labels without a uid take their title.
 """
 
 from __future__ import annotations
@@ -83,8 +82,7 @@ def read_labels(
     Args:
         source: Anything `iter_rows` reads.
         strict: Raise at the first bad row.
-        known: Labels that are there already. A label with the very uid of one of them is meant to replace
-            it.
+        known: Labels that are there already. A label with the very uid of one of them is meant to replace it.
         columns: As above.
 
     Raises:

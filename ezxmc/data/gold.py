@@ -1,9 +1,8 @@
 """Gold tags, used for evaluation only.
 
-Accepted: TSV or CSV with a document and a label per line, with or without a header line; JSON lines,
-Parquet or `datasets` rows with a document column and either `label` or a list `labels`. A benchmark's
-`trn.json.gz` or `tst.json.gz` serves as well: its `target_ind` number the lines of the `lbl.json.gz` beside
-it.
+Accepted: TSV or CSV with a document and a label per line, with or without a header line; JSON lines, Parquet
+or `datasets` rows with a document column and either `label` or a list `labels`. A benchmark's `trn.json.gz`
+or `tst.json.gz` serves as well: its `target_ind` number the lines of the `lbl.json.gz` beside it.
 
 In a table (CSV, TSV, Parquet) an empty label cell means: reviewed, and no label is right. With the labels
 and documents at hand, whatever can mean only one of them is taken for it and counted: a title, another case

@@ -262,10 +262,9 @@ class RowFile:
 
     Args:
         path: The file.
-        resume: Keep the whole windows that the `.part`, or else the file, holds; what follows them is
-            written again. The last of them and what follows it is computed again and compared, so that a
-            file made from other documents, with another bundle or with other options is refused, and left
-            as it is.
+        resume: Keep the whole windows that the `.part`, or else the file, holds; what follows them is written
+            again. The last of them and what follows it is computed again and compared, so that a file made
+            from other documents, with another bundle or with other options is refused, and left as it is.
         inputs: As for `check_tags`.
 
     Attributes:

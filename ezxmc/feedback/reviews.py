@@ -1,8 +1,7 @@
 """What people decided, kept in the same file as the teacher's judgments and never mistaken for them.
 
-A decision is about a text and a label, so it is kept by the content of both: a
-renamed document keeps its decisions, an edited one needs new ones. Rows are
-only ever added; of several on one pair the latest counts.
+A decision is about a text and a label, so it is kept by the content of both: a renamed document keeps its
+decisions, an edited one needs new ones. Rows are only ever added; of several on one pair the latest counts.
 """
 
 from __future__ import annotations

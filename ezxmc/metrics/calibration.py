@@ -1,9 +1,8 @@
 """How far probabilities can be believed (ECE, ACE, Brier, NLL, reliability bins), and has that drifted?
 
-Everywhere `probabilities` and `hits` have the same shape, of any number of
-dimensions, and are pooled: for a metric at k pass the (document, label) pairs
-of the top k, shape `(N, k)` or flat. Probabilities are in [0, 1]; hits are 0
-or 1, or agreement probabilities in between.
+Everywhere `probabilities` and `hits` have the same shape, of any number of dimensions, and are pooled: for a
+metric at k pass the (document, label) pairs of the top k, shape `(N, k)` or flat. Probabilities are in
+[0, 1]; hits are 0 or 1, or agreement probabilities in between.
 
 ECE@k is that of "Labels in Extremes: How Well Calibrated are Extreme
 Multi-label Classifiers?" (arXiv 2411.04276): top-k pairs pooled, L1 norm.
@@ -337,11 +336,7 @@ class _Sums:
 
     @classmethod
     def of(
-        cls,
-        rows: NDArray[np.int64],
-        residuals: Floats,
-        members: Sequence[NDArray[np.bool_]],
-        documents: int,
+        cls, rows: NDArray[np.int64], residuals: Floats, members: Sequence[NDArray[np.bool_]], documents: int
     ) -> _Sums:
         def by_document(weights: Floats) -> Floats:
             columns = [np.bincount(rows[one], weights[one], minlength=documents) for one in members]

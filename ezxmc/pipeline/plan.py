@@ -55,16 +55,14 @@ def plan(
 ) -> Plan:
     """Say what a run would cost before it is started.
 
-    Pairs are counted (those that compare students and calibrate at most: what the
-    cycles asked is not asked again); tokens are those of a sample of documents. Times come from
-    asking the teacher some real pairs of the run's first cycle, whose judgments
-    are kept in the run's store. Training and tagging are not timed.
+    Pairs are counted (those that compare students and calibrate at most: what the cycles asked is not asked
+    again); tokens are those of a sample of documents. Times come from asking the teacher some real pairs of
+    the run's first cycle, whose judgments are kept in the run's store. Training and tagging are not timed.
 
     Args:
         config: The run's configuration.
         teacher: Used instead of the configured one; closed at the end.
-        probe_pairs: Pairs to ask, in whole documents; 0 asks nothing, starts
-            no engine and writes nothing.
+        probe_pairs: Pairs to ask, in whole documents; 0 asks nothing, starts no engine and writes nothing.
         watch: Sees stages and messages.
 
     Raises:

@@ -98,8 +98,7 @@ def _agreed(data: RunReport) -> str:
     """Without tags of people there is what the teacher says of documents never trained on."""
     # Reports of former releases do not tell which student is kept: it was the best, of equal ones the last.
     cycles = sorted(
-        data.cycles,
-        key=lambda cycle: (cycle.kept, max(cycle.held_out.values(), default=0.0), cycle.number),
+        data.cycles, key=lambda cycle: (cycle.kept, max(cycle.held_out.values(), default=0.0), cycle.number)
     )
     last = cycles[-1].training if cycles else None
     if last is None or not last.selection:

@@ -249,15 +249,7 @@ def import_reviews(
                 answer = Answer.YES
             if answer is not None:
                 who = row_uid(row.get("reviewer"), "reviewer") or reviewer
-                decision = _Decision(
-                    file,
-                    line,
-                    document,
-                    label,
-                    answer,
-                    who,
-                    _time(row.get("at"), written),
-                )
+                decision = _Decision(file, line, document, label, answer, who, _time(row.get("at"), written))
                 found.setdefault(pair_id(document, label), []).append(decision)
         except RowError as error:
             report.add(file, line, error.kind, error.detail)

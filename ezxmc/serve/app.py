@@ -114,9 +114,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         documents = _documents(body, limits)
         predictor = service.bundle.current.predictor
         predictor.check(
-            k=body.k,
-            threshold=body.threshold,
-            decision=decision_of(predictor) if body.decision else None,
+            k=body.k, threshold=body.threshold, decision=decision_of(predictor) if body.decision else None
         )
         work = Work(documents, body.k, body.threshold, body.decision, body.explain)
         if work.size > limits.documents:

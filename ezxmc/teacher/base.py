@@ -220,11 +220,7 @@ class ReplayTeacher:
             raise DataError(f"{path} holds no judgment", "columns are doc, label, log_odds and mass")
         self.report = report
         self.fingerprint = file_hash(path)
-        self.description = {
-            "backend": "replay",
-            "judgments": len(self._recorded),
-            "sha256": self.fingerprint,
-        }
+        self.description = {"backend": "replay", "judgments": len(self._recorded), "sha256": self.fingerprint}
 
     def key(self, pair: Pair) -> str:
         """See `Teacher`. Recordings are matched by uid, so uids are what is shown."""

@@ -47,11 +47,7 @@ def body(model: str, prompts: Sequence[Sequence[int]], mode: Mode, answers: Answ
     wanted: dict[str, Any] = {"logprobs": 20}
     if mode == "full":
         # vLLM's own parameters; beside the ids it wants `logprobs` to be set.
-        wanted = {
-            "logprobs": 1,
-            "logprob_token_ids": list(answers.ids),
-            "return_tokens_as_token_ids": True,
-        }
+        wanted = {"logprobs": 1, "logprob_token_ids": list(answers.ids), "return_tokens_as_token_ids": True}
     return {"model": model, "prompt": prompts, "max_tokens": 1, "temperature": 0, **wanted}
 
 
