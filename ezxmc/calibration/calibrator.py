@@ -20,8 +20,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ezxmc.calibration.curves import Corrected, Isotonic, Platt, Ranked, Temperature
-from ezxmc.calibration.judged import Floats, JudgedRows, cross_fitted
+from ezxmc.calibration.curves import (
+    Corrected,
+    Floats,
+    Isotonic,
+    JudgedRows,
+    Platt,
+    Ranked,
+    Temperature,
+    cross_fitted,
+)
 from ezxmc.errors import ArgumentError, BundleError, InputTypeError, TrainingError, instance_of
 from ezxmc.files import loads, write_file
 from ezxmc.metrics.calibration import ReliabilityBin, ece_at_k, nll, reliability_bins

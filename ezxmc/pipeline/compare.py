@@ -18,7 +18,7 @@ from ezxmc.bundle.bundle import load_bundle
 from ezxmc.bundle.predict import Predictor, rank_among
 from ezxmc.calibration import Calibrator, Isotonic, JudgedRows, Verdict, judged_rows
 from ezxmc.calibration.calibrator import FITS
-from ezxmc.calibration.judged import cross_fitted
+from ezxmc.calibration.curves import cross_fitted
 from ezxmc.errors import TrainingError
 from ezxmc.feedback.budget import in_hash_order
 from ezxmc.feedback.targets import teacher_verdicts
