@@ -43,7 +43,7 @@ class FakeVllm:
             module = ModuleType(name)
             vars(module).update(content)
             monkeypatch.setitem(sys.modules, name, module)
-        monkeypatch.setattr("ezxmc.teacher.vllm.version_of", self.versions.get)
+        monkeypatch.setattr("ezxmc.teacher.vllm.version_of", lambda name: self.versions.get(name))
 
     def _asked(self, **options: Any) -> Any:
         self.events.append("start")
