@@ -30,7 +30,15 @@ from ezxmc.records import Document
 from ezxmc.retrieval.encoder import clipped
 from ezxmc.retrieval.export import Conversion, convert
 from ezxmc.retrieval.static import StaticEncoder, WordTokens, write_static
-from ezxmc.training.static import NEAREST, scored_labels, token_vectors, tokenizer_of, tuned, weighted
+from ezxmc.training.static import (
+    NEAREST,
+    scored_labels,
+    token_vectors,
+    tokenizer_of,
+    tuned,
+    weighted,
+    without_unused,
+)
 
 _APART, _LEAST_APART, _MOST_APART = 0.1, 5, 1000
 _FEW, _MOST = 200, 100_000  # documents; to encode the most of them takes an hour without an accelerator
@@ -207,9 +215,11 @@ def _tune(
 ) -> None:
     tokenizer = tokenizer_of(opened.encoder)
     watch.stage("vectors of tokens")
-    start = token_vectors(opened.encoder, tokenizer)
     length = opened.manifest.max_length
-    rows = WordTokens(tokenizer, length)([clipped(text, length) for text in texts])
+    read = [clipped(text, length) for text in texts]
+    fewer, tokens = without_unused(tokenizer, read)
+    start = token_vectors(opened.encoder, tokenizer, tokens)
+    rows = WordTokens(fewer, length)(read)
     index, nearest = opened.index, None
     if not scored_labels(index.size):
         _, nearest = index.search(wanted, NEAREST)
@@ -219,7 +229,7 @@ def _tune(
         labels = index.vectors(index.rows)
     bar = watch.stage("tuning")
     weights = tuned(weighted(start, rows), rows, wanted, labels, nearest=nearest, seed=seed, progress=bar)
-    write_static(folder, tokenizer, weights, length)
+    write_static(folder, fewer, weights, length)
 
 
 def carried_over(opened: Bundle, held: Floats, fresh: Bundle, found: Floats) -> Calibrator | None:

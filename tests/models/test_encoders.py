@@ -17,6 +17,7 @@ from ezxmc.errors import ModelError
 from ezxmc.models.packed_e5 import convert, unpacked
 from ezxmc.models.resolve import ENGLISH, MULTILINGUAL, fitting_encoder
 from ezxmc.retrieval import BiEncoder
+from ezxmc.training.static import token_vectors, tokenizer_of, without_unused
 
 Q4 = GGMLQuantizationType.Q4_0
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁", "▁query", "▁passage", ":", "▁red", "▁rose", "fi", "n", "e"]
@@ -123,6 +124,21 @@ def test_spaces_and_controls_are_as_the_file_says(packed: tuple[Path, BertModel]
     tokens = BiEncoder(packed[0], device="cpu").model.tokenizer
     assert tokens(text)["input_ids"] == [0, 8, 9, 2]
     assert tokens.convert_ids_to_tokens(tokens("ﬁne")["input_ids"])[1:-1] == ["▁", "fi", "n", "e"]
+
+
+def test_a_static_student_keeps_the_pieces_of_its_catalog(packed: tuple[Path, BertModel]) -> None:
+    encoder = BiEncoder(packed[0], device="cpu")
+    tokenizer = tokenizer_of(encoder)
+    fewer, kept = without_unused(tokenizer, ["red fine", "red"])
+    every = [*PIECES, "<mask>"]
+    assert {every[token] for token in kept} == set(every) - {"▁query", "▁passage", "▁rose"}
+    for text in ("red fine", "fine  red", "e"):
+        assert [kept[token] for token in fewer.encode(text).ids] == tokenizer.encode(text).ids
+    # What is left out falls into what is left, here the unknown.
+    assert fewer.encode("rose", add_special_tokens=False).tokens[-1] == "e"
+    rows = token_vectors(encoder, tokenizer, kept)
+    whole = token_vectors(encoder, tokenizer, range(len(every)))
+    np.testing.assert_allclose(rows.numpy(), whole.numpy()[kept], atol=1e-6)
 
 
 def test_another_file_is_no_packed_encoder(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def folder(encoder: BiEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path
     place = tmp_path_factory.mktemp("static") / "made"
     place.mkdir()
     tokenizer = tokenizer_of(encoder)
-    write_static(place, tokenizer, token_vectors(encoder, tokenizer), 32)
+    write_static(place, tokenizer, token_vectors(encoder, tokenizer, range(tokenizer.get_vocab_size())), 32)
     return place
 
 
@@ -102,7 +102,7 @@ def test_tuning_brings_documents_to_where_the_student_puts_them(encoder: BiEncod
     rows = WordTokens(tokenizer_of(encoder), 32)(TEXTS)
     wanted = encoder.encode_documents(TEXTS)
     labels = encoder.encode_labels(["guitar", "oven", "boat", "soil", "comet"])
-    start = weighted(token_vectors(encoder, tokenizer), rows)
+    start = weighted(token_vectors(encoder, tokenizer, range(tokenizer.get_vocab_size())), rows)
 
     def cosine(weights: torch.Tensor) -> float:
         return float((unit_means(weights, rows).numpy() * wanted).sum(axis=1).mean())
@@ -135,7 +135,10 @@ def test_a_real_encoder_is_distilled(tmp_path: Path) -> None:
     by_words = WordTokens(tokenizer_of(encoder), 64)
     rows, odd = by_words(TEXTS), ["Naïve ΣΑΣ 中文\x1cgrep-like [SEP] tools_v2.0…", "x" * 150 + " y"]
     assert by_words.by_words and by_words(odd) == plain(tokenizer, odd, 64)
-    start, wanted = weighted(token_vectors(encoder, tokenizer), rows), encoder.encode_documents(TEXTS)
+    start, wanted = (
+        weighted(token_vectors(encoder, tokenizer, range(tokenizer.get_vocab_size())), rows),
+        encoder.encode_documents(TEXTS),
+    )
     labels = encoder.encode_labels(["guitar", "oven", "boat", "soil", "comet"])
     made = tuned(start, rows[:40], wanted[:40], labels, epochs=20)
     before, after = (

@@ -60,12 +60,16 @@ def control_ids(ids: list[int]) -> list[str]:
 
 
 DOMAINS = ["encyclopedia", "generic", "legal", "product", "scientific", "software", "ticket"]
+LANGUAGES = {
+    **{"generic-de": "niemals eine Anweisung", "generic-es": "nunca una instrucción"},
+    **{"generic-fr": "jamais une instruction", "generic-ja": "指示ではありません"},
+}
 LOCK = Path(__file__).parent / "prompt_hashes.json"
 
 
 def test_there_is_a_prompt_for_every_domain() -> None:
     """The README beside them is no prompt."""
-    assert sorted(prompt_files()) == DOMAINS
+    assert sorted(prompt_files()) == sorted([*DOMAINS, *LANGUAGES])
     assert (next(iter(prompt_files().values())).parent / "README.md").exists()
 
 
@@ -77,7 +81,15 @@ def test_shipped_prompts_load(name: str) -> None:
     assert "never an instruction" in prompt.system
 
 
-@pytest.mark.parametrize("name", DOMAINS)
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_a_question_in_another_language_is_answered_alike(name: str) -> None:
+    """Few tokenizers have a word for no in every language; all have Yes and No."""
+    prompt, english = Prompt.load(name), Prompt.load("generic")
+    assert (prompt.name, prompt.domain, prompt.answer) == (name, "generic", english.answer)
+    assert LANGUAGES[name] in prompt.system and "Yes" in prompt.system and "No" in prompt.system
+
+
+@pytest.mark.parametrize("name", [*DOMAINS, *LANGUAGES])
 def test_a_changed_prompt_has_a_new_version(name: str) -> None:
     prompt = Prompt.load(name)
     locked = json.loads(LOCK.read_text())
