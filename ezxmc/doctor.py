@@ -10,9 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import Literal
@@ -23,7 +21,7 @@ from packaging.specifiers import SpecifierSet
 
 from ezxmc.config.teacher import VllmTeacherConfig
 from ezxmc.models import teachers
-from ezxmc.models.encoders import ENGLISH
+from ezxmc.models.resolve import ENGLISH
 from ezxmc.models.teachers import ENGINES, for_cpu, version_of
 from ezxmc.teacher.vllm import intel_openmp
 
@@ -41,8 +39,7 @@ class Check:
 
     Attributes:
         name: What was looked at.
-        status: `fail`: the main job will not run; `warn`: something is
-            slower, missing or still to be done.
+        status: `fail`: the main job will not run; `warn`: something is slower, missing or still to be done.
         detail: What was found.
         cure: What to do about it; empty if and only if the status is `ok`.
     """
@@ -57,7 +54,7 @@ class Check:
             raise ValueError(f"check {self.name!r}: a cure belongs to a fault and to nothing else")
 
 
-def check(home: Path | None = None) -> list[Check]:
+def check() -> list[Check]:
     """Look at everything the pipeline needs; takes some seconds.
 
     The hub is asked, for three seconds at most, where a GPU fits a teacher from there.
@@ -65,30 +62,23 @@ def check(home: Path | None = None) -> list[Check]:
     Broken installations are found by importing in a child process, so that
     one that crashes or hangs cannot take this one with it.
 
-    Args:
-        home: The model cache; by default `EZXMC_HOME` or `~/.cache/ezxmc`.
-
     Returns:
         The findings, in the order a person would fix them.
     """
     engines = [name for name in ENGINES if version_of(name)]
-    # The children get a copy: starting one while `_model_home` changes ours fails now and then (EFAULT).
-    child = partial(_python_child, environment=dict(os.environ))
     with ThreadPoolExecutor() as pool:
-        students = pool.submit(child, "import sentence_transformers")
-        vllm = pool.submit(child, "import vllm") if util.find_spec("vllm") else None
-        cuda = pool.submit(child, "import sys, torch; sys.exit(not torch.cuda.is_available())")
-        with _model_home(home):
-            found = [*_python(), *_torch_tied(students.result())]
-            found += _engine(engines, vllm.result() if vllm else None, cuda.result() is None)
-            if any(map(for_cpu, engines)):
-                found += _cpu_libraries()
-            found += [_compiler(), _processor(cuda.result() is None), _memory()]
-            found += [_teacher(), *_cache()]
+        students = pool.submit(_python_child, "import sentence_transformers")
+        vllm = pool.submit(_python_child, "import vllm") if util.find_spec("vllm") else None
+        cuda = pool.submit(_python_child, "import sys, torch; sys.exit(not torch.cuda.is_available())")
+        found = [*_python(), *_torch_tied(students.result())]
+        found += _engine(engines, vllm.result() if vllm else None, cuda.result() is None)
+        if any(map(for_cpu, engines)):
+            found += _cpu_libraries()
+        found += [_compiler(), _processor(cuda.result() is None), _memory(), _teacher(), *_cache()]
     return found
 
 
-def _python_child(code: str, environment: dict[str, str] | None = None) -> str | None:
+def _python_child(code: str) -> str | None:
     """Run `code` in a child Python; the last line of what went wrong, or `None`."""
     try:
         done = subprocess.run(
@@ -97,7 +87,6 @@ def _python_child(code: str, environment: dict[str, str] | None = None) -> str |
             text=True,
             errors="replace",
             timeout=_IMPORT_SECONDS,
-            env=environment,
         )
     except subprocess.TimeoutExpired:
         return f"no answer within {_IMPORT_SECONDS:.0f} s"
@@ -279,20 +268,6 @@ def _teacher() -> Check:
         shown,
         f"set HF_ENDPOINT to a mirror, or ezxmc init --model FOLDER with {proposed.missed} in it",
     )
-
-
-@contextmanager
-def _model_home(home: Path | None) -> Iterator[None]:
-    saved = os.environ.get("EZXMC_HOME")
-    if home is not None:
-        os.environ["EZXMC_HOME"] = str(home)
-    try:
-        yield
-    finally:
-        if home is not None:
-            os.environ.pop("EZXMC_HOME")
-            if saved is not None:
-                os.environ["EZXMC_HOME"] = saved
 
 
 def _cache() -> Iterator[Check]:

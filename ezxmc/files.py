@@ -280,7 +280,7 @@ def sign(folder: Path, kind: str, files: Mapping[str, str] | None = None) -> Non
 
 def signed(folder: Path, kind: str) -> dict[str, str] | None:
     """SHA-256 by name of the files that `sign` found in a folder; `None` if it is not of this kind."""
-    told = _read_manifest(folder)
+    told = json_object(folder / MANIFEST)
     files = told.get("files")
     if told.get("ezxmc") != kind or not isinstance(files, dict):
         return None
@@ -380,9 +380,10 @@ def _entries(folder: Path) -> list[str]:
     )
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def json_object(file: Path) -> dict[str, Any]:
+    """What a file of JSON holds; nothing where it is missing, damaged, or no object."""
     try:
-        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -391,7 +392,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 def _sweep(parent: Path) -> None:
     """Take away what a killed writer of this machine left unfinished."""
     for folder in parent.glob(".ezxmc-*"):
-        told = _read_manifest(folder) if folder.is_dir() else {}
+        told = json_object(folder / MANIFEST) if folder.is_dir() else {}
         process = told.get("process")
         if told.get("ezxmc") == _UNFINISHED and told.get("host") == socket.gethostname():
             try:

@@ -1,13 +1,13 @@
 """The records that travel through the pipeline.
 
-Plain slotted dataclasses: millions of them pass through hot loops. Types are
-looked at here; what else input must be is checked where it enters
-(`ezxmc.data`), configuration in `ezxmc.config`.
+Plain slotted dataclasses: millions of them pass through hot loops. Types are looked at here; what else input
+must be is checked where it enters (`ezxmc.data`), configuration in `ezxmc.config`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -214,8 +214,7 @@ class Prediction:
         titles: Their titles.
         scores: Inner products of the document's unit vector and the labels'
             vectors; cosines where the label vectors are plain titles'.
-        probabilities: Calibrated probabilities in [0, 1]; empty when the
-            bundle has no calibrator.
+        probabilities: Calibrated probabilities in [0, 1]; empty when the bundle has no calibrator.
 
     Example:
         >>> found = Prediction("d1", ("l1", "l2"), ("music", "food"), (0.8, 0.1), (0.95, 0.02))
@@ -235,6 +234,12 @@ class Prediction:
         none = (None,) * len(self.labels)
         titles, scores = self.titles or self.labels, self.scores or none
         return tuple(map(Tag, self.labels, titles, scores, self.probabilities or none))
+
+    def only(self, labels: Container[str], most: int | None = None) -> Prediction:
+        """The same of some labels alone, the first `most` of them."""
+        at = [i for i, label in enumerate(self.labels) if label in labels][:most]
+        rows: tuple[tuple[Any, ...], ...] = self.labels, self.titles, self.scores, self.probabilities
+        return Prediction(self.uid, *(tuple(row[i] for i in at if i < len(row)) for row in rows))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values: `{"uid": ..., "tags": [{"label", "title", "score", "probability"}, ...]}`."""

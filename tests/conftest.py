@@ -16,7 +16,7 @@ from support.browser import Browser
 from support.tinyworld import build_encoder, write_catalog
 
 from ezxmc.cluster import RayConfig
-from ezxmc.cluster.connection import connect, disconnect
+from ezxmc.cluster.pool import connect, disconnect
 
 # Few examples find what a change breaks; many (HYPOTHESIS_PROFILE=long) what nobody thought of.
 for _name, _examples in (("short", 25), ("long", 400)):

@@ -45,9 +45,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.mark.llm
 @pytest.mark.encoder
-def test_this_machine_has_no_failure(tmp_path: Path) -> None:
+def test_this_machine_has_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EZXMC_HOME", str(tmp_path / "new" / "home"))
     before = dict(os.environ)
-    found = doctor.check(tmp_path / "new" / "home")
+    found = doctor.check()
     assert [check for check in found if check.status == "fail"] == []
     assert one(found, "sentence-transformers").status == "ok"
     # Nothing is pulled into a new home, and looking makes no folder.

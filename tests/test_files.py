@@ -23,7 +23,7 @@ from ezxmc.calibration.decisions import Decision
 from ezxmc.cli.console import standard_output, utf8_output
 from ezxmc.data import RowReport, iter_rows
 from ezxmc.data.predictions import TAGS, RowFile, is_tags, part_of, read_predictions, write_shortlist
-from ezxmc.data.writers import row_format, rows_made, whole_rows
+from ezxmc.data.rows import row_format, rows_made, whole_rows
 from ezxmc.errors import ConfigError, DataError, EzxmcError, StoreError
 from ezxmc.feedback.exchange import export_judgments
 from ezxmc.feedback.store import FeedbackStore

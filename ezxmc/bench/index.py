@@ -26,7 +26,7 @@ from ezxmc.config import TrainingConfig
 from ezxmc.data import RowReport, iter_documents, read_labels
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.models import resolve_model
-from ezxmc.models.encoders import fitting_encoder
+from ezxmc.models.resolve import fitting_encoder
 from ezxmc.progress import NoProgress, Progress
 from ezxmc.retrieval import BiEncoder
 from ezxmc.retrieval.ann import BREADTH, DEPTH, LINKS, Vectors, choose, document_like, recall
@@ -136,15 +136,8 @@ def bench_files(
 ) -> tuple[dict[str, Any], dict[str, RowReport]]:
     """`bench_index` on the labels and some documents of files, and how reading these went.
 
-    Args:
-        labels: Real labels.
-        documents: Real documents: the queries.
-        sizes: As for `bench_index`, as are the others.
-        encoder: The model: a name, a folder or a hub id.
-        methods: As there.
-        count: Documents asked about.
-        seed: As there, and of the choice of documents.
-        watch: As there.
+    `labels` and `documents` are real ones, of which `count` are asked about, drawn by `seed`; `encoder` is a
+    name, a folder or a hub id; the other arguments are those of `bench_index`.
 
     Raises:
         DataError: A file cannot be read, or there are not a label and two documents.

@@ -377,11 +377,7 @@ def _labels(path: Path, manifest: Manifest) -> tuple[list[Label], LabelIndex]:
 
 
 def add_calibrator(
-    path: str | Path,
-    calibrator: Calibrator,
-    *,
-    offsets: LabelOffsets | None = None,
-    by_run: bool = False,
+    path: str | Path, calibrator: Calibrator, *, offsets: LabelOffsets | None = None, by_run: bool = False
 ) -> None:
     """Put a calibrator into a bundle, or replace the one it has, and with it the label offsets.
 

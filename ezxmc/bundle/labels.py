@@ -1,4 +1,4 @@
-"""The labels of a bundle, which come and go without training, and its index, built again."""
+"""The labels of a bundle, which come and go without training; its index, built again."""
 
 from __future__ import annotations
 

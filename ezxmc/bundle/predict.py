@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,16 @@ class Evidence:
 
     text: str
     drop: float
+
+
+class How(TypedDict, total=False):
+    """Which tags a document gets: see `Predictor.predict`."""
+
+    k: int | None
+    threshold: float | None
+    decision: Decision | None
+    leaves: bool
+    with_ancestors: bool
 
 
 class Predictor:
@@ -115,9 +125,8 @@ class Predictor:
         """Rank labels for each document.
 
         Args:
-            documents: N documents: texts, dicts with the columns of a file, `Document`s, a column or a
-                table of pandas, polars, Arrow or `datasets`. What has no uid gets its position, "0" the
-                first.
+            documents: N documents: texts, dicts with the columns of a file, `Document`s, a column or a table
+                of pandas, polars, Arrow or `datasets`. What has no uid gets its position, "0" the first.
             k: At most this many labels each, 1 or more; the bundle's own default if None.
             threshold: Leave out labels less probable than this, in [0, 1]: a document whose every label is
                 left out gets none (abstention).
@@ -140,42 +149,25 @@ class Predictor:
             InputTypeError: `documents` is one text, or holds what is no document (None and NaN, say).
             DataError: A document has neither title nor text, or half characters or NUL.
         """
-        how: Any = {"k": k, "threshold": threshold, "decision": decision}
+        how: How = {"k": k, "threshold": threshold, "decision": decision}
         how |= {"leaves": leaves, "with_ancestors": with_ancestors}
         self.check(**how)
         return list(self.stream(as_documents(documents), **how))
 
-    def stream(
-        self,
-        documents: Iterable[Any],
-        *,
-        k: int | None = None,
-        threshold: float | None = None,
-        decision: Decision | None = None,
-        leaves: bool = False,
-        with_ancestors: bool = False,
-    ) -> Iterator[Prediction]:
+    def stream(self, documents: Iterable[Any], **how: Unpack[How]) -> Iterator[Prediction]:
         """`predict` over any number of documents, in their order, in the memory of `WINDOW` of them.
 
         Raises as `predict`, once it comes to the document at fault.
         """
-        how: Any = {"k": k, "threshold": threshold, "decision": decision}
-        how |= {"leaves": leaves, "with_ancestors": with_ancestors}
         self.check(**how)
         waiting = iter_as_documents(documents)
         while window := list(islice(waiting, WINDOW)):
             yield from self.tag(window, self.encode(window), **how)
 
-    def check(
-        self,
-        *,
-        k: int | None = None,
-        threshold: float | None = None,
-        decision: Decision | None = None,
-        leaves: bool = False,
-        with_ancestors: bool = False,
-    ) -> None:
+    def check(self, **how: Unpack[How]) -> None:
         """Raise where `predict` would, whatever the documents."""
+        k, threshold, decision = how.get("k"), how.get("threshold"), how.get("decision")
+        leaves, with_ancestors = how.get("leaves"), how.get("with_ancestors")
         if k is not None:
             whole_number(k, "k")
         if threshold is not None:
@@ -204,24 +196,17 @@ class Predictor:
         return self.bundle.encoder.encode_documents([document.shown for document in as_documents(documents)])
 
     def tag(
-        self,
-        documents: Iterable[Any],
-        vectors: NDArray[np.float32],
-        *,
-        k: int | None = None,
-        threshold: float | None = None,
-        decision: Decision | None = None,
-        leaves: bool = False,
-        with_ancestors: bool = False,
+        self, documents: Iterable[Any], vectors: NDArray[np.float32], **how: Unpack[How]
     ) -> list[Prediction]:
         """`predict` for documents that are encoded: N of them and their (N, D) vectors."""
-        self.check(k=k, threshold=threshold, decision=decision, leaves=leaves, with_ancestors=with_ancestors)
+        self.check(**how)
+        k, threshold, decision = how.get("k"), how.get("threshold"), how.get("decision")
         documents = as_documents(documents)
         if len(vectors) != len(documents):
             raise DataError(f"{len(documents)} documents have {len(vectors)} vectors", "encode just these")
         depth = decision.depth if decision else self.bundle.manifest.k if k is None else int(k)
         # Labels above others would only take the places of leaves.
-        bundle = replace(self.bundle, paths=None) if leaves else self.bundle
+        bundle = replace(self.bundle, paths=None) if how.get("leaves") else self.bundle
         scores, rows = bundle.search(vectors, depth)
         kept, probabilities = None, None
         if self.bundle.calibrator is not None:
@@ -232,13 +217,13 @@ class Predictor:
                 probabilities = self.ancestry.raised(rows, probabilities)
             if threshold is not None:
                 kept = probabilities >= threshold
-        if self.ancestry and (leaves or with_ancestors):
+        if self.ancestry and (how.get("leaves") or how.get("with_ancestors")):
             kept = np.ones(rows.shape, dtype=np.bool_) if kept is None else kept
-            if leaves:
+            if how.get("leaves"):
                 kept = self.ancestry.leaves(rows, kept)
             else:
-                how = self.bundle, self.ancestry, vectors, scores, rows, kept
-                scores, rows, probabilities, kept = bring_ancestors(*how)
+                found = self.bundle, self.ancestry, vectors, scores, rows, kept
+                scores, rows, probabilities, kept = bring_ancestors(*found)
         return predictions_of(self.bundle, documents, scores, rows, probabilities, kept)
 
     def explain(self, document: Any, *, k: int | None = None) -> tuple[Prediction, list[Evidence | None]]:
@@ -349,20 +334,11 @@ def rank_among(
     vectors, size, k = predictor.encode(documents), predictor.bundle.index.size, depth
     while True:
         # Others may stand before them: look deeper until enough are found.
-        found = [_only(p, labels, depth) for p in predictor.tag(documents, vectors, k=min(k, size))]
+        tagged = predictor.tag(documents, vectors, k=min(k, size))
+        found = [replace(p.only(labels, depth), probabilities=()) for p in tagged]
         if k >= size or all(len(one.labels) == depth for one in found):
             return found
         k *= 2
-
-
-def _only(prediction: Prediction, labels: Collection[str], depth: int) -> Prediction:
-    kept = [i for i, uid in enumerate(prediction.labels) if uid in labels][:depth]
-    return Prediction(
-        prediction.uid,
-        tuple(prediction.labels[i] for i in kept),
-        tuple(prediction.titles[i] for i in kept),
-        tuple(prediction.scores[i] for i in kept),
-    )
 
 
 def prediction_row(prediction: Prediction, k: int | None = None) -> dict[str, Any]:

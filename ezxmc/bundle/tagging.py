@@ -8,23 +8,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self, Unpack
 
 import pyarrow
 import pyarrow.parquet
 
 from ezxmc.bundle.manifest import read_manifest
-from ezxmc.bundle.predict import Predictor, prediction_row
-from ezxmc.calibration.decisions import Decision
+from ezxmc.bundle.predict import How, Predictor, prediction_row
 from ezxmc.cluster import RayConfig
 from ezxmc.cluster.pool import Pool, Say, Task, Tell
 from ezxmc.config import Backend, Precision
 from ezxmc.data import RowProblem, RowReport, columns_for, iter_documents
 from ezxmc.data.predictions import WINDOW, RowFile, check_tags, part_of
+from ezxmc.data.rows import Cells
 from ezxmc.data.sources import is_packed, locate
-from ezxmc.data.writers import Row
 from ezxmc.errors import ConfigError, DataError
 from ezxmc.files import remove_shards, replacing, sole_writer
 from ezxmc.hashing import json_hash, text_hash
@@ -39,16 +38,15 @@ SHARD = 8  # windows; so many documents take a worker some seconds
 class Tagging(Protocol):
     """What turns windows of rows into windows of answers, in their order."""
 
-    def put(self, window: Window) -> Iterable[list[Row]]:
+    def put(self, window: Window) -> Iterable[list[Cells]]:
         """Take one more window; gives those that are answered by now."""
         ...
 
-    def end(self) -> Iterable[list[Row]]:
+    def end(self) -> Iterable[list[Cells]]:
         """There are no more windows; gives the answers still due."""
         ...
 
 
-@dataclass(frozen=True)
 class Tagger:
     """Tags in this process; arguments as for `Predictor.predict`.
 
@@ -56,29 +54,19 @@ class Tagger:
         ConfigError: As for `Predictor.predict`.
     """
 
-    predictor: Predictor
-    k: int | None = None
-    threshold: float | None = None
-    decision: Decision | None = None
-    leaves: bool = False
-    with_ancestors: bool = False
+    def __init__(self, predictor: Predictor, **how: Unpack[How]) -> None:
+        predictor.check(**how)
+        self.predictor, self.how = predictor, how
 
-    def __post_init__(self) -> None:
-        self.predictor.check(**self._how)
-
-    @property
-    def _how(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
-
-    def put(self, window: Window) -> list[list[Row]]:
+    def put(self, window: Window) -> list[list[Cells]]:
         """See `Tagging`."""
         documents = [item for item in window if isinstance(item, Document)]
-        found = iter(self.predictor.predict(documents, **self._how))
+        found = iter(self.predictor.predict(documents, **self.how))
         return [
             [prediction_row(next(found)) if isinstance(item, Document) else _refusal(item) for item in window]
         ]
 
-    def end(self) -> list[list[Row]]:
+    def end(self) -> list[list[Cells]]:
         """See `Tagging`."""
         return []
 
@@ -87,15 +75,8 @@ class Tagger:
 class TaggingOptions:
     """How documents are tagged, in words that can travel.
 
-    Attributes:
-        bundle: Its folder.
-        backend: As for `Predictor.load`.
-        precision: As for `Predictor.load`.
-        k: As for `Predictor.predict`.
-        threshold: As for `Predictor.predict`.
-        decide: Whether to keep what the bundle's decision keeps.
-        leaves: As for `Predictor.predict`.
-        with_ancestors: As for `Predictor.predict`.
+    By the folder of the bundle, by what `Predictor.load` and `Predictor.predict` take, and by `decide`:
+    whether to keep what the bundle's decision keeps.
     """
 
     bundle: str
@@ -123,8 +104,14 @@ class TaggingOptions:
             )
         if self.decide and decision is None:
             raise ConfigError(f"bundle {self.bundle} has no decision", "make one with `ezxmc decide`")
-        how = self.k, self.threshold, decision, self.leaves, self.with_ancestors
-        return Tagger(predictor, *how)
+        return Tagger(
+            predictor,
+            k=self.k,
+            threshold=self.threshold,
+            decision=decision,
+            leaves=self.leaves,
+            with_ancestors=self.with_ancestors,
+        )
 
     @property
     def state(self) -> str:
@@ -136,7 +123,7 @@ def tag_rows(
     tagging: Tagging,
     source: str | Path,
     report: RowReport,
-    write: Callable[[list[Row]], None],
+    write: Callable[[list[Cells]], None],
     *,
     skip: int = 0,
     columns: Mapping[str, str] | None = None,
@@ -171,7 +158,7 @@ def tag_rows(
             full, window = window, []
             tell(tagging.put(full))
 
-    def tell(answers: Iterable[list[Row]]) -> None:
+    def tell(answers: Iterable[list[Cells]]) -> None:
         nonlocal done
         for rows in answers:
             write(rows)
@@ -228,7 +215,7 @@ def _rows_of(path: Path, kind: str) -> int:
     return lines + (last != b"\n")
 
 
-def _refusal(problem: RowProblem) -> Row:
+def _refusal(problem: RowProblem) -> Cells:
     return {"error": f"{problem.kind}: {problem.detail}", "file": problem.file, "line": problem.line}
 
 
@@ -268,7 +255,7 @@ class RayTagger:
         """Shards not yet given out, in order."""
         self._there: set[Path] = set()
 
-    def put(self, window: Window) -> Iterator[list[Row]]:
+    def put(self, window: Window) -> Iterator[list[Cells]]:
         """See `Tagging`; waits while the workers have enough to do."""
         self._shard.extend(window)
         self._number += 1
@@ -277,7 +264,7 @@ class RayTagger:
             while self._pool.full:
                 yield from self._take()
 
-    def end(self) -> Iterator[list[Row]]:
+    def end(self) -> Iterator[list[Cells]]:
         """See `Tagging`."""
         if self._shard:
             self._offer()
@@ -299,12 +286,12 @@ class RayTagger:
         self._due.append(path)
         self._pool.offer(Task(str(path), shard))
 
-    def _take(self) -> Iterator[list[Row]]:
+    def _take(self) -> Iterator[list[Cells]]:
         self._there.add(Path(self._pool.done().path))
         while self._due and self._due[0] in self._there:
             path = self._due.pop(0)
             self._there.remove(path)
-            rows: list[Row] = json.loads(path.read_bytes())
+            rows: list[Cells] = json.loads(path.read_bytes())
             for start in range(0, len(rows), WINDOW):
                 yield rows[start : start + WINDOW]
             path.unlink()
@@ -333,7 +320,7 @@ class _Tag:
     tagger: Tagger
 
     def __call__(self, task: Task, tell: Tell) -> None:
-        rows: list[Row] = []
+        rows: list[Cells] = []
         for start in range(0, len(task.items), WINDOW):
             for answered in self.tagger.put(list(task.items[start : start + WINDOW])):
                 rows += answered
@@ -345,7 +332,7 @@ class _Tag:
 def tag_file(
     options: TaggingOptions,
     documents: str | Path,
-    out: Path | Callable[[list[Row]], None],
+    out: Path | Callable[[list[Cells]], None],
     *,
     resume: bool = False,
     cluster: RayConfig | None = None,
@@ -383,7 +370,7 @@ def tag_file(
     inputs: list[str | Path] = [options.bundle, documents]
     with ExitStack() as stack:
         tagging: Tagging
-        write: Callable[[list[Row]], None]
+        write: Callable[[list[Cells]], None]
         skip = 0
         if isinstance(out, Path):
             check_tags(out, resume=resume, inputs=inputs)
@@ -395,8 +382,8 @@ def tag_file(
             write, skip = file.write, file.skip
         else:
             write = out
-        if tagger.decision and tagger.decision.changed:
-            watch.say(f"decision: {tagger.decision.guarantee}")
+        if (decision := tagger.how.get("decision")) and decision.changed:
+            watch.say(f"decision: {decision.guarantee}")
         if skip:
             watch.say(f"{out}: going on after row {skip:,}")
         if cluster and isinstance(out, Path):

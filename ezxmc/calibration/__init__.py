@@ -13,8 +13,7 @@ from ezxmc.calibration.calibrator import (
     judged_rows,
     unjudged,
 )
-from ezxmc.calibration.curves import Corrected, Isotonic, Platt, Ranked, Temperature
-from ezxmc.calibration.judged import JudgedRows
+from ezxmc.calibration.curves import Corrected, Isotonic, JudgedRows, Platt, Ranked, Temperature
 
 __all__ = [
     "KINDS",

@@ -20,8 +20,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import Field, TypeAdapter, ValidationError
 
-from ezxmc.calibration.curves import Corrected, Isotonic, Platt, Ranked, Temperature
-from ezxmc.calibration.judged import Floats, JudgedRows, cross_fitted
+from ezxmc.calibration.curves import (
+    Corrected,
+    Floats,
+    Isotonic,
+    JudgedRows,
+    Platt,
+    Ranked,
+    Temperature,
+    cross_fitted,
+)
 from ezxmc.errors import ArgumentError, BundleError, InputTypeError, TrainingError, instance_of
 from ezxmc.files import loads, write_file
 from ezxmc.metrics.calibration import ReliabilityBin, ece_at_k, nll, reliability_bins
@@ -58,8 +66,7 @@ class Calibrator(Result):
         reliability: The bins behind that error.
         ece_uncorrected: For the target `both`, the error against people of the teacher's probabilities as
             they were: what these mean to people.
-        nll_cross_fitted: The same documents' NLL in nats by each curve that was tried; the least was
-            chosen.
+        nll_cross_fitted: The same documents' NLL in nats by each curve that was tried; the least was chosen.
         versions: Of the packages it was fitted with.
         version: Of the file format.
 
@@ -346,8 +353,7 @@ def fit_calibrator(
 
     Args:
         predictions: Of documents the student was not trained on, best label first.
-        verdict: What is known of a pair. A person who reviews a document decides on each label of its top
-            k.
+        verdict: What is known of a pair. A person who reviews a document decides on each label of its top k.
         target: Whose verdict it is.
         k: Ranks used.
         kinds: Chosen from by cross-fitted NLL.

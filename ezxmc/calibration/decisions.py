@@ -9,8 +9,7 @@ Both need the reviewed documents and those to come to be exchangeable: a random 
 trained on and calibrated on by nobody. Neither needs the probabilities to be right; the better they are,
 the more is kept.
 
-Without reviewed documents, from calibrated probabilities alone, the tags of the best expected F1 can be
-kept.
+Without reviewed documents, from calibrated probabilities alone, the tags of the best expected F1 can be kept.
 """
 
 from __future__ import annotations

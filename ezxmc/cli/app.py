@@ -41,10 +41,10 @@ def _options(
 
 @cache  # commands registered again would be built again, by every call
 def _register() -> None:
-    from ezxmc.cli import bench, bundle, data, judgments, predict, prompts, review, run, setup, steps
+    from ezxmc.cli import bench, bundle, data, predict, review, run, setup, steps, teacher
 
     # In the order of `ezxmc --help`.
-    for module in (setup, run, steps, bundle, predict, prompts, judgments, data, review, bench):
+    for module in (setup, run, steps, bundle, predict, teacher, data, review, bench):
         module.register(app)
 
 
@@ -65,7 +65,8 @@ def main() -> None:
     except EzxmcError as error:
         _fail(str(error), USAGE if isinstance(error, ConfigError) else FAILED)
     except ValidationError as error:
-        faults = "; ".join(f"--{_option(fault['loc'])}: {fault['msg']}" for fault in error.errors())
+        places = ((".".join(map(str, fault["loc"])), fault["msg"]) for fault in error.errors())
+        faults = "; ".join(f"--{place.replace('_', '-')}: {said}" for place, said in places)
         _fail(f"{faults}\n  cure: `ezxmc COMMAND --help` shows the options", USAGE)
     except OSError as error:
         cures = {
@@ -147,10 +148,6 @@ def _silence() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)
-
-
-def _option(place: tuple[int | str, ...]) -> str:
-    return ".".join(map(str, place)).replace("_", "-")
 
 
 def _fail(text: str, code: int) -> NoReturn:

@@ -108,7 +108,7 @@ def encoding(
 
     Example: ezxmc bench encoding run/bundle documents.jsonl --gold gold.tsv
     """
-    from ezxmc.bench.encoding import bench_encoding
+    from ezxmc.bench.tagging import bench_encoding
     from ezxmc.bundle.bundle import load_bundle
     from ezxmc.data import read_documents, read_gold
 
@@ -228,7 +228,7 @@ def serving(
 
     Example: ezxmc bench serving run/bundle documents.jsonl --connections 1,8,32
     """
-    from ezxmc.bench.serving import bench_serving
+    from ezxmc.bench.tagging import bench_serving
     from ezxmc.data import RowReport
 
     counts, rows = _numbers(connections, "--connections"), RowReport()

@@ -63,8 +63,7 @@ def calibrate(
         typer.Option(help="Default: the one that predicts best."),
     ] = None,
     ranks: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Share of people's documents that may change ranks; 0: none."),
+        float, typer.Option(min=0, max=1, help="Share of people's documents that may change ranks; 0: none.")
     ] = 1.0,
     depth: Annotated[int, typer.Option(min=1, help="Ranks per document used.")] = 10,
     held_out: Annotated[

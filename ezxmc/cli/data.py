@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ezxmc.data.cards import DataCard
     from ezxmc.data.datasets import Spread, Statistics
     from ezxmc.data.inspect import Inspection
-    from ezxmc.data.validate import RowReport
+    from ezxmc.errors import RowReport
 
 Folder = Annotated[Path, typer.Argument(help="A folder with a data set.", exists=True, file_okay=False)]
 _MISSING = "-"

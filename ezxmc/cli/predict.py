@@ -28,7 +28,7 @@ from ezxmc.errors import ConfigError
 
 if TYPE_CHECKING:
     from ezxmc.metrics import Difference
-    from ezxmc.metrics.files import EvaluatedFiles
+    from ezxmc.pipeline.steps import EvaluatedFiles
 
 Runtime = Annotated[Backend, typer.Option(help="What runs the encoder.")]
 ComputedIn = Annotated[
@@ -196,7 +196,7 @@ def evaluate(
 
     Example: ezxmc evaluate tags.jsonl gold.tsv --train-gold train.tsv --threshold 0.5 --compare old.jsonl
     """
-    from ezxmc.metrics.files import evaluate_files
+    from ezxmc.pipeline.steps import evaluate_files
 
     with show_progress() as watch:
         found = evaluate_files(

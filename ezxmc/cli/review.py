@@ -33,16 +33,13 @@ def export(
         ),
     ] = None,
     purpose: Annotated[
-        Literal["training", "calibration", "ranks"],
-        typer.Option(
-            "--for",
-            help="Doubtful pairs to train on, random documents to calibrate on, or those that teach ranks.",
-        ),
+        Literal["training", "calibration"],
+        typer.Option("--for", help="Doubtful pairs to train on, or random documents to calibrate on."),
     ] = "training",
     count: Annotated[
         int | None,
         typer.Option(
-            min=1, help=f"Pairs to train on ({_PAIRS}), or documents to calibrate or rank by ({_DOCUMENTS})."
+            min=1, help=f"Pairs to train on ({_PAIRS}), or documents to calibrate on ({_DOCUMENTS})."
         ),
     ] = None,
     per_label: Annotated[int, typer.Option(min=1, help="Pairs of one label at most, for training.")] = 10,
@@ -57,10 +54,7 @@ def export(
     Decisions to train on are of doubtful pairs: where the teacher is unsure,
     where student and teacher disagree, where like documents vote against the
     teacher. Probabilities fitted to those would be wrong, so calibration takes
-    all top labels of random documents that no training sees. Once these are
-    decided, `--for ranks` chooses among such documents those that teach most
-    how often each label fits: decisions on them move ranks, and calibrate
-    nothing.
+    all top labels of random documents that no training sees.
 
     Example: ezxmc review export runs/default -o review.csv --count 300
     """

@@ -72,7 +72,7 @@ def shortlist(
     from ezxmc.data.catalog import read_inputs
     from ezxmc.data.predictions import check_shortlist, write_shortlist
     from ezxmc.files import sole_writer
-    from ezxmc.models.encoders import fitting_encoder
+    from ezxmc.models.resolve import fitting_encoder
     from ezxmc.retrieval import candidate_row
     from ezxmc.retrieval import shortlist as propose
     from ezxmc.retrieval.ray_encoder import encoder_for

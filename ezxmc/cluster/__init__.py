@@ -1,7 +1,7 @@
 """Work shared out over a Ray cluster; Ray itself is imported when a job starts.
 
-`pool` runs tasks in worker processes and tells who of them is slow, `connection` joins or starts a cluster.
-What a task does is told by `ezxmc.teacher.ray`, `ezxmc.retrieval.ray_encoder` and `ezxmc.bundle.tagging_ray`.
+`pool` joins or starts a cluster, runs tasks in worker processes and tells who of them is slow.
+What a task does is told by `ezxmc.teacher.ray`, `ezxmc.retrieval.ray_encoder` and `ezxmc.bundle.tagging`.
 `RayConfig` names the cluster, and how the work is cut.
 """
 

@@ -2,26 +2,117 @@
 
 A worker has one task at a time and writes what it makes to a file, so a result that is there is there for
 good. Ray starts a worker that died again and gives it the task that it had in hand. What workers tell of
-their progress comes together in one more actor, the board, which knows who is slow.
+their progress comes together in one more actor, the board, which knows who is slow. No other module touches
+Ray's settings.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from statistics import median
 from typing import Any, NamedTuple, Protocol
 
 from ezxmc.cluster import RayConfig
-from ezxmc.cluster.connection import connect, disconnect
 from ezxmc.errors import ClusterError, EzxmcError
+
+_OBJECT_STORE = 256 << 20  # bytes; shards go through files, so little lies in it
+_lock = threading.Lock()
+_users = 0
+_ours = False
+
+
+def connect(config: RayConfig) -> Any:
+    """Join the cluster, or start one; each call wants a `disconnect`.
+
+    A cluster started here listens on the loopback interface alone, reports
+    nothing to anybody, and ends with this process, however that ends. Where
+    the caller has called `ray.init` before, that cluster is used, and stays.
+
+    Returns:
+        The module `ray`.
+
+    Raises:
+        ClusterError: Ray is not installed, or there is no such cluster.
+    """
+    global _users, _ours
+    if find_spec("ray") is None:
+        raise ClusterError("Ray is not installed, and the engine is ray", "pip install 'ezxmc[ray]'")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Notices nobody can act on would bury the progress; set this to see them.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # On a machine of our own Ray would kill workers, again and again, because other programs fill its memory.
+    os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+    # Ray's own switch between the machine's address and 127.0.0.1, for the processes it starts ...
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = str(int(config.address is not None))
+    import ray
+    from ray._private import ray_constants
+
+    # ... and for this one, where vLLM or others may have imported ray before.
+    ray_constants.ENABLE_RAY_CLUSTER = config.address is not None
+    with _lock:
+        if not _users:
+            _ours = not ray.is_initialized()
+            if _ours:
+                # Ray would have SIGTERM end us at once; the caller may have work in hand.
+                ended = signal.getsignal(signal.SIGTERM)
+                _init(ray, config)
+                if callable(ended) and threading.current_thread() is threading.main_thread():
+                    signal.signal(signal.SIGTERM, ended)
+        _users += 1
+    return ray
+
+
+def disconnect() -> None:
+    """Leave the cluster with the last user; one that was started here ends."""
+    global _users
+    import ray
+
+    with _lock:
+        _users -= 1
+        if not _users and _ours:
+            ray.shutdown()
+
+
+def _init(ray: Any, config: RayConfig) -> None:
+    _keep_from_stdout()
+    # Local, whatever RAY_ADDRESS says.
+    own = {"num_cpus": config.workers, "object_store_memory": _OBJECT_STORE, "include_dashboard": False}
+    how = {"address": config.address} if config.address else {"address": "local", **own}
+    try:
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **how)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        where = config.address or "this machine"
+        raise ClusterError(
+            f"no Ray cluster on {where}: {error}",
+            "start it (`ray start --head --port=6379`; examples/cluster) and name it in ray.address "
+            "(--ray-address); without one, a cluster of this machine is started",
+        ) from error
+
+
+@cache  # wrapped once, however many clusters a process starts
+def _keep_from_stdout() -> None:
+    """Let Ray tell of workers that died on stderr: on stdout it would stand among answers and JSON."""
+    from ray._private import worker
+
+    tell = worker.print_to_stdstream
+
+    def on_stderr(data: dict[str, Any], *args: Any, **options: Any) -> None:
+        tell({**data, "is_err": True}, *args, **options)
+
+    worker.print_to_stdstream = on_stderr
+
 
 Tell = Callable[[int], None]
 Say = Callable[[str], None]
@@ -91,9 +182,8 @@ class Pool:
             self._board = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
             if ray.cluster_resources().get("GPU", 0) < 1:
                 gpus = 0
-            worker = ray.remote(_Worker).options(
-                num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=-1
-            )
+            lasting = {"max_restarts": -1, "max_task_retries": -1}
+            worker = ray.remote(_Worker).options(num_cpus=1, num_gpus=gpus, **lasting)
             self._workers = [worker.remote(self._board, job, slot) for slot in range(config.workers)]
         except BaseException:
             disconnect()
@@ -153,8 +243,7 @@ class Pool:
 
     def rates(self) -> list[WorkerRate]:
         """How fast each worker is."""
-        rates: list[WorkerRate] = self._ray.get(self._board.rates.remote())
-        return rates
+        return list(self._ray.get(self._board.rates.remote()))
 
     def close(self) -> None:
         """End the workers, whatever they do."""
@@ -337,15 +426,8 @@ def table(rates: Sequence[WorkerRate]) -> list[dict[str, object]]:
     """A row a worker, JSON-ready."""
     slow = set(stragglers(rates))
     return [
-        {
-            "worker": rate.worker,
-            "items": rate.items,
-            "per_second": None if rate.per_second is None else round(rate.per_second, 2),
-            "shards": rate.shards,
-            "shard_seconds": None if rate.shard_seconds is None else round(rate.shard_seconds, 1),
-            "restarts": rate.restarts,
-            "straggler": rate.worker in slow,
-        }
+        {name: round(value, 2) if isinstance(value, float) else value for name, value in asdict(rate).items()}
+        | {"straggler": rate.worker in slow}
         for rate in rates
     ]
 

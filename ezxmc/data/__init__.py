@@ -2,14 +2,14 @@
 
 from ezxmc.data.cards import DataCard, card_files
 from ezxmc.data.catalog import Catalog, calibration_part, split_documents
-from ezxmc.data.columns import COLUMNS, columns_for
 from ezxmc.data.datasets import Statistics, compute_statistics, open_folder
 from ezxmc.data.documents import iter_documents, read_documents, read_labels, unfit_character
 from ezxmc.data.gold import read_gold
+from ezxmc.data.matching import COLUMNS, columns_for
 from ezxmc.data.predictions import read_shortlist
 from ezxmc.data.rows import iter_rows
-from ezxmc.data.validate import RowError, RowProblem, RowReport
 from ezxmc.data.xmc import XmcRepo, convert
+from ezxmc.errors import RowError, RowProblem, RowReport
 
 __all__ = [
     "COLUMNS",

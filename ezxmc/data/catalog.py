@@ -15,14 +15,12 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from ezxmc.config import DataConfig
-from ezxmc.data.columns import columns_for
 from ezxmc.data.documents import read_documents, read_labels
 from ezxmc.data.forest import with_parents
 from ezxmc.data.gold import read_gold
 from ezxmc.data.in_memory import as_documents, as_gold, as_labels
-from ezxmc.data.matching import some
-from ezxmc.data.validate import RowReport
-from ezxmc.errors import ArgumentError, DataError, InputTypeError, instance_of, number_between
+from ezxmc.data.matching import columns_for, some
+from ezxmc.errors import ArgumentError, DataError, InputTypeError, RowReport, instance_of, number_between
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label
 

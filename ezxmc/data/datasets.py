@@ -21,10 +21,9 @@ from ezxmc.data.documents import document_of, iter_records, read_labels
 from ezxmc.data.gold import read_gold
 from ezxmc.data.matching import some
 from ezxmc.data.rows import iter_fields
-from ezxmc.data.validate import RowReport
 from ezxmc.data.xmc import Example, XmcRepo
 from ezxmc.data.xmc_files import first_file
-from ezxmc.errors import DataError, instance_of
+from ezxmc.errors import DataError, RowReport, instance_of
 from ezxmc.records import Label, Result
 
 _SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".txt")

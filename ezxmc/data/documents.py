@@ -1,7 +1,6 @@
-"""Documents and labels out of rows; `columns` says which column serves as what.
+"""Documents and labels out of rows; `matching` says which column serves as what.
 
-Documents of a file without an id column get one made of their content. Labels without a uid take their
-title.
+Documents of a file without an id column get one made of their content. Labels without a uid take their title.
 """
 
 from __future__ import annotations
@@ -16,13 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ezxmc.data.columns import COLUMNS as COLUMNS
-from ezxmc.data.columns import Columns, option
 from ezxmc.data.forest import with_parents
-from ezxmc.data.matching import listed, plain, trim, twin
+from ezxmc.data.matching import COLUMNS as COLUMNS
+from ezxmc.data.matching import Columns, listed, option, plain, trim, twin
 from ezxmc.data.rows import iter_rows, source_kind
-from ezxmc.data.validate import RowError, RowReport
-from ezxmc.errors import DataError
+from ezxmc.errors import DataError, RowError, RowReport
 from ezxmc.records import Document, Label
 
 # Neither can be encoded for a model: half a character, and the end of a C string.
@@ -85,8 +82,7 @@ def read_labels(
     Args:
         source: Anything `iter_rows` reads.
         strict: Raise at the first bad row.
-        known: Labels that are there already. A label with the very uid of one of them is meant to replace
-            it.
+        known: Labels that are there already. A label with the very uid of one of them is meant to replace it.
         columns: As above.
 
     Raises:

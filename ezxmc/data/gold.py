@@ -1,9 +1,8 @@
 """Gold tags, used for evaluation only.
 
-Accepted: TSV or CSV with a document and a label per line, with or without a header line; JSON lines,
-Parquet or `datasets` rows with a document column and either `label` or a list `labels`. A benchmark's
-`trn.json.gz` or `tst.json.gz` serves as well: its `target_ind` number the lines of the `lbl.json.gz` beside
-it.
+Accepted: TSV or CSV with a document and a label per line, with or without a header line; JSON lines, Parquet
+or `datasets` rows with a document column and either `label` or a list `labels`. A benchmark's `trn.json.gz`
+or `tst.json.gz` serves as well: its `target_ind` number the lines of the `lbl.json.gz` beside it.
 
 In a table (CSV, TSV, Parquet) an empty label cell means: reviewed, and no label is right. With the labels
 and documents at hand, whatever can mean only one of them is taken for it and counted: a title, another case
@@ -25,9 +24,8 @@ from typing import Any
 from ezxmc.data.documents import COLUMNS, row_uid
 from ezxmc.data.matching import SEPARATORS, Names, best_column, listed, parts, separator_of, some, trim
 from ezxmc.data.rows import iter_fields, iter_rows, source_kind
-from ezxmc.data.validate import RowError, RowReport
 from ezxmc.data.xmc_files import targets, uids_by_number
-from ezxmc.errors import DataError
+from ezxmc.errors import DataError, RowError, RowReport
 
 # A document goes by the same column here as among the documents.
 DOCUMENT_COLUMNS = tuple(dict.fromkeys((*COLUMNS["uid"], "doc", "document", "doc_uid", "document_id")))
@@ -185,7 +183,8 @@ class _Reader:
         for file, line, uid, name in self.doubtful:
             label, way = self._label(name)
             if label is not None:
-                self._count(_way(way), f"'{name}' for '{label}'")
+                how = "given by their title" if way == "title" else f"found by another {way}"
+                self._count(f"labels {how}", f"'{name}' for '{label}'")
                 self._keep(uid, label)
                 continue
             separator = self._separator(name) or next(
@@ -429,10 +428,6 @@ class _Reader:
 def _name(column: Any) -> str:
     """A column's name in the form of those above: `Doc ID` is `doc_id`."""
     return re.sub(r"[\s_-]+", "_", trim(str(column))).lower()
-
-
-def _way(way: str) -> str:
-    return "labels given by their title" if way == "title" else f"labels found by another {way}"
 
 
 def _blank(value: Any) -> bool:

@@ -15,8 +15,7 @@ from os import PathLike
 from typing import Any, TypeVar
 
 from ezxmc.data.documents import COLUMNS, document_of, label_of, row_uid, unfit_character
-from ezxmc.data.validate import RowError
-from ezxmc.errors import DataError, InputTypeError, instance_of
+from ezxmc.errors import DataError, InputTypeError, RowError, instance_of
 from ezxmc.records import Document, Label
 
 _Record = TypeVar("_Record", Document, Label)

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ezxmc.data.catalog import same_text
-from ezxmc.data.columns import Columns, Kind, columns_for
 from ezxmc.data.documents import iter_documents, read_labels
 from ezxmc.data.gold import read_gold
+from ezxmc.data.matching import Columns, Kind, columns_for
 from ezxmc.data.rows import iter_rows
 from ezxmc.data.sources import locate
-from ezxmc.data.validate import RowReport
-from ezxmc.errors import DataError
+from ezxmc.errors import DataError, RowReport
 
 _LOOKED_AT = 100
 _FIRST = 3

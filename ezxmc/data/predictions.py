@@ -18,11 +18,9 @@ from typing import Any, Self
 
 import pyarrow
 
-from ezxmc.data.rows import iter_rows
-from ezxmc.data.validate import RowError, RowReport
-from ezxmc.data.writers import Row, RowSink, row_format, rows_made, whole_rows
+from ezxmc.data.rows import Cells, RowSink, iter_rows, row_format, rows_made, whole_rows
 from ezxmc.disk import sync, temporary
-from ezxmc.errors import ConfigError, DataError
+from ezxmc.errors import ConfigError, DataError, RowError, RowReport
 from ezxmc.files import Inputs, check_file, is_stream, json_line, place_of, state_of
 from ezxmc.records import Document, Label, Prediction
 
@@ -264,10 +262,9 @@ class RowFile:
 
     Args:
         path: The file.
-        resume: Keep the whole windows that the `.part`, or else the file, holds; what follows them is
-            written again. The last of them and what follows it is computed again and compared, so that a
-            file made from other documents, with another bundle or with other options is refused, and left
-            as it is.
+        resume: Keep the whole windows that the `.part`, or else the file, holds; what follows them is written
+            again. The last of them and what follows it is computed again and compared, so that a file made
+            from other documents, with another bundle or with other options is refused, and left as it is.
         inputs: As for `check_tags`.
 
     Attributes:
@@ -287,7 +284,7 @@ class RowFile:
         if self._form != ".jsonl":
             self.part = self.part.with_name(temporary())
         self._source = self.part if self.part.is_file() else self._place
-        self._due: list[tuple[list[Row], bool]] = []
+        self._due: list[tuple[list[Cells], bool]] = []
         """What is computed again: the last whole window, which is kept then, and what follows it."""
         self._cut = b""
         self._end = self.skip = 0
@@ -320,7 +317,7 @@ class RowFile:
         elif self._form != ".jsonl" or not self.part.stat().st_size:
             self.part.unlink()
 
-    def write(self, rows: list[Row]) -> None:
+    def write(self, rows: list[Cells]) -> None:
         """Append rows, or compare them with the last that are there.
 
         Raises:
@@ -389,13 +386,13 @@ def part_of(path: Path) -> Path:
     return place.with_name(f"{place.name}.part")
 
 
-def _begins(cut: bytes, row: Row) -> bool:
+def _begins(cut: bytes, row: Cells) -> bool:
     """Whether a line that was cut may have become this row: as far as its uid goes."""
     start = json_line({"uid": row["uid"]} if "uid" in row else {"error": ""})[: -2 if "uid" in row else 10]
     return start.startswith(cut[: len(start)])
 
 
-def _agree(old: Row, new: Row) -> bool:
+def _agree(old: Cells, new: Cells) -> bool:
     """Whether two rows tell of one input row and one way to tag it, rounding aside."""
     if [old.get(name) for name in ("uid", "error", "line")] != [
         new.get(name) for name in ("uid", "error", "line")
@@ -408,7 +405,7 @@ def _agree(old: Row, new: Row) -> bool:
         return False
 
 
-def _shown(row: Row) -> str:
+def _shown(row: Cells) -> str:
     if "error" in row:
         return f"a bad row at line {row.get('line')}"
     tags = row.get("tags")

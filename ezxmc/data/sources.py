@@ -5,8 +5,7 @@ written by `save_to_disk`, a hub id, or "-".
 
 Text is UTF-8 unless the file shows that it is not: UTF-16 and UTF-32 by their mark or their zeros; an 8-bit
 encoding (Latin-1, cp1252 and the like) where a line is no UTF-8 and no other line is UTF-8 beyond ASCII.
-gzip, bzip2 and xz are known by their first bytes. What is not as the name says goes into the report's
-notes.
+gzip, bzip2 and xz are known by their first bytes. What is not as the name says goes into the report's notes.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
-from ezxmc.data.validate import RowReport
-from ezxmc.errors import DataError
+from ezxmc.errors import DataError, RowReport
 
 JSON = (".jsonl", ".ndjson", ".json")
 FIELDS = (".csv", ".tsv")

@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from ezxmc.data.columns import NAMES, key
+from ezxmc.data.matching import NAMES, key
 from ezxmc.data.sources import Lines, locate
-from ezxmc.data.validate import RowReport
+from ezxmc.errors import RowReport
 
 # More in one cell (documents of some millions of words) is a quote gone astray.
 _FIELD_LIMIT = 1 << 25

@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ezxmc.data.documents import document_of, iter_records
-from ezxmc.data.validate import RowReport
 from ezxmc.data.xmc_files import (
     LABEL_FILES,
     PairFile,
@@ -40,7 +39,7 @@ from ezxmc.data.xmc_files import (
     text_documents,
     uids_of,
 )
-from ezxmc.errors import DataError
+from ezxmc.errors import DataError, RowReport
 from ezxmc.files import check_file, json_line, replacing, sign, unchanged
 from ezxmc.hashing import file_hash
 from ezxmc.records import Document, Label, Result

@@ -32,8 +32,7 @@ import numpy as np
 
 from ezxmc.data.documents import document_of, iter_records, label_of
 from ezxmc.data.rows import iter_lines
-from ezxmc.data.validate import RowError, RowReport
-from ezxmc.errors import DataError
+from ezxmc.errors import DataError, RowError, RowReport
 from ezxmc.records import Document, Label
 
 LABEL_FILES = ("lbl.json", "lbl.raw.txt", "raw/Y.txt", "output-items.txt", "label_map.txt")
@@ -53,7 +52,8 @@ def label_columns(source: Path, report: RowReport) -> list[Label | None]:
         DataError: The file cannot be read, or a row is bad and `report` is strict.
     """
     columns: list[Label | None] = []
-    for line, label in _json_labels(source, report) if is_json(source) else _titles(source, report):
+    found = ((line, label) for _, line, _, label in iter_records(source, report, label_of))
+    for line, label in found if is_json(source) else _titles(source, report):
         columns.extend([None] * (line - 1 - len(columns)))
         columns.append(label)
     return columns
@@ -153,11 +153,6 @@ def first_file(folder: Path, names: Iterable[str]) -> Path | None:
     """The first of these names that is a file in a folder, as it is or with `.gz`."""
     places = (folder / f"{name}{end}" for name in names for end in ("", ".gz"))
     return next((place for place in places if place.is_file()), None)
-
-
-def _json_labels(source: Path, report: RowReport) -> Iterator[tuple[int, Label]]:
-    for _, line, _, label in iter_records(source, report, label_of):
-        yield line, label
 
 
 def _titles(source: Path, report: RowReport) -> Iterator[tuple[int, Label]]:

@@ -1,8 +1,7 @@
 """The annotation job: pairs − already judged → teacher → store.
 
-A job of millions of pairs is read several times and never held: keys are
-counted in a temporary file, and what is asked about is looked up in the store
-a window at a time.
+A job of millions of pairs is read several times and never held: keys are counted in a temporary file, and
+what is asked about is looked up in the store a window at a time.
 
 Processes on one store tell each other which pairs they have in hand: one byte of an empty file
 beside the store is locked for each pair a teacher is being asked about. The operating system gives
@@ -104,15 +103,12 @@ class AnnotateSummary:
 
     Attributes:
         wanted: Distinct pairs in the job.
-        known: Of these, in the store without asking: before, or given by
-            another process meanwhile.
+        known: Of these, in the store without asking: before, or given by another process meanwhile.
         asked: Pairs the teacher was asked about now.
         statuses: These by what came of them in the end; a kind that is not
             `Status.final` still has no judgment and is asked again by the next job.
-        seconds: From the first answer asked for to the last stored, engine
-            start-up included.
-        startup_seconds: Of these, until the engine was ready for its first question,
-            where the teacher tells.
+        seconds: From the first answer asked for to the last stored, engine start-up included.
+        startup_seconds: Of these, until the engine was ready for its first question, where the teacher tells.
         prompt_tokens: Prompt lengths of what was asked, repeated attempts included.
         cached_tokens: Of these, supplied by the prefix cache.
         stopped: Whether `stop` ended the job before its last pair.
@@ -151,21 +147,18 @@ def annotate(
 ) -> AnnotateSummary:
     """Ask the teacher for every pair the store does not hold yet.
 
-    Killed at any moment and called again with the same arguments, it goes on
-    where the last commit was. Several processes may work on one store: none
-    asks about a pair another has in hand, and all return when all is answered.
-    Failed pairs are asked again at the end, twice at most, and only while that
-    gives answers. A teacher whose first 256 answers hold no score is asked
-    nothing more.
+    Killed at any moment and called again with the same arguments, it goes on where the last commit was.
+    Several processes may work on one store: none asks about a pair another has in hand, and all return when
+    all is answered. Failed pairs are asked again at the end, twice at most, and only while that gives
+    answers. A teacher whose first 256 answers hold no score is asked nothing more.
 
     Args:
         pairs: Gives the job's pairs, document by document, the same each time;
             called at least twice, so that the job is never held in memory.
         teacher: Asked only if something is missing.
         store: Where judgments go.
-        stop: Looked at before each pair is handed to the teacher; once true,
-            no further pair is asked, and what is in flight is finished and
-            stored.
+        stop: Looked at before each pair is handed to the teacher; once true, no further pair is asked, and
+            what is in flight is finished and stored.
         progress: Called with (in the store, wanted), only after a commit.
         seen: Called with new judgments, a few dozen at a time, only after their commit.
 

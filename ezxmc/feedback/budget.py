@@ -40,8 +40,7 @@ class Allocation:
         order: Positions of documents, in the order they are asked about;
             wherever the job stops, it has asked about a random sample.
         rows: Of every document, the candidates it is asked about; may be empty.
-        unasked_documents: Documents a student could learn from that keep none
-            of their candidates.
+        unasked_documents: Documents a student could learn from that keep none of their candidates.
         unasked_pairs: Candidates left out of such documents, kept or not.
     """
 
@@ -87,8 +86,7 @@ def spread(sizes: Sequence[int], pairs: int) -> list[int]:
 class Budget:
     """What a run may still spend on judgments, over its cycles and its calibration.
 
-    Cycles get their parts of what the calibration leaves; what one does not
-    use goes to the next.
+    Cycles get their parts of what the calibration leaves; what one does not use goes to the next.
 
     Args:
         config: The limits.

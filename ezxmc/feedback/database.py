@@ -95,18 +95,14 @@ BEGIN SELECT RAISE(ABORT, 'reviews are append-only'); END;
 """
 
 
-def marks_table(name: str) -> tuple[str, ...]:
-    """Statements for a table of reviews that have something in common, made by the first of them.
-
-    The review itself is like any other, so that stores of before and programs of before need not know of it.
-    """
-    return (
-        f"CREATE TABLE IF NOT EXISTS {name} (review INTEGER PRIMARY KEY REFERENCES reviews(id))",
-        f"CREATE TRIGGER IF NOT EXISTS {name}_is_kept BEFORE DELETE ON {name} "
-        "BEGIN SELECT RAISE(ABORT, 'reviews are append-only'); END",
-        f"CREATE TRIGGER IF NOT EXISTS {name}_is_final BEFORE UPDATE ON {name} "
-        "BEGIN SELECT RAISE(ABORT, 'reviews are append-only'); END",
-    )
+ADDED = (
+    "CREATE TABLE IF NOT EXISTS added (review INTEGER PRIMARY KEY REFERENCES reviews(id))",
+    "CREATE TRIGGER IF NOT EXISTS added_is_kept BEFORE DELETE ON added "
+    "BEGIN SELECT RAISE(ABORT, 'reviews are append-only'); END",
+    "CREATE TRIGGER IF NOT EXISTS added_is_final BEFORE UPDATE ON added "
+    "BEGIN SELECT RAISE(ABORT, 'reviews are append-only'); END",
+)
+"""A table of the reviews that name a label nobody proposed, made by the first of them."""
 
 
 def _run(db: sqlite3.Connection, script: str) -> None:

@@ -1,9 +1,8 @@
 """Judgments out of a store into a file, and back; and what workers had finished when their driver died.
 
-The file is Parquet, JSON lines or CSV with the columns `doc`, `label`, `status`,
-`log_odds`, `mass`, `prompt_tokens`, `cached_tokens`, `key`, `teacher` (its
-fingerprint) and `description` (of the teacher, JSON text, in its first row
-only). The replay teacher reads the same file.
+The file is Parquet, JSON lines or CSV with the columns `doc`, `label`, `status`, `log_odds`, `mass`,
+`prompt_tokens`, `cached_tokens`, `key`, `teacher` (its fingerprint) and `description` (of the teacher, JSON
+text, in its first row only). The replay teacher reads the same file.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 import pyarrow
 
 from ezxmc.data import RowReport, iter_rows
-from ezxmc.data.writers import row_format, whole_rows
+from ezxmc.data.rows import row_format, whole_rows
 from ezxmc.errors import StoreError
 from ezxmc.feedback.recall import existing_store
 from ezxmc.feedback.store import FeedbackStore
@@ -189,9 +188,8 @@ def _number(row: dict[str, Any], name: str) -> float | None:
 def merge_shards(store: FeedbackStore) -> int:
     """Store what interrupted jobs left behind; their teachers need not be there.
 
-    A shard is deleted after its commit. Killed in between, its judgments are
-    known the next time, and nothing is stored or counted twice. Shards of a
-    job at work, in another process, are left to it.
+    A shard is deleted after its commit. Killed in between, its judgments are known the next time, and nothing
+    is stored or counted twice. Shards of a job at work, in another process, are left to it.
 
     Returns:
         Judgments that were new.

@@ -130,15 +130,13 @@ class ProbeFigures:
         pairs: Judgments given; all are stored.
         steps: Batches they came in.
         seconds: Wall time, start-up included.
-        startup_seconds: From asking to the first engine step: what the teacher tells, or else an
-            estimate.
+        startup_seconds: From asking to the first engine step: what the teacher tells, or else an estimate.
         pairs_per_second: After the first batch, which warms the engine up; of the only one where
             there is no other.
         computed_per_second: The same in tokens not found in the cache.
         prompt_tokens: Of all pairs.
         cached_tokens: Of these, supplied by the prefix cache.
-        memory_bytes: Peak of this process and its children; shared pages
-            count once where the system tells.
+        memory_bytes: Peak of this process and its children; shared pages count once where the system tells.
         steady: Whether start-up and speed are told apart: by the teacher, or by a batch after the
             first; if not, speeds include the start-up.
     """

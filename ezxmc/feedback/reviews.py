@@ -1,8 +1,7 @@
 """What people decided, kept in the same file as the teacher's judgments and never mistaken for them.
 
-A decision is about a text and a label, so it is kept by the content of both: a
-renamed document keeps its decisions, an edited one needs new ones. Rows are
-only ever added; of several on one pair the latest counts.
+A decision is about a text and a label, so it is kept by the content of both: a renamed document keeps its
+decisions, an edited one needs new ones. Rows are only ever added; of several on one pair the latest counts.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from ezxmc.feedback.database import SqliteTable, marks_table
+from ezxmc.feedback.database import ADDED, SqliteTable
 from ezxmc.feedback.recall import alike
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Label, Prediction
@@ -23,8 +22,7 @@ from ezxmc.records import Document, Label, Prediction
 FEWEST_REVIEWED = 50
 """Reviewed documents it takes until a run's probabilities predict people (`ReviewedLists`)."""
 _ID_DIGITS = 20
-_MARKS = "added", "chosen"  # tables that mark reviews
-_HAS_TABLE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+_HAS_ADDED = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'added'"
 
 
 class Answer(StrEnum):
@@ -61,7 +59,6 @@ class Review:
         answer: `None` takes the decision before it back.
         reviewer: Who decided, if known.
         at: When, in seconds since 1970.
-        chosen: Whether the document was chosen to teach ranks: then it tells nothing of other documents.
     """
 
     doc_uid: str
@@ -71,7 +68,6 @@ class Review:
     answer: Answer | None
     reviewer: str | None
     at: float
-    chosen: bool = False
 
     @classmethod
     def of(
@@ -82,11 +78,10 @@ class Review:
         *,
         reviewer: str | None = None,
         at: float | None = None,
-        chosen: bool = False,
     ) -> Review:
         """A decision on a pair, made now where no time is given."""
         when, hashes = time.time() if at is None else at, (document_hash(document), label_hash(label))
-        return cls(document.uid, label.uid, *hashes, answer, reviewer, when, chosen)
+        return cls(document.uid, label.uid, *hashes, answer, reviewer, when)
 
 
 def document_hash(document: Document) -> str:
@@ -136,28 +131,22 @@ class Reviews(SqliteTable):
                     review.doc_uid,
                     review.label_uid,
                 )
-                marked = review.answer is Answer.ADDED, review.chosen
-                for name, holds in zip(_MARKS, marked, strict=True):
-                    if holds:
-                        for statement in marks_table(name):
-                            self._db.run(statement)
-                        self._db.run(f"INSERT INTO {name} SELECT MAX(id) FROM reviews")
+                if review.answer is Answer.ADDED:
+                    for statement in (*ADDED, "INSERT INTO added SELECT MAX(id) FROM reviews"):
+                        self._db.run(statement)
 
     def history(self) -> Iterator[Review]:
         """Every decision, those taken back included, by time and then in the order they were added."""
-        added, chosen = (
-            f"SELECT review FROM {name}" if self._db.rows(_HAS_TABLE, name) else "NULL" for name in _MARKS
-        )
+        added = "SELECT review FROM added" if self._db.rows(_HAS_ADDED) else "NULL"
         for rows in self._db.batches(
             "SELECT docs.name, labels.name, doc_hash, label_hash, "
-            f"CASE WHEN reviews.id IN ({added}) THEN 'added' ELSE answer END, reviewer, at, "
-            f"reviews.id IN ({chosen}) FROM reviews "
+            f"CASE WHEN reviews.id IN ({added}) THEN 'added' ELSE answer END, reviewer, at FROM reviews "
             "JOIN names AS docs ON docs.id = doc JOIN names AS labels ON labels.id = label "
             "ORDER BY at, reviews.id"
         ):
-            for doc, label, of_doc, of_label, answer, reviewer, at, picked in rows:
+            for doc, label, of_doc, of_label, answer, reviewer, at in rows:
                 decided = None if answer is None else Answer(answer)
-                yield Review(doc, label, of_doc.hex(), of_label.hex(), decided, reviewer, at, bool(picked))
+                yield Review(doc, label, of_doc.hex(), of_label.hex(), decided, reviewer, at)
 
     def latest(self) -> dict[tuple[str, str], Review]:
         """The last word on each pair, by (document hash, label hash); taken back, its answer is `None`."""
@@ -177,12 +166,10 @@ class ReviewedPairs:
     Attributes:
         answers: By (document uid, label uid).
         elsewhere: Decisions on texts that are not in the catalog, or not any more.
-        chosen: Uids of documents that were chosen to teach ranks.
     """
 
     answers: dict[tuple[str, str], Answer]
     elsewhere: int = 0
-    chosen: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -200,7 +187,7 @@ class ReviewedPairs:
             return cls({})
         docs, tags = alike(documents, document_hash), alike(labels, label_hash)
         answers: dict[tuple[str, str], Answer] = {}
-        elsewhere, chosen = 0, set[str]()
+        elsewhere = 0
         for review, answer in wanted:
             pairs = [
                 (doc.uid, label.uid)
@@ -208,10 +195,8 @@ class ReviewedPairs:
                 for label in tags.get(review.label_hash, ())
             ]
             elsewhere += not pairs
-            for pair in pairs:
-                answers[pair] = answer
-                chosen |= {pair[0]} if review.chosen else set()
-        return cls(answers, elsewhere, frozenset(chosen))
+            answers |= dict.fromkeys(pairs, answer)
+        return cls(answers, elsewhere)
 
     @classmethod
     def load(cls, store: str | Path, documents: Iterable[Document], labels: Iterable[Label]) -> ReviewedPairs:
@@ -248,7 +233,6 @@ class ReviewedPairs:
             verdicts.setdefault(doc, {})[label] = yes
         answers: dict[str, dict[str, bool]] = {}
         added: dict[str, tuple[str, ...]] = {}
-        teaching: set[str] = set()
         whole = scarce = undecided = 0
         beside: list[bool] = []
         for p in predictions:
@@ -263,14 +247,11 @@ class ReviewedPairs:
             named = tuple(label for label in others if self.answers[p.uid, label] is Answer.ADDED)
             if named:
                 added[p.uid] = named
-            if p.uid in self.chosen:
-                teaching.add(p.uid)
-                continue
             answers[p.uid] = known
             whole += len(known) == len(top)
             undecided += len(top) - len(known)
             beside += [yes for label, yes in others.items() if label not in named]
-        return ReviewedLists(answers, whole, scarce, undecided, sum(beside), len(beside), added, teaching)
+        return ReviewedLists(answers, whole, scarce, undecided, sum(beside), len(beside), added)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,8 +272,6 @@ class ReviewedLists:
             ranked them there. Labels that people added are no part of it, for nobody proposed them.
         added: By document uid, labels of these documents that people added (`Answer.ADDED`) and that are
             not among the top.
-        teaching: Uids of documents reviewed as much that were chosen to teach ranks: no probability follows
-            them, and `answers` is without them.
     """
 
     answers: dict[str, dict[str, bool]]
@@ -302,7 +281,6 @@ class ReviewedLists:
     right_beside: int = 0
     beside: int = 0
     added: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    teaching: Collection[str] = ()
 
     def verdict(self, doc_uid: str, label_uid: str) -> float | None:
         """1 for yes, 0 for no, `None` where nothing is known."""
@@ -329,8 +307,6 @@ class ReviewedLists:
                 f" and count as right no more often than the {self.beside:,} that were on top before "
                 f"({self.right_beside / self.beside:.2f})"
             )
-        if self.teaching:
-            said += f"; {len(self.teaching):,} more were chosen to teach ranks, and calibrate nothing"
         if self.scarce:
             said += f"; {self.scarce:,} with less than half of them decided are left out"
         return said
@@ -339,7 +315,7 @@ class ReviewedLists:
     def line(self) -> str:
         """`counts`, what is missing, and what more documents would bring; empty where nobody reviewed."""
         n = len(self.answers)
-        if not n and not self.scarce and not self.teaching:
+        if not n and not self.scarce:
             return ""
         said, wanted = self.counts, 2 * n
         if not self.enough:

@@ -130,9 +130,7 @@ class FeedbackStore(SqliteTable):
             raise InputTypeError(f"the description is no JSON: {error}", "give texts and numbers") from None
         with self._db.transaction():
             self._db.run(
-                "INSERT OR IGNORE INTO teachers (fingerprint, description) VALUES (?, ?)",
-                fingerprint,
-                text,
+                "INSERT OR IGNORE INTO teachers (fingerprint, description) VALUES (?, ?)", fingerprint, text
             )
             row = self._db.rows(
                 "INSERT INTO sessions (teacher, started) SELECT id, ? FROM teachers WHERE fingerprint = ? "
@@ -289,8 +287,7 @@ class FeedbackStore(SqliteTable):
     def judgments(self, fingerprint: str | None = None) -> Iterator[Judgment]:
         """All judgments, streamed in key order; of one teacher if `fingerprint` is given.
 
-        Their uids are names of the time of asking: `ezxmc.feedback.recall` finds what
-        is about present texts.
+        Their uids are names of the time of asking: `ezxmc.feedback.recall` finds what is about present texts.
         """
         for teacher in self.teachers() if fingerprint is None else (fingerprint,):
             for rows in self.batches(teacher):

@@ -26,8 +26,7 @@ from scipy.special import expit, logit
 from ezxmc.config import TrainingConfig
 from ezxmc.data.in_memory import all_of, as_documents, as_labels, as_uid, cells_of, items_of
 from ezxmc.data.matching import Names
-from ezxmc.data.validate import RowError
-from ezxmc.errors import ArgumentError, DataError, InputTypeError, TrainingError, number_between
+from ezxmc.errors import ArgumentError, DataError, InputTypeError, RowError, TrainingError, number_between
 from ezxmc.hashing import text_hash
 from ezxmc.records import Document, Judgment, Status
 

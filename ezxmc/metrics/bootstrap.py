@@ -1,25 +1,20 @@
 """Confidence intervals and paired comparison by the bootstrap over documents (Efron 1979).
 
-They tell the spread from another draw of documents, not from another seed.
-Every metric here is a ratio of two sums over documents (a mean has a
-denominator of 1 each), so one resample is one weighted sum of rows. A row may
-as well be a group of documents taken at random: the variance of the sums is
-the same, and memory and time no longer grow with the documents.
+They tell the spread from another draw of documents, not from another seed. Every metric here is a ratio of
+two sums over documents (a mean has a denominator of 1 each), so one resample is one weighted sum of rows. A
+row may as well be a group of documents taken at random: the variance of the sums is the same, and memory and
+time no longer grow with the documents.
 
-Rows are weighted at random (Rubin, "The Bayesian Bootstrap", Annals of
-Statistics 1981). That shows only the rows there are, and where nearly all
-count alike, those that would not are missing. So each end of the interval of a
-metric with bounds counts one document more, at the bound on that side (Gaffke,
-"Three test statistics for a nonparametric one-sided hypothesis on the mean of
-a nonnegative variable", Mathematical Methods of Statistics 2005). Of what is
-right or wrong that is the exact interval of Clopper and Pearson; of other
-values no distribution is known for which it fails more often than stated
-(tests/bench/promises.py). A metric without bounds has ends at the "expanded"
-percentiles (Hesterberg, "What Teachers Should Know About the Bootstrap", The
-American Statistician 2015, §4.2), and none where fewer than five documents
-count, or all alike. Where fewer than `FEW` documents part two runs, p comes
-from an exact test instead (Fisher's sign-flip), and from one document there is
-neither.
+Rows are weighted at random (Rubin, "The Bayesian Bootstrap", Annals of Statistics 1981). That shows only the
+rows there are, and where nearly all count alike, those that would not are missing. So each end of the
+interval of a metric with bounds counts one document more, at the bound on that side (Gaffke, "Three test
+statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative variable", Mathematical
+Methods of Statistics 2005). Of what is right or wrong that is the exact interval of Clopper and Pearson; of
+other values no distribution is known for which it fails more often than stated (tests/bench/promises.py). A
+metric without bounds has ends at the "expanded" percentiles (Hesterberg, "What Teachers Should Know About the
+Bootstrap", The American Statistician 2015, §4.2), and none where fewer than five documents count, or all
+alike. Where fewer than `FEW` documents part two runs, p comes from an exact test instead (Fisher's
+sign-flip), and from one document there is neither.
 """
 
 from __future__ import annotations
@@ -126,12 +121,11 @@ def differences(
 ) -> dict[str, Difference]:
     """`first − second` of every metric both have, from paired resamples of at least two rows.
 
-    Both are recomputed on the same drawn documents, so that what makes a
-    document hard for both cancels out. p is twice the share of resamples on
-    the other side of zero (Koehn, "Statistical Significance Tests for Machine
-    Translation Evaluation", EMNLP 2004), so that p < 0.05 goes with an
-    interval without zero. Of fewer than `FEW` documents it is the share of
-    ways to swap the two runs, document by document, that part them as far.
+    Both are recomputed on the same drawn documents, so that what makes a document hard for both cancels out.
+    p is twice the share of resamples on the other side of zero (Koehn, "Statistical Significance Tests for
+    Machine Translation Evaluation", EMNLP 2004), so that p < 0.05 goes with an interval without zero. Of
+    fewer than `FEW` documents it is the share of ways to swap the two runs, document by document, that part
+    them as far.
 
     Args:
         first: Rows of the same documents as those of `second`, in the same order.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, compress, islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from ezxmc.metrics import (
     intervals,
     reliability_bins,
 )
-from ezxmc.metrics.hierarchy import TreeTerms
+from ezxmc.metrics.streaming import TreeTerms
 from ezxmc.records import Prediction
 
 _CHUNK = 4_096
@@ -40,19 +40,16 @@ class Evaluation:
     """What `evaluate` found.
 
     Attributes:
-        values: Metric by name ("P@1", "R@10", "nDCG@5", "PSP@5", "macro-F1",
-            "R@10 tail", "ECE@5", ...; defined at `RankingMetrics`), in order
-            of display. Ranking metrics are in [0, 1], higher is better;
-            calibration metrics are errors, NLL in nats.
-        intervals: By metric the ends of its 95% bootstrap interval over
-            documents. Coverage, macro F1, ECE and ACE have none: they are no
-            sums over documents, and resamples, in which documents stand twice,
+        values: Metric by name ("P@1", "R@10", "nDCG@5", "PSP@5", "macro-F1", "R@10 tail", "ECE@5", ...;
+            defined at `RankingMetrics`), in order of display. Ranking metrics are in [0, 1], higher is
+            better; calibration metrics are errors, NLL in nats.
+        intervals: By metric the ends of its 95% bootstrap interval over documents. Coverage, macro F1, ECE
+            and ACE have none: they are no sums over documents, and resamples, in which documents stand twice,
             are biased for them.
         n_documents: Documents scored: all that have gold labels.
         n_fitting_nothing: Documents beside these that have gold without a label: people saw them
             and nothing fits. They count in F1 and the calibration metrics, not in the ranking.
-        missing: Of these, the ones without a prediction; each counts as zero
-            in the ranking metrics.
+        missing: Of these, the ones without a prediction; each counts as zero in the ranking metrics.
         n_without_gold: Predicted documents left out because they have no gold.
         n_filtered: Pairs left out on request, of predictions and gold together.
         reliability: By k the bins of the reliability diagram of the pooled top-k pairs,
@@ -136,12 +133,10 @@ def evaluate(
             left out, since they would only repeat its depth's value.
         ndcg_ks: Depths of nDCG@k and PSnDCG@k.
         coverage_ks: Depths of coverage@k.
-        calibration_ks: Depths of ECE, ACE, Brier and NLL, of which those deeper than
-            the longest prediction are left out. They are computed if every scored
-            prediction has probabilities.
-        train_gold: Gold of training documents, whose label counts give
-            propensities and head, torso and tail; without it there is no PSP,
-            no PSnDCG and no slice.
+        calibration_ks: Depths of ECE, ACE, Brier and NLL, of which those deeper than the longest prediction
+            are left out. They are computed if every scored prediction has probabilities.
+        train_gold: Gold of training documents, whose label counts give propensities and head, torso and tail;
+            without it there is no PSP, no PSnDCG and no slice.
         propensity: A and B of `inverse_propensity`.
         threshold: Labels at least this probable are tags, for micro and macro F1.
         filtered: Label uids of each document uid that count neither as predicted nor as gold,
@@ -150,9 +145,8 @@ def evaluate(
             with `threshold` of the tags; and P@5 by level, 1 the roots.
 
     Raises:
-        DataError: No document has gold, none of them was predicted, a
-            document was predicted twice, fewer than 3 training documents have
-            gold, or `threshold` is given and a prediction lacks probabilities.
+        DataError: No document has gold, none of them was predicted, a document was predicted twice, fewer
+            than 3 training documents have gold, or `threshold` is given and a prediction lacks probabilities.
         ArgumentError: A depth is no whole number or below 1, `threshold` is outside of [0, 1], or
             `propensity` is no pair of numbers above 0, 10 at most.
         InputTypeError: A prediction is no `Prediction`, or `gold` and the like no mapping of uids.
@@ -199,8 +193,8 @@ def evaluate(
     absent = (Prediction(uid, (), (), ()) for uid in reviewed if uid not in seen)
     stream = chain(_to_score(predictions, place, seen), absent)
     while chunk := list(islice(stream, _CHUNK)):
-        short = [_without(p, filtered[p.uid]) if p.uid in filtered else p for p in chunk]
-        n_filtered += sum(map(_length, chunk)) - sum(map(_length, short))
+        short = [p.only({*p.labels}.difference(filtered[p.uid])) if p.uid in filtered else p for p in chunk]
+        n_filtered += sum(len(p.labels) for p in chunk) - sum(len(p.labels) for p in short)
         predicted, right = encode([p.labels for p in short], [reviewed[p.uid] for p in short], ids)
         probabilities = _probabilities(short, predicted.shape, required=threshold is not None)
         numbers = np.array([place[p.uid] for p in short])
@@ -278,8 +272,7 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Difference]:
     sizes = [(one.n_documents, one.n_fitting_nothing) for one in (first, second)]
     if sizes[0] != sizes[1]:
         raise DataError(
-            "{:,} and {:,} documents were scored".format(*map(sum, sizes)),
-            "compare runs on the same gold",
+            "{:,} and {:,} documents were scored".format(*map(sum, sizes)), "compare runs on the same gold"
         )
     both = first.intervals.keys() & second.intervals.keys()
     return {name: gap for name, gap in differences(first.terms, second.terms).items() if name in both}
@@ -353,21 +346,6 @@ def _frequencies(
             "give the gold of all training documents, or leave it out",
         )
     return Frequencies.of(counts, documents, *propensity)
-
-
-def _without(prediction: Prediction, labels: Collection[str]) -> Prediction:
-    left = [label not in labels for label in prediction.labels]
-    return Prediction(
-        prediction.uid,
-        tuple(compress(prediction.labels, left)),
-        tuple(compress(prediction.titles, left)),
-        tuple(compress(prediction.scores, left)),
-        tuple(compress(prediction.probabilities, left)),
-    )
-
-
-def _length(prediction: Prediction) -> int:
-    return len(prediction.labels)
 
 
 def _probabilities(

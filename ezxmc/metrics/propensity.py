@@ -1,10 +1,9 @@
 """What the frequency of labels does to a metric: propensities, and head, torso and tail.
 
-Annotators miss rare labels more often than frequent ones, and a metric that
-counts every hit alike hardly sees the rare ones. PSP@k weights a hit by the
-inverse of the label's propensity, the probability that a right label was
-given at all (Jain, Prabhu and Varma, "Extreme Multi-label Loss Functions for
-Recommendation, Tagging, Ranking & Other Missing Label Applications", KDD 2016).
+Annotators miss rare labels more often than frequent ones, and a metric that counts every hit alike hardly
+sees the rare ones. PSP@k weights a hit by the inverse of the label's propensity, the probability that a right
+label was given at all (Jain, Prabhu and Varma, "Extreme Multi-label Loss Functions for Recommendation,
+Tagging, Ranking & Other Missing Label Applications", KDD 2016).
 """
 
 from __future__ import annotations
@@ -80,10 +79,9 @@ def inverse_propensities(
 def psp_terms(weighted: Floats, best: Floats, k: int) -> tuple[Floats, Floats]:
     """PSP@k: hits weighted by inverse propensity, over the best that k labels allow.
 
-    Σ_i Σ_{l ∈ top-k(i) ∩ gold(i)} 1/p_l, divided by the same sum of the best
-    rankings: each document's k gold labels of lowest propensity. A ratio of
-    sums over documents, as pyxclib and napkinXC compute it. The unnormalised
-    PSP@k, which can exceed 1, is the mean of the numerators.
+    Σ_i Σ_{l ∈ top-k(i) ∩ gold(i)} 1/p_l, divided by the same sum of the best rankings: each document's k gold
+    labels of lowest propensity. A ratio of sums over documents, as pyxclib and napkinXC compute it. The
+    unnormalised PSP@k, which can exceed 1, is the mean of the numerators.
 
     Args:
         weighted: `(N, any)`, see `weigh`.
@@ -99,9 +97,8 @@ def psp_terms(weighted: Floats, best: Floats, k: int) -> tuple[Floats, Floats]:
 def psndcg_terms(weighted: Floats, best: Floats, sizes: Sizes, k: int) -> tuple[Floats, Floats]:
     """PSnDCG@k: DCG of hits weighted by inverse propensity, over the best attainable.
 
-    Both are divided by the document's ideal DCG without weights before they
-    are summed, and the sums by each other, as pyxclib and napkinXC do. The
-    unnormalised PSnDCG@k is the mean of the numerators.
+    Both are divided by the document's ideal DCG without weights before they are summed, and the sums by each
+    other, as pyxclib and napkinXC do. The unnormalised PSnDCG@k is the mean of the numerators.
 
     `sizes` are the `(N,)` gold labels of each document; else arguments and returns as for `psp_terms`.
     """

@@ -320,8 +320,7 @@ def check_lists(ranked: Ranked, gold: Gold, k: int) -> None:
     """Refuse lists that have no value.
 
     Raises:
-        ArgumentError: `k` < 1, N = 0, `ranked` and `gold` differ in length, or a
-            document has no gold.
+        ArgumentError: `k` < 1, N = 0, `ranked` and `gold` differ in length, or a document has no gold.
         InputTypeError: As for `hit_matrix`.
     """
     whole_number(k, "k")

@@ -20,9 +20,8 @@ def convert(source: Path, target: Path, *, int8: bool = False) -> None:
 
     Args:
         source: The `.gguf` file.
-        target: An existing folder; gets `model.safetensors`, `config.json`,
-            `generation_config.json` and the tokenizer's files with the chat
-            template the GGUF holds.
+        target: An existing folder; gets `model.safetensors`, `config.json`, `generation_config.json` and the
+            tokenizer's files with the chat template the GGUF holds.
         int8: Round the matrices of the layers to 8 bits, as `quantised` does.
 
     Raises:

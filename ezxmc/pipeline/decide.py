@@ -11,12 +11,14 @@ from ezxmc.bundle.bundle import add_decision
 from ezxmc.calibration.decisions import Decision
 from ezxmc.calibration.guarantees import (
     GRID,
+    Rates,
+    ReviewedDocuments,
     control_false_tag_rate,
     control_missed_rate,
     control_top_error,
     maximise_f1,
+    rates,
 )
-from ezxmc.calibration.rates import Rates, ReviewedDocuments, rates
 from ezxmc.data.catalog import Gold, Rows, Source, WithoutGold
 from ezxmc.errors import ArgumentError, ConfigError, number_between, whole_number
 from ezxmc.pipeline.calibrate import Scored

@@ -39,8 +39,7 @@ from ezxmc.training import cosines_of, refined_label_vectors, train_bi_encoder
 from ezxmc.training.dataset import examples
 from ezxmc.training.head_fusion import (
     FusionChoice,
-    agreement_without_head,
-    choose_fusion_on,
+    choose_fusion,
     confirmed,
     quality_alone,
     train_head,
@@ -382,7 +381,8 @@ class HeadStage:
         """The head, its weight by what is judged, and both rankings; no student stays in memory."""
         catalog, annotator, config = self.cycles.catalog, self.cycles.annotator, self.config
         taught, plain = self._targets(True), self._targets(False)
-        apart = annotator.documents(catalog.to_select), catalog.labels, plain
+        apart = annotator.documents(catalog.to_select)
+        shown, pool = [document.shown for document in apart], examples(apart, catalog.labels, plain)
         texts = [document.shown for document in annotator.documents(self.cycles.budget.selecting)]
 
         def ranking(index: LabelIndex, encoder: BiEncoder, search: Callable[..., Any]) -> _Ranking:
@@ -393,7 +393,7 @@ class HeadStage:
         opened, baseline = load_bundle(self.bundle), None
         alone = ranking(opened.index, opened.encoder, opened.index.search)
         if config.head.fine_tune:
-            baseline = agreement_without_head(opened.encoder, *apart, opened.index)
+            baseline = quality_alone(opened.index, opened.encoder.encode_documents(shown), pool)
         head = train_head(
             opened.encoder,
             annotator.documents(catalog.to_train),
@@ -410,7 +410,8 @@ class HeadStage:
             opened.encoder.save(tuned)
             save(tuned)
             opened = load_bundle(self.bundle)
-        choice = choose_fusion_on(head, opened.encoder, *apart, opened.index, beat=baseline)
+        vectors = opened.encoder.encode_documents(shown)
+        choice = choose_fusion(head, opened.index, vectors, pool, beat=baseline)
         search = partial(replace(head, fusion=choice.fusion).search, opened.index)
         return head, choice, alone, ranking(opened.index, opened.encoder, search)
 

@@ -78,8 +78,7 @@ class Plan:
         documents: Usable documents.
         labels: Usable labels.
         parts: The parts of the run, in order, after what the probe asked.
-        unasked_documents: Documents the budget leaves without a judgment in
-            the first cycle.
+        unasked_documents: Documents the budget leaves without a judgment in the first cycle.
         unasked_pairs: Candidates it leaves out in all.
         probe: What the probe measured, if there was one.
         speed: Of the teacher; without it there are no times.

@@ -1,10 +1,9 @@
 """What people changed in a run's bundle, and what becomes of it when the run makes another.
 
-Labels that came, went or were renamed are found by comparing a bundle with the
-catalog it was made for; the next bundle gets them too. A decision is people's
-always; a calibrator is, unless it is the one a run fitted (the manifest's
-`origin` tells) and no decision rests on it. Either goes on where the scores are
-what they were, and is kept beside the run, and reported, where they are not.
+Labels that came, went or were renamed are found by comparing a bundle with the catalog it was made for; the
+next bundle gets them too. A decision is people's always; a calibrator is, unless it is the one a run fitted
+(the manifest's `origin` tells) and no decision rests on it. Either goes on where the scores are what they
+were, and is kept beside the run, and reported, where they are not.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def by_review(lists: ReviewedLists, pairs: ReviewedPairs) -> dict[str, Decided]:
     """What people said of the documents they reviewed, labels that they added to them among it."""
     found: dict[str, Decided] = {}
     for (doc, label), fits in pairs.verdicts.items():
-        if doc in lists.answers or doc in lists.teaching:
+        if doc in lists.answers:
             said = found.get(doc, Decided(frozenset(), others=_ADDED if doc in lists.added else 0.0))
             one = {"yes": said.yes | {label}} if fits else {"no": said.no | {label}}
             found[doc] = replace(said, **one)  # type: ignore[arg-type]

@@ -58,16 +58,14 @@ def plan(
 ) -> Plan:
     """Say what a run would cost before it is started.
 
-    Pairs are counted (those that compare students and calibrate at most: what the
-    cycles asked is not asked again); tokens are those of a sample of documents. Times come from
-    asking the teacher some real pairs of the run's first cycle, whose judgments
-    are kept in the run's store. Training and tagging are not timed.
+    Pairs are counted (those that compare students and calibrate at most: what the cycles asked is not asked
+    again); tokens are those of a sample of documents. Times come from asking the teacher some real pairs of
+    the run's first cycle, whose judgments are kept in the run's store. Training and tagging are not timed.
 
     Args:
         config: The run's configuration.
         teacher: Used instead of the configured one; closed at the end.
-        probe_pairs: Pairs to ask, in whole documents; 0 asks nothing, starts
-            no engine and writes nothing.
+        probe_pairs: Pairs to ask, in whole documents; 0 asks nothing, starts no engine and writes nothing.
         watch: Sees stages and messages.
 
     Raises:
@@ -171,11 +169,12 @@ class _Planner:
         parts = [self._part(*counts, tokens, speed) for counts in self._counts(job)]
         teachers, basis = self._teachers(parts, tokens, speed)
         recorded = getattr(self.teacher, "report", None)
+        apart = self.idle.union(catalog.to_calibrate)
         return Plan(
             documents=len(catalog.documents),
             labels=len(catalog.labels),
             parts=parts,
-            unasked_documents=self._unasked_documents(),
+            unasked_documents=sum(not row for i, row in enumerate(self.cycles[0].rows) if i not in apart),
             unasked_pairs=sum(cycle.unasked_pairs for cycle in self.cycles),
             probe=measured,
             speed=speed,
@@ -359,10 +358,6 @@ class _Planner:
         ]
         note = "other teachers: an estimate, all pairs asked again, starts and downloads aside"
         return costs, [f"{note}; {basis}"]
-
-    def _unasked_documents(self) -> int:
-        apart = self.idle.union(self.catalog.to_calibrate)
-        return sum(not row for i, row in enumerate(self.cycles[0].rows) if i not in apart)
 
     def _notes(self) -> Iterator[str]:
         """That what calibrates and selects is limited, where it is, and that cycles may be fewer."""

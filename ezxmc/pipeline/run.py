@@ -10,9 +10,8 @@
     run_dir/catalog.jsonl       which texts these were, for `--update`
     run_dir/report.html         what happened (report.json: the same as data)
 
-Judgments are kept by content and stages by their inputs, so the same command
-goes on after any interruption, and a changed configuration or catalog redoes
-only what it changed.
+Judgments are kept by content and stages by their inputs, so the same command goes on after any interruption,
+and a changed configuration or catalog redoes only what it changed.
 """
 
 from __future__ import annotations

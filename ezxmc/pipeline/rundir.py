@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,9 @@ from ezxmc.bundle.manifest import MANIFEST, Manifest, holding, own_files, read_m
 from ezxmc.config import RunConfig
 from ezxmc.disk import exchange, make_folder, sync, sync_tree
 from ezxmc.errors import ConfigError, DataError
-from ezxmc.files import Inputs, json_line, place_of, present, refuse, remove_own, replacing
+from ezxmc.files import Inputs, json_line, json_object, place_of, present, refuse, remove_own, replacing
 from ezxmc.hashing import file_hash, json_hash
+from ezxmc.models.teachers import version_of
 from ezxmc.pipeline.snapshot import CATALOG
 from ezxmc.retrieval.encoder import student_files
 
@@ -77,9 +77,8 @@ def check_run_dir(path: str | Path, inputs: Inputs = ()) -> None:
 def _is_run(place: Path) -> bool:
     """Whether a folder holds a run: a stage that is done, or the configuration as a run freezes it."""
     for stage in (place / "stages").glob("*.json"):
-        with suppress(OSError, ValueError, RecursionError):
-            if set(json.loads(stage.read_text(encoding="utf-8"))) - {"libraries"} == {"inputs", "result"}:
-                return True
+        if set(json_object(stage)) - {"libraries"} == {"inputs", "result"}:
+            return True
     try:
         text = (place / "config.yaml").read_text(encoding="utf-8")
         raw = yaml.safe_load(text)
@@ -231,9 +230,7 @@ class RunDir:
 
 def _minor(distribution: str) -> str:
     """Major and minor version of a library; empty where it came by another way than its distribution."""
-    with suppress(PackageNotFoundError):
-        return ".".join(version(distribution).split(".")[:2])
-    return ""
+    return ".".join((version_of(distribution) or "").split(".")[:2])
 
 
 UPDATES, BUNDLE, FORMER = "updates", "bundle", "former"
@@ -273,7 +270,8 @@ class History:
     def finish_pending(self, say: Callable[[str], None]) -> None:
         """Finish moving what a killed process left ready, if what it was made from is still there."""
         for folder in self.folders:
-            if (folder / _DONE).exists() or (ready := _read(folder / _READY)) is None:
+            ready = json_object(folder / _READY)  # One that cannot be read is not there: nothing is ready.
+            if (folder / _DONE).exists() or not isinstance(ready.get("manifest"), str):
                 continue
             with holding(self.bundle):
                 if self._stale(folder, ready):
@@ -337,12 +335,3 @@ class History:
 
 def _is_bundle(place: Path, manifest: str) -> bool:
     return (place / MANIFEST).exists() and file_hash(place / MANIFEST) == manifest
-
-
-def _read(file: Path) -> dict[str, str] | None:
-    """What `ready.json` says; one that cannot be read is not there: its update is not finished."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return found if isinstance(found["manifest"], str) else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None

@@ -1,10 +1,9 @@
 """What has changed in a catalog since a run: by uid and content, whatever order the rows are in.
 
-A run leaves `catalog.jsonl`: the split's settings, then a row a document
-(`document`, `hash`; `placed_by` where another document of its text decides its
-part) and a row a label (`label`, `title`, `rest`: a hash of what else is known of
-it). A text that comes back under another uid carries the
-uids it was asked about before (`also`), so that its judgments are found.
+A run leaves `catalog.jsonl`: the split's settings, then a row a document (`document`, `hash`; `placed_by`
+where another document of its text decides its part) and a row a label (`label`, `title`, `rest`: a hash of
+what else is known of it). A text that comes back under another uid carries the uids it was asked about before
+(`also`), so that its judgments are found.
 """
 
 from __future__ import annotations

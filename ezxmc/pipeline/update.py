@@ -1,7 +1,7 @@
 """A finished run follows its catalog: asks what is new, learns from all, keeps what it knew.
 
 1. What is new, edited, renamed or gone is found by uid and content.
-2. The former student's probabilities are tested on some new documents (`ezxmc.metrics.drift`).
+2. The former student's probabilities are tested on some new documents (`ezxmc.metrics.calibration`).
 3. The teacher is asked about new documents, new labels, and labels that drifted; nothing twice.
 4. The student is trained on from its weights, on old and new judgments together. This rehearsal
    is what keeps old labels (Robins, "Catastrophic forgetting, rehearsal and pseudorehearsal",

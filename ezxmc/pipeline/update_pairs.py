@@ -62,13 +62,11 @@ def select(
 
     Documents that select beyond `budget.calibration`'s cap are asked about by nobody, as in a run.
 
-    New documents get a shortlist by the student. A new label is asked on the
-    documents, old and new, whose shortlist it is in, and on at least
-    `shortlist.size` documents nearest to it; and on those few that all labels
-    were asked on, for its prior, as is a label that an earlier limit left out
-    there. A drifting label is asked on further documents whose first tags it
-    is among, new ones first.
-    `drifting` are rows of labels, `limit` is of pairs.
+    New documents get a shortlist by the student. A new label is asked on the documents, old and new, whose
+    shortlist it is in, and on at least `shortlist.size` documents nearest to it; and on those few that all
+    labels were asked on, for its prior, as is a label that an earlier limit left out there. A drifting label
+    is asked on further documents whose first tags it is among, new ones first. `drifting` are rows of labels,
+    `limit` is of pairs.
     """
     apart = Budget.of(config, catalog).idle.union(catalog.to_calibrate)
     learnt = sorted({*catalog.to_train, *catalog.to_select} - apart)

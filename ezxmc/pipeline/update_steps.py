@@ -47,9 +47,8 @@ def known_judgments(
 ) -> Iterator[Judgment]:
     """Judgments that hold for texts and titles of the catalog, under their present uids.
 
-    An edited document, a renamed or removed label takes its judgments out: the
-    key tells. They stay in the store, and count again if the text comes back. The
-    snapshot `now` knows what a text was called before.
+    An edited document, a renamed or removed label takes its judgments out: the key tells. They stay in the
+    store, and count again if the text comes back. The snapshot `now` knows what a text was called before.
     """
     documents = _by_name({document.uid: document for document in catalog.documents}, now.also)
     labels = _by_name({label.uid: label for label in catalog.labels}, now.labels_also)

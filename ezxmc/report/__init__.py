@@ -3,11 +3,4 @@
 from ezxmc.report.model import RunReport
 from ezxmc.report.page import compared, render_comparison, render_report, write_comparison, write_report
 
-__all__ = [
-    "RunReport",
-    "compared",
-    "render_comparison",
-    "render_report",
-    "write_comparison",
-    "write_report",
-]
+__all__ = ["RunReport", "compared", "render_comparison", "render_report", "write_comparison", "write_report"]

@@ -68,10 +68,7 @@ def progress(evaluation: EvaluationSummary) -> str:
         heights = [100 * stage[metric] for stage in stages if metric in stage]
         if len(heights) < len(stages):
             continue
-        others = (
-            (evaluation.constant.get(metric), "--", FIRST),
-            (evaluation.teacher.get(metric), ":", INK),
-        )
+        others = ((evaluation.constant.get(metric), "--", FIRST), (evaluation.teacher.get(metric), ":", INK))
         with rc_context(STYLE):
             figure, axes = axes_of(2.9, 2.4)
             for value, dashes, color in others:

@@ -1,8 +1,7 @@
 """What a run report holds: the schema of `report.json`.
 
-Shares, metrics and probabilities are fractions in [0, 1]; the page shows them
-in percent. Times are seconds, sizes bytes. A part that is `None` (or an empty
-list) is not on the page.
+Shares, metrics and probabilities are fractions in [0, 1]; the page shows them in percent. Times are seconds,
+sizes bytes. A part that is `None` (or an empty list) is not on the page.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-from ezxmc.data.validate import RowProblem
+from ezxmc.errors import RowProblem
 from ezxmc.metrics import ReliabilityBin
 
 
@@ -245,8 +244,7 @@ class EvaluationSummary(Part):
         note: What the reader must know about this gold.
         groups: R@10 before and after by how often people gave the labels: head, torso, tail,
             a third of all gold tags each.
-        reliability: Reliability diagrams of the student's top k probabilities
-            against this gold, by k.
+        reliability: Reliability diagrams of the student's top k probabilities against this gold, by k.
         constant: The same metrics of answering this gold's most frequent tags for every document.
         cycles: The same of each cycle's student by the tags' titles alone; the bundle answers by
             refined vectors. Known of several cycles, on documents never trained on.

@@ -25,7 +25,10 @@ def story(data: RunReport) -> list[str]:
         to do next: a sentence or two each, best read as five short paragraphs.
     """
     warned = data.teacher.warning if data.teacher else ""
-    parts = (_done(data), _gained(data), _believed(data), warned, _doubtful(data), _next(data))
+    place = data.config.get("run_dir")
+    serve = shlex.join(["ezxmc", "serve", str(Path(place) / "bundle")]) if isinstance(place, str) else ""
+    then = serve and f"Next, try it on texts of your own: `{serve}`"
+    parts = (_done(data), _gained(data), _believed(data), warned, _doubtful(data), then)
     return [part for part in parts if part]
 
 
@@ -96,8 +99,7 @@ def _agreed(data: RunReport) -> str:
     """Without tags of people there is what the teacher says of documents never trained on."""
     # Reports of former releases do not tell which student is kept: it was the best, of equal ones the last.
     cycles = sorted(
-        data.cycles,
-        key=lambda cycle: (cycle.kept, max(cycle.held_out.values(), default=0.0), cycle.number),
+        data.cycles, key=lambda cycle: (cycle.kept, max(cycle.held_out.values(), default=0.0), cycle.number)
     )
     last = cycles[-1].training if cycles else None
     if last is None or not last.selection:
@@ -170,16 +172,6 @@ def _doubtful(data: RunReport) -> str:
     if data.budget:
         doubts.append(data.budget.line)
     return " ".join(doubts)
-
-
-def _next(data: RunReport) -> str:
-    place = data.config.get("run_dir")
-    return f"Next, try it on texts of your own: `{serve_command(place)}`" if isinstance(place, str) else ""
-
-
-def serve_command(run_dir: str | Path) -> str:
-    """What serves a run's bundle, to be pasted into a shell."""
-    return f"ezxmc serve {shlex.quote(str(Path(run_dir) / 'bundle'))}"
 
 
 def percent(value: float, digits: int = 1) -> str:

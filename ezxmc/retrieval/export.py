@@ -47,12 +47,7 @@ class Conversion(Result):
 
 
 def convert(
-    encoder: BiEncoder,
-    folder: Path,
-    texts: Sequence[str],
-    *,
-    backend: Backend,
-    precision: Precision = "auto",
+    encoder: BiEncoder, folder: Path, texts: Sequence[str], *, backend: Backend, precision: Precision = "auto"
 ) -> Conversion:
     """Convert a student for `BiEncoder(folder, backend=..., precision=...)`.
 

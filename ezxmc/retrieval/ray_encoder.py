@@ -129,12 +129,8 @@ def encoder_for(
 ) -> Iterator[BiEncoder]:
     """`open_encoder` for a job that writes `out`: shards lie beside it, and go unless the job fails.
 
-    Args:
-        out: What the job writes.
-        source: The model: a name of `ezxmc models list`, a folder or a hub id.
-        cluster: As for `open_encoder`, as are the others.
-        max_length: As there.
-        say: As there.
+    `source` is the model: a name of `ezxmc models list`, a folder or a hub id; the other arguments are those
+    of `open_encoder`.
 
     Raises:
         ModelError: As for `resolve_model` and `BiEncoder`.

@@ -110,11 +110,7 @@ class SparseHead:
     def _of(self, places: NDArray[np.int64], rows: NDArray[np.int64]) -> SparseHead:
         taken = torch.from_numpy(places)
         return replace(
-            self,
-            rows=rows,
-            columns=self.columns[taken],
-            weights=self.weights[taken],
-            bias=self.bias[taken],
+            self, rows=rows, columns=self.columns[taken], weights=self.weights[taken], bias=self.bias[taken]
         )
 
     def features(self, vectors: NDArray[np.float32]) -> Tensor:

@@ -27,10 +27,8 @@ import pyarrow
 
 from ezxmc.data import RowReport, iter_rows
 from ezxmc.data.documents import row_uid
-from ezxmc.data.rows import source_kind
-from ezxmc.data.validate import RowError
-from ezxmc.data.writers import row_format, rows_made, whole_rows
-from ezxmc.errors import DataError
+from ezxmc.data.rows import row_format, rows_made, source_kind, whole_rows
+from ezxmc.errors import DataError, RowError
 from ezxmc.feedback.reviews import Answer, Review, Reviews, pair_id
 from ezxmc.files import check_file, write_file
 from ezxmc.records import Document, Label, Result
@@ -204,7 +202,6 @@ class _Decision:
     answer: Answer
     reviewer: str | None
     at: float
-    chosen: bool
 
 
 def import_reviews(
@@ -252,16 +249,7 @@ def import_reviews(
                 answer = Answer.YES
             if answer is not None:
                 who = row_uid(row.get("reviewer"), "reviewer") or reviewer
-                decision = _Decision(
-                    file,
-                    line,
-                    document,
-                    label,
-                    answer,
-                    who,
-                    _time(row.get("at"), written),
-                    row.get("reason") == Reason.TEACHING,
-                )
+                decision = _Decision(file, line, document, label, answer, who, _time(row.get("at"), written))
                 found.setdefault(pair_id(document, label), []).append(decision)
         except RowError as error:
             report.add(file, line, error.kind, error.detail)
@@ -280,9 +268,7 @@ def import_reviews(
         report.kept += len(decisions)
         # Who skips does not contradict who decides, and who names a label not who was asked about it.
         last = max(decisions, key=lambda one: (_WEIGHT.index(one.answer), one.at))
-        review = Review.of(
-            last.document, last.label, last.answer, reviewer=last.reviewer, at=last.at, chosen=last.chosen
-        )
+        review = Review.of(last.document, last.label, last.answer, reviewer=last.reviewer, at=last.at)
         before = latest.get((review.doc_hash, review.label_hash))
         if before and review.answer is Answer.ADDED:
             review = replace(review, answer=Answer.named(before.answer))

@@ -1,9 +1,11 @@
-"""What a run directory offers to people: its catalog, its judgments, its student."""
+"""What a run directory offers to people: its catalog, judgments, student, and labels found as they type."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import heapq
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -20,7 +22,7 @@ from ezxmc.feedback.reviews import FEWEST_REVIEWED, ReviewedPairs, Reviews
 from ezxmc.feedback.targets import DocumentTargets, build_targets, context_of
 from ezxmc.pipeline.snapshot import Snapshot
 from ezxmc.progress import NoProgress, Progress
-from ezxmc.records import Document, Label, Prediction
+from ezxmc.records import Document, Label
 from ezxmc.review.exchange import ImportedReviews, import_reviews
 from ezxmc.review.picks import (
     Floats,
@@ -33,12 +35,12 @@ from ezxmc.review.picks import (
     neighbour_votes,
     random_order,
     suspects,
-    teaching_order,
 )
+from ezxmc.text import fold
 
 if TYPE_CHECKING:
-    from ezxmc.bundle.bundle import Bundle
     from ezxmc.bundle.predict import Predictor
+
 
 STORE, PAIRS = "feedback.sqlite", "review.jsonl"
 """In a run directory: the judgments and decisions, and the pairs to be decided on."""
@@ -109,7 +111,10 @@ class Material:
             DataError: Hardly any judgment is about the documents as they are now.
             TrainingError: The teacher has judged too little.
         """
-        predictor = self._predictor()
+        # Only here is torch needed: who imports or shows pairs does not wait for it.
+        from ezxmc.bundle.predict import Predictor
+
+        predictor = Predictor.load(self.path / "bundle")
         rows = predictor.bundle.rows()
         documents = {document.uid: document for document in self._documents(self.catalog.to_train)}
         labels = {label.uid: label for label in self.catalog.labels if label.uid in rows}
@@ -148,54 +153,19 @@ class Material:
         Raises:
             BundleError: The run has no bundle yet.
         """
-        documents = random_order(self._documents(self.catalog.to_calibrate), seed)[:count]
-        _, found = self._tops(documents)
-        return self._undecided(documents, found, Reason.RANDOM)
-
-    def for_ranks(self, count: int, *, seed: int) -> list[Pick]:
-        """The student's top labels over documents of the calibration part that teach ranks most.
-
-        They are of the half of it that `for_calibration` comes to last. What is decided on them moves ranks,
-        and calibrates nothing: who was chosen tells nothing of the others.
-
-        Args:
-            count: Documents, on which nobody decided yet.
-            seed: As given to `for_calibration`.
-
-        Raises:
-            BundleError: The run has no bundle yet.
-        """
-        documents = random_order(self._documents(self.catalog.to_calibrate), seed)
-        bundle, found = self._tops(documents)
-        rows, calibrator = bundle.rows(), bundle.calibrator
-        tops = np.array([[rows[uid] for uid in p.labels] for p in found], dtype=np.int64)
-        likely = np.full(tops.shape, 0.25)
-        if calibrator is not None and tops.size:
-            likely = calibrator.transform([p.scores for p in found])
-        decided = {uid for uid, _ in self.decided.answers}
-        known = [i for i, document in enumerate(documents) if document.uid in decided]
-        free = [i for i in range(len(documents) // 2, len(documents)) if documents[i].uid not in decided]
-        order = teaching_order(tops, likely, known, free, count)
-        return self._undecided([documents[i] for i in order], [found[i] for i in order], Reason.TEACHING)
-
-    def _tops(self, documents: Sequence[Document]) -> tuple[Bundle, list[Prediction]]:
-        """The run's bundle, and what it puts first of the catalog's labels."""
         from ezxmc.bundle.predict import Predictor, rank_among
 
+        documents = random_order(self._documents(self.catalog.to_calibrate), seed)[:count]
         # As the calibrator will be fitted: in another precision, or with labels that people added, the
         # lists would differ in a label here and there.
-        predictor, labels = Predictor(self.path / "bundle"), {label.uid for label in self.catalog.labels}
-        found = rank_among(predictor, documents, labels, self.config.inference.calibration_depth)
-        return predictor.bundle, found
-
-    def _undecided(
-        self, documents: Sequence[Document], found: Sequence[Prediction], reason: Reason
-    ) -> list[Pick]:
         labels = {label.uid: label for label in self.catalog.labels}
+        depth = self.config.inference.calibration_depth
         return [
-            Pick(document, labels[uid], reason)
-            for document, prediction in zip(documents, found, strict=True)
-            for uid in prediction.labels
+            Pick(document, labels[uid], Reason.RANDOM)
+            for document, found in zip(
+                documents, rank_among(Predictor(self.path / "bundle"), documents, labels, depth), strict=True
+            )
+            for uid in found.labels
             if (document.uid, uid) not in self.decided.answers
         ]
 
@@ -211,12 +181,6 @@ class Material:
             f"{min(count, apart):,} documents, of {apart:,} that no training sees: a run's probabilities "
             f"predict people's decisions from {FEWEST_REVIEWED} on; {cure}"
         )
-
-    def _predictor(self) -> Predictor:
-        # Only here is torch needed: who imports or shows pairs does not wait for it.
-        from ezxmc.bundle.predict import Predictor
-
-        return Predictor.load(self.path / "bundle")
 
     def _documents(self, positions: list[int]) -> list[Document]:
         return [self.catalog.documents[i] for i in positions]
@@ -297,7 +261,7 @@ def labels_to_add(run_dir: Path, say: Callable[[str], None]) -> list[Label] | No
 
 def pick_pairs(
     run_dir: Path,
-    purpose: Literal["training", "calibration", "ranks"],
+    purpose: Literal["training", "calibration"],
     count: int,
     *,
     per_label: int = 10,
@@ -327,8 +291,106 @@ def pick_pairs(
         if line := material.missing(count):
             watch.say(line)
         return picks, material
-    if purpose == "ranks":
-        return material.for_ranks(count, seed=seed), material
     bar = watch.stage("student reads the documents")
     limits = {"per_label": per_label, "per_document": per_document, "seed": seed}
     return material.for_training(count, **limits, progress=bar, say=watch.say), material
+
+
+_MOST_PLACES = 5_000
+"""Looked at for each way to fit: "a" is in most of a million labels."""
+_MOST_LETTERS = 500
+_EXACT, _BEGINS, _WORD, _INSIDE, _ALL_WORDS = range(5)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _folded(text: str) -> bytes:
+    """A text without case and accents; of nothing but accents, with them.
+
+    Bytes, for one emoji would make each letter of a long `str` four bytes wide.
+    """
+    return (_plain(fold(text)) or _plain(text)).encode("utf-8", "replace")
+
+
+class LabelSearch:
+    """Labels whose title or an alias holds what somebody types.
+
+    All names lie in one text, a line each: 30 megabytes for a million labels, in which a substring is found
+    in milliseconds.
+
+    Args:
+        labels: N labels.
+
+    Example:
+        >>> found = LabelSearch([Label("g", "Guitar"), Label("m", "Café music", aliases=("songs",))])
+        >>> [label.uid for label in found("cafe")], [label.uid for label in found("SONG")]
+        (['m'], ['m'])
+    """
+
+    def __init__(self, labels: Sequence[Label]) -> None:
+        self._labels = labels
+        names = [[_folded(name) for name in (label.title, *label.aliases)] for label in labels]
+        flat = list(chain.from_iterable(names))
+        self._text = b"\n" + b"\n".join([*flat, b""])
+        # Where each of M names begins in it, and the end, (M + 1,); whose name it is, (M,).
+        self._begins = np.cumsum([1, *(len(name) + 1 for name in flat)], dtype=np.int64)
+        self._owners = np.repeat(np.arange(len(names)), [len(of_one) for of_one in names])
+
+    def __call__(self, typed: str, most: int = 20) -> list[Label]:
+        """The labels that fit, the best first.
+
+        A label of this very title is the first; then come those with such a name but for case and accents,
+        a name or a word that begins so, a name that holds it, a name that holds all its words in any order.
+        Among equals, titles come before aliases and short names before long ones; of more than 5,000 places
+        that fit in one of these ways, the first are looked at.
+
+        Args:
+            typed: Any text; what is beyond 500 letters is not looked at.
+            most: Labels at most.
+        """
+        given = _plain(typed[:_MOST_LETTERS])
+        if not (wanted := _folded(given)):
+            return []
+        begins, owners = self._begins, self._owners
+        found: dict[int, tuple[bool, int, bool, int]] = {}
+        for how, row in self._fitting(wanted, most):
+            owner = int(owners[row])
+            alias = row > 0 and owners[row - 1] == owner
+            other = how != _EXACT or _plain(self._labels[owner].title) != given
+            rank = other, how, bool(alias), int(begins[row + 1] - begins[row])
+            found[owner] = min(rank, found.get(owner, rank))
+        return [self._labels[one] for one in heapq.nsmallest(most, found, key=lambda one: (found[one], one))]
+
+    def _fitting(self, wanted: bytes, most: int) -> Iterator[tuple[int, int]]:
+        """How names fit, and which; no weaker way is tried once enough labels fit."""
+        text, begins, owners = self._text, self._begins, self._owners
+        enough: set[int] = set()
+        for how, needle, ahead in ((_EXACT, b"\n%b\n", 1), (_BEGINS, b"\n%b", 1), (_INSIDE, b"%b", 0)):
+            places, rows = self._places(needle % wanted, ahead)
+            for place, row in zip(places, rows, strict=True):
+                # A letter of several bytes is taken for one of a word.
+                inside = text[place - 1] >= 128 or text[place - 1 : place].isalnum()
+                yield _WORD if how == _INSIDE and not inside else how, row
+            enough.update(owners[rows].tolist())
+            if len(enough) >= most:
+                return
+        if len(words := set(wanted.split())) > 1:
+            for row in self._places(max(words, key=len), 0)[1]:
+                name = text[begins[row] : begins[row + 1]]
+                if all(word in name for word in words):
+                    yield _ALL_WORDS, row
+
+    def _places(self, needle: bytes, ahead: int) -> tuple[list[int], list[int]]:
+        """Where a needle is, `ahead` bytes on, and in which names."""
+
+        def places() -> Iterator[int]:
+            place = self._text.find(needle)
+            while place >= 0:
+                yield place + ahead
+                place = self._text.find(needle, place + 1)
+
+        found = list(islice(places(), _MOST_PLACES))
+        rows: list[int] = (np.searchsorted(self._begins, found, side="right") - 1).tolist()
+        return found, rows

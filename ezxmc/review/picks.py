@@ -131,8 +131,6 @@ class Reason(StrEnum):
     """Like documents vote against the teacher's answer (confident learning)."""
     RANDOM = "random_document"
     """A document drawn at random, for calibration."""
-    TEACHING = "teaches_ranks"
-    """A document chosen because decisions on its labels teach ranks most: it calibrates nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,40 +232,6 @@ def _by_reason(pairs: JudgedPairs, seed: int) -> Iterator[tuple[Reason, list[int
     ):
         rows = shuffled[(wanted & pairs.open)[shuffled]]
         yield reason, rows[np.argsort(-strength[rows], kind="stable")].tolist()
-
-
-_SPREAD = 0.8  # of a label's bias, in nats: see `ezxmc.retrieval.label_offsets`
-
-
-def teaching_order(
-    tops: Ints, likely: Floats, known: Sequence[int], free: Sequence[int], count: int
-) -> list[int]:
-    """Documents whose decisions tell most about how often labels fit, most first.
-
-    A decision of probability p tells p(1 - p) of information about its label's bias, whose variance is
-    1 / (1/0.8² + what is told). Each time the document is taken that lessens the variances most, each label
-    weighted by how many documents propose it.
-
-    Args:
-        tops: (N, K) labels proposed, of each document.
-        likely: (N, K) how probably they fit.
-        known: Documents decided on.
-        free: Those there are to choose from.
-        count: How many, at most.
-    """
-    often, told = np.bincount(tops.ravel()), likely * (1 - likely)
-    information = np.zeros(len(often))
-    for i in known:
-        information[tops[i]] += told[i]
-    left, found = np.array(free, dtype=np.int64), list[int]()
-    while len(left) and len(found) < count:
-        variance = 1 / (_SPREAD**-2 + information[tops[left]])
-        gain = often[tops[left]] * (variance - 1 / (1 / variance + told[left]))
-        best = int(gain.sum(axis=1).argmax())
-        found.append(int(left[best]))
-        information[tops[left[best]]] += told[left[best]]
-        left = np.delete(left, best)
-    return found
 
 
 def random_order(documents: Sequence[Document], seed: int) -> list[Document]:

@@ -29,8 +29,8 @@ from starlette.routing import Route
 from ezxmc.errors import StoreError
 from ezxmc.feedback.reviews import Answer, Review, Reviews, label_hash, pair_id
 from ezxmc.records import Document, Label
-from ezxmc.review.picks import Pick, Reason
-from ezxmc.review.search import LabelSearch
+from ezxmc.review.material import LabelSearch
+from ezxmc.review.picks import Pick
 from ezxmc.serve.guard import LOCAL_NAMES, Guard, Limits, RefusedError
 from ezxmc.serve.web import Metrics, answer_requests, html_response, listener, style
 from ezxmc.text import cut
@@ -192,8 +192,7 @@ class Session:
         self._answers[name] = answer
 
     def _store(self, name: str, answer: Answer | None) -> None:
-        chosen = name in self._picks and self._picks[name].reason is Reason.TEACHING
-        self._reviews.add([Review.of(*self._pairs[name], answer, reviewer=self._reviewer, chosen=chosen)])
+        self._reviews.add([Review.of(*self._pairs[name], answer, reviewer=self._reviewer)])
 
     def state(self) -> dict[str, Any]:
         """How far it is, and the first pair that is open, or `None`."""

@@ -18,10 +18,11 @@ from starlette.responses import HTMLResponse, Response
 
 from ezxmc.bundle.labels import add_labels, remove_labels
 from ezxmc.bundle.predict import MOST_PARTS, prediction_row
+from ezxmc.config.teacher import is_loopback
 from ezxmc.errors import ConfigError, DataError, EzxmcError
 from ezxmc.records import Document
 from ezxmc.serve import web as page
-from ezxmc.serve.guard import LOCAL_NAMES, TOKEN_VARIABLE, Guard, Limits, RefusedError, is_loopback
+from ezxmc.serve.guard import LOCAL_NAMES, TOKEN_VARIABLE, Guard, Limits, RefusedError
 from ezxmc.serve.schemas import (
     MOST_LABELS,
     BundleOut,
@@ -113,9 +114,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         documents = _documents(body, limits)
         predictor = service.bundle.current.predictor
         predictor.check(
-            k=body.k,
-            threshold=body.threshold,
-            decision=decision_of(predictor) if body.decision else None,
+            k=body.k, threshold=body.threshold, decision=decision_of(predictor) if body.decision else None
         )
         work = Work(documents, body.k, body.threshold, body.decision, body.explain)
         if work.size > limits.documents:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import json
 import math
 import time
@@ -104,14 +103,6 @@ def read_token(file: Path | None, environment: str | None) -> str | None:
             "make one with `openssl rand -hex 32`",
         )
     return token
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens on `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 OPEN = frozenset({"/", "/docs", "/openapi.json", "/healthz"})

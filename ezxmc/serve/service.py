@@ -361,7 +361,7 @@ class Service:
         self.bundle = BundleHolder(
             lambda: Predictor.load(settings.bundle, backend=settings.backend, precision=settings.precision),
             settings.bundle,
-            self._loaded,
+            lambda ok: self.metrics.reloads.labels("ok" if ok else "refused").inc(),
         )
         self.batcher: Batcher[Work, Answer] = Batcher(
             self._answer,
@@ -373,9 +373,6 @@ class Service:
         self.metrics.watch(
             lambda: self.batcher.waiting, lambda: self.bundle.current.predictor.bundle.index.size
         )
-
-    def _loaded(self, ok: bool) -> None:
-        self.metrics.reloads.labels("ok" if ok else "refused").inc()
 
     def _answer(self, works: Sequence[Work]) -> list[Answer]:
         served = self.bundle.current

@@ -184,10 +184,7 @@ class Metrics:
         )
         self.documents = Counter("ezxmc_documents", "Documents tagged.", registry=self._registry)
         self.batches = Histogram(
-            "ezxmc_batch_documents",
-            "Documents computed together.",
-            buckets=_SIZES,
-            registry=self._registry,
+            "ezxmc_batch_documents", "Documents computed together.", buckets=_SIZES, registry=self._registry
         )
         self.reloads = Counter(
             "ezxmc_reloads", "Bundles loaded (ok) or refused.", ["outcome"], registry=self._registry

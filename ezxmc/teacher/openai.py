@@ -192,7 +192,7 @@ class Contact:
                 raise self.explained(failure) from None
             choice = protocol.choices(answer, 1)[0]
             found = protocol.logprobs(choice, self.names)
-            if found.keys() >= set(self._answers.ids) if mode == "full" else protocol.gives_logprobs(choice):
+            if found.keys() >= set(self._answers.ids) if mode == "full" else protocol.top(choice):
                 self._check_tokenizer(answer, choice)
                 return mode
         raise TeacherError(

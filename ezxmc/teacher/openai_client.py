@@ -47,11 +47,7 @@ def body(model: str, prompts: Sequence[Sequence[int]], mode: Mode, answers: Answ
     wanted: dict[str, Any] = {"logprobs": 20}
     if mode == "full":
         # vLLM's own parameters; beside the ids it wants `logprobs` to be set.
-        wanted = {
-            "logprobs": 1,
-            "logprob_token_ids": list(answers.ids),
-            "return_tokens_as_token_ids": True,
-        }
+        wanted = {"logprobs": 1, "logprob_token_ids": list(answers.ids), "return_tokens_as_token_ids": True}
     return {"model": model, "prompt": prompts, "max_tokens": 1, "temperature": 0, **wanted}
 
 
@@ -74,24 +70,20 @@ def logprobs(choice: Mapping[str, Any], names: Mapping[str, int]) -> dict[int, f
         names: Token ids of the answers by the text a server may write for them.
     """
     found: dict[int, float] = {}
-    for name, value in _top(choice).items():
+    for name, value in top(choice).items():
         token = int(match[1]) if (match := _TOKEN.fullmatch(name)) else names.get(name)
         if token is not None and isinstance(value, int | float):
             found[token] = -math.inf if value <= _FLOOR else value
     return found
 
 
-def gives_logprobs(choice: Mapping[str, Any]) -> bool:
-    """Whether a choice comes with log-probabilities of any token."""
-    return bool(_top(choice))
-
-
-def _top(choice: Mapping[str, Any]) -> dict[str, Any]:
+def top(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """What a choice says of tokens' log-probabilities, by their names; nothing where it does not."""
     try:
-        top = choice["logprobs"]["top_logprobs"][0]
+        found = choice["logprobs"]["top_logprobs"][0]
     except (KeyError, IndexError, TypeError):
         return {}
-    return top if isinstance(top, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def first_token(choice: Mapping[str, Any]) -> tuple[int | None, str]:

@@ -132,7 +132,6 @@ def _cut(rendered: str) -> Template:
     cut = re.fullmatch("(.*)".join(["", *map(re.escape, marks.values()), ""]), rendered, re.DOTALL)
     if cut is None:
         raise TeacherError(
-            "the model's chat template puts instructions, document and label in another order",
-            _CURE,
+            "the model's chat template puts instructions, document and label in another order", _CURE
         )
     return Template(*cut.groups())

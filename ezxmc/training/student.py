@@ -24,12 +24,12 @@ from ezxmc.feedback.budget import JUDGED_TOP
 from ezxmc.feedback.targets import Proposals, Targets, targets_from_rows
 from ezxmc.metrics import Terms, differences
 from ezxmc.models import resolve_model
-from ezxmc.models.encoders import fitting_encoder
+from ezxmc.models.resolve import fitting_encoder
 from ezxmc.progress import rank_and_size
 from ezxmc.records import Document, Label
 from ezxmc.retrieval.encoder import BiEncoder, check_student_place
-from ezxmc.training.card import model_card, told_of_teacher
 from ezxmc.training.dataset import Example, examples
+from ezxmc.training.interop import model_card, told_of_teacher
 from ezxmc.training.launch import Job, OnProgress, TrainSummary, compact, launched, processes_of
 from ezxmc.training.ranks import ALONE, Ranks, joined
 from ezxmc.training.step import Stepper

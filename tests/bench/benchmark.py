@@ -29,7 +29,7 @@ from ezxmc.metrics import (
 )
 from ezxmc.progress import Progress
 from ezxmc.records import Document, Judgment, Label, Pair
-from ezxmc.teacher.replay import ReplayTeacher
+from ezxmc.teacher.base import ReplayTeacher
 
 PAIRED = {
     "P@1": (precision_by_document, 1),

@@ -34,12 +34,15 @@ from sklearn.isotonic import IsotonicRegression
 from ezxmc.calibration.decisions import Decision
 from ezxmc.calibration.guarantees import (
     GRID,
+    ReviewedDocuments,
     control_false_tag_rate,
     control_missed_rate,
     control_top_error,
+    false_tags,
     maximise_f1,
+    missed,
+    rates,
 )
-from ezxmc.calibration.rates import ReviewedDocuments, false_tags, missed, rates
 from ezxmc.errors import ConfigError
 
 F1_DEPTH = 20

@@ -25,7 +25,7 @@ from ezxmc.feedback.annotate import annotate
 from ezxmc.feedback.recall import recall
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.hashing import text_hash
-from ezxmc.models.encoders import MULTILINGUAL
+from ezxmc.models.resolve import MULTILINGUAL
 from ezxmc.records import Pair
 from ezxmc.retrieval import BiEncoder, shortlist
 from ezxmc.teacher.vllm import VllmTeacher

@@ -6,7 +6,7 @@
 Of the documents that `--pool` names, so many are drawn, and people's decisions are simulated by gold: on the
 ten labels that the bundle puts first (as `ezxmc review export --for calibration` asks), or on all labels (as
 a reviewer does who also types what is missing), or on the ten labels of documents half of which are chosen by
-what they teach, after the random ones (`--for ranks`; these do not calibrate). `ezxmc calibrate` takes them,
+what they teach, after the random ones (these do not calibrate). `ezxmc calibrate` takes them,
 and the documents that `--report` names are tagged. BUNDLE is without a calibrator, of a student that saw
 neither part; it stays.
 With `--teacher`, labels' counts are of the gold of all other documents, and what they are worth is chosen by
@@ -26,6 +26,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,6 @@ from ezxmc.pipeline.calibrate import calibrate
 from ezxmc.pipeline.people_ranks import Decided, counted_offsets, peoples_ranks, verdicts_of
 from ezxmc.progress import NoProgress
 from ezxmc.records import Document
-from ezxmc.review.picks import teaching_order
 
 SHOWN = ("P@1", "P@3", "P@5", "R@10", "R@50")
 KINDS = ("top 10", "all labels", "half chosen")
@@ -89,6 +89,44 @@ def count_labels(
     )
     calibrator = fit_calibrator(found, teacher, target="teacher", k=depth)
     add_calibrator(bundle, calibrator, offsets=offsets)
+
+
+_SPREAD = 0.8  # of a label's bias, in nats: see `ezxmc.retrieval.label_offsets`
+
+
+def teaching_order(
+    tops: NDArray[np.int64],
+    likely: NDArray[np.float64],
+    known: Sequence[int],
+    free: Sequence[int],
+    count: int,
+) -> list[int]:
+    """Documents whose decisions tell most about how often labels fit, most first.
+
+    A decision of probability p tells p(1 - p) of information about its label's bias, whose variance is
+    1 / (1/0.8² + what is told). Each time the document is taken that lessens the variances most, each label
+    weighted by how many documents propose it.
+
+    Args:
+        tops: (N, K) labels proposed, of each document.
+        likely: (N, K) how probably they fit.
+        known: Documents decided on.
+        free: Those there are to choose from.
+        count: How many, at most.
+    """
+    often, told = np.bincount(tops.ravel()), likely * (1 - likely)
+    information = np.zeros(len(often))
+    for i in known:
+        information[tops[i]] += told[i]
+    left, found = np.array(free, dtype=np.int64), list[int]()
+    while len(left) and len(found) < count:
+        variance = 1 / (_SPREAD**-2 + information[tops[left]])
+        gain = often[tops[left]] * (variance - 1 / (1 / variance + told[left]))
+        best = int(gain.sum(axis=1).argmax())
+        found.append(int(left[best]))
+        information[tops[left[best]]] += told[left[best]]
+        left = np.delete(left, best)
+    return found
 
 
 def half_chosen(

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
 from ezxmc.calibration.decisions import Decision, Guarantee, best_sizes, micro_threshold
-from ezxmc.calibration.guarantees import maximise_f1
-from ezxmc.calibration.rates import Rates, ReviewedDocuments, rates
+from ezxmc.calibration.guarantees import Rates, ReviewedDocuments, maximise_f1, rates
 from ezxmc.errors import ArgumentError, BundleError, ConfigError, DataError
 from ezxmc.records import Prediction
 

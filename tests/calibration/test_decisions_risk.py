@@ -21,15 +21,17 @@ from scipy.stats import binom, binomtest, norm
 from ezxmc.calibration.decisions import Decision
 from ezxmc.calibration.guarantees import (
     GRID,
+    ReviewedDocuments,
     binomial_p_value,
     conformal_bound,
     control_false_tag_rate,
     control_missed_rate,
     control_top_error,
+    false_tags,
     fixed_sequence,
     hoeffding_bentkus_p_value,
+    missed,
 )
-from ezxmc.calibration.rates import ReviewedDocuments, false_tags, missed
 from ezxmc.data import read_gold
 from ezxmc.data.catalog import WithoutGold, settle_untagged
 from ezxmc.errors import ConfigError, DataError

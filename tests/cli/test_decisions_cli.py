@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from ezxmc.bundle.bundle import add_calibrator, load_bundle, save_bundle
 from ezxmc.bundle.predict import Predictor
 from ezxmc.calibration import Calibrator, Isotonic
-from ezxmc.calibration.rates import ReviewedDocuments, missed
+from ezxmc.calibration.guarantees import ReviewedDocuments, missed
 from ezxmc.cli import bundle as labels
 from ezxmc.cli import predict as inference
 from ezxmc.errors import ArgumentError, ConfigError, DataError

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.rows import found, put
 
+from ezxmc import errors
 from ezxmc.config import DataConfig
 from ezxmc.data import (
     Catalog,
@@ -29,7 +30,6 @@ from ezxmc.data import (
     read_gold,
     read_labels,
     split_documents,
-    validate,
 )
 from ezxmc.data.catalog import Places
 from ezxmc.errors import DataError
@@ -303,7 +303,7 @@ def test_labels(tmp_path: Path) -> None:
 
 def test_the_problem_list_is_bounded_and_the_counts_exact(tmp_path: Path) -> None:
     _, report = read_documents(put(tmp_path / "d.jsonl", "x\n" * 1_500))
-    assert len(report.problems) == validate.PROBLEMS_KEPT == 1_000
+    assert len(report.problems) == errors.PROBLEMS_KEPT == 1_000
     assert report.counts["bad_json"] == report.bad == 1_500
 
 

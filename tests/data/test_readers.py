@@ -43,7 +43,7 @@ from ezxmc.feedback.reviews import Reviews
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.records import Document, Label
 from ezxmc.review.exchange import import_reviews, read_picks
-from ezxmc.teacher.replay import ReplayTeacher
+from ezxmc.teacher.base import ReplayTeacher
 
 CSV = "id,title,text\n1,One,parcel\n2,Zwei,für Größe\n"
 DOCUMENTS = [Document("1", "One", "parcel"), Document("2", "Zwei", "für Größe")]

@@ -20,7 +20,7 @@ from ezxmc.feedback.recall import Recalled, judgments_of
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.hashing import judgment_key, judgment_keys
 from ezxmc.records import Document, Judgment, Label, Pair
-from ezxmc.teacher.replay import ReplayTeacher
+from ezxmc.teacher.base import ReplayTeacher
 
 ROWS = [document(number) for number in range(20)]
 DOCUMENTS = [Document(**row) for row in ROWS]

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support.fakes import FakeTeacher, catalog
 
 from ezxmc.cli.console import with_engine
-from ezxmc.cluster import RayConfig, connection
+from ezxmc.cluster import RayConfig, pool
 from ezxmc.cluster.pool import Board, Task, WorkerRate, _Worker, line, stragglers, table
 from ezxmc.config import RunConfig
 from ezxmc.config.teacher import HttpTeacherConfig, ReplayTeacherConfig, VllmTeacherConfig
@@ -257,14 +257,14 @@ def test_a_worker_does_a_task_once_and_tells_what_ends_the_job(tmp_path: Path) -
 
 def test_without_ray_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "r.jsonl").write_text('{"doc": "d0", "label": "l0", "log_odds": 1.0}\n')
-    monkeypatch.setattr(connection, "find_spec", lambda name: None)
+    monkeypatch.setattr(pool, "find_spec", lambda name: None)
     teacher = load_teacher(ReplayTeacherConfig(judgments=str(tmp_path / "r.jsonl")), cluster=RayConfig())
     docs, labels = catalog(1, 1)
     with pytest.raises(TeacherError, match=r"Ray is not installed[\s\S]*ezxmc\[ray\]"):
         list(teacher.score([Pair(docs[0], labels[0])]))
     teacher.close()
     with pytest.raises(ClusterError):
-        connection.connect(RayConfig())
+        pool.connect(RayConfig())
 
 
 def test_replicas_need_a_server(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.fakes import FakeTeacher, catalog
 from typer.testing import CliRunner
 
-from ezxmc.cli import judgments as commands
+from ezxmc.cli import teacher as commands
 from ezxmc.data import RowReport
 from ezxmc.errors import ConfigError, DataError, StoreError
 from ezxmc.feedback.annotate import annotate, pairs_of
@@ -22,7 +22,7 @@ from ezxmc.feedback.recall import recall
 from ezxmc.feedback.store import FeedbackStore
 from ezxmc.hashing import text_hash
 from ezxmc.records import Judgment, Status
-from ezxmc.teacher.replay import ReplayTeacher
+from ezxmc.teacher.base import ReplayTeacher
 
 DOCS, TAGS = catalog(30, 10)
 FORMATS = pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])

@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import binom, false_discovery_control, permutation_test
 
 from ezxmc.calibration import Isotonic, JudgedRows
-from ezxmc.calibration.judged import cross_fitted
+from ezxmc.calibration.curves import cross_fitted
 from ezxmc.metrics import Drift, JudgedPairs, Shift, detect_drift, ece_at_k
 
 K, LABELS = 10, 40

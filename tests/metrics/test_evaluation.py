@@ -30,7 +30,7 @@ from ezxmc.metrics import (
     psp_at_k,
 )
 from ezxmc.metrics.evaluation import compare, constant_answer, evaluate
-from ezxmc.metrics.files import evaluate_files
+from ezxmc.pipeline.steps import evaluate_files
 from ezxmc.records import Prediction
 
 

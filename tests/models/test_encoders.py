@@ -14,8 +14,8 @@ from gguf.quants import dequantize, quantize
 from transformers import BertConfig, BertModel
 
 from ezxmc.errors import ModelError
-from ezxmc.models.encoders import ENGLISH, MULTILINGUAL, fitting_encoder
 from ezxmc.models.packed_e5 import convert, unpacked
+from ezxmc.models.resolve import ENGLISH, MULTILINGUAL, fitting_encoder
 from ezxmc.retrieval import BiEncoder
 from ezxmc.training.static import token_vectors, tokenizer_of, without_unused
 

@@ -33,13 +33,11 @@ from ezxmc.feedback.store import FeedbackStore
 from ezxmc.feedback.targets import build_targets
 from ezxmc.hashing import text_hash
 from ezxmc.pipeline import deliver
-from ezxmc.pipeline.people_ranks import peoples_ranks
 from ezxmc.pipeline.run import run
 from ezxmc.progress import NoProgress
 from ezxmc.records import Label, Pair
 from ezxmc.retrieval.label_offsets import LabelOffsets
 from ezxmc.review.material import Material, pick_pairs
-from ezxmc.review.picks import random_order
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -220,43 +218,6 @@ def test_random_documents_calibrate_and_no_training_sees_them(
     assert report.calibration is not None and report.calibration.target == "both"
     assert json.loads((place / "bundle" / "manifest.json").read_text())["created"] == manifest["created"]
     assert FEWEST_REVIEWED == 50
-
-
-def test_documents_that_teach_ranks_calibrate_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = folder / "run"
-    config, catalog = catalog_of(folder)
-    apart = random_order([catalog.documents[i] for i in catalog.to_calibrate], 0)
-    half = len(apart) // 2
-    monkeypatch.setattr(of_people, "FEWEST_REVIEWED", half)
-    call("review", "export", place, "--for", "calibration", "--count", half)
-    decide(place / "review.jsonl", catalog)
-    call("review", "import", place, place / "review.jsonl")
-    out = folder / "teach.jsonl"
-    found = call("review", "export", place, "--for", "ranks", "--count", 3, "--out", out)
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert found["teaches_ranks"] == len(rows) == 3 * config.inference.calibration_depth
-    assert {row["doc"] for row in rows} <= {document.uid for document in apart[half:]}
-    decide(out, catalog)
-    call("review", "import", place, out)
-    again = folder / "again.jsonl"
-    call("review", "export", place, "--for", "ranks", "--count", 3, "--out", again)
-    others = {json.loads(line)["doc"] for line in again.read_text().splitlines()}
-    assert others and not others & {row["doc"] for row in rows}, "others than are decided"
-
-    decided = Material.load(place).decided
-    assert decided.chosen == {row["doc"] for row in rows}
-    fitted: list[set[str]] = []
-
-    def spy(bundle: Any, documents: Any, said: Any, *rest: Any) -> Any:
-        fitted.append(set(said))
-        return peoples_ranks(bundle, documents, said, *rest)
-
-    monkeypatch.setattr(deliver, "peoples_ranks", spy)
-    report = run(config, teacher=FakeTeacher(mistaken))
-    calibrator = load_bundle(place / "bundle").calibrator
-    assert calibrator is not None and (calibrator.target, calibrator.documents) == ("both", half)
-    assert fitted == [{document.uid for document in apart[:half]} | decided.chosen]
-    assert any("3 more were chosen to teach ranks, and calibrate nothing" in line for line in report.people)
 
 
 def test_counts_move_the_ranks_of_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ def test_a_stage_is_done_once_per_inputs(work: Work) -> None:
 def test_a_stage_of_other_libraries_is_kept_and_told(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     """Doing it again would have other pairs asked, and paid for, because somebody upgraded a library."""
     versions = {"torch": "2.11.0+cpu", "scipy": "1.17.1"}
-    monkeypatch.setattr("ezxmc.pipeline.rundir.version", versions.__getitem__)
+    monkeypatch.setattr("ezxmc.pipeline.rundir.version_of", versions.get)
     work("in", ["torch", "scipy"])
 
     def again() -> list[str]:

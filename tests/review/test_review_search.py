@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ezxmc.records import Label
-from ezxmc.review import search as module
-from ezxmc.review.search import LabelSearch
+from ezxmc.review import material as module
+from ezxmc.review.material import LabelSearch
 
 NAMES = st.text(st.sampled_from("aAbßéÉe\u0301İ ĳﬁ\n\t+😀कि\ud800\0ﷺ"), max_size=6) | st.text(max_size=12)
 LABELS = st.lists(st.tuples(NAMES, st.lists(NAMES, max_size=2)), max_size=30).map(

@@ -19,7 +19,6 @@ from ezxmc.review.picks import (
     neighbour_votes,
     random_order,
     suspects,
-    teaching_order,
 )
 
 
@@ -166,30 +165,3 @@ def test_random_documents_stay_in_their_order() -> None:
     assert there != documents and set(there) == set(documents) and random_order(documents, 1) != there
     fewer = random_order(documents[:150][::-1], 0)
     assert fewer == [document for document in there if int(document.uid[1:]) < 150]
-
-
-def test_documents_teach_whose_labels_are_often_proposed_doubtful_and_little_decided_on() -> None:
-    tops = np.array([[0, 1], [0, 1], [2, 3], [0, 4], [0, 4]])
-    half, sure = [0.5, 0.5], [0.01, 0.01]
-    doubtful = np.array([sure, half, half, half, half])
-    assert teaching_order(tops, doubtful, [], range(5), 1) == [1], "0 is proposed four times, 1 twice"
-    assert teaching_order(tops, doubtful, [], range(5), 9)[-1] == 0, "decisions on it are no news"
-    assert teaching_order(tops, doubtful, [], [2, 3], 9) == [3, 2], "of those there are, all at most"
-
-
-def test_the_first_that_teaches_is_the_best_of_all_by_hand() -> None:
-    rng = np.random.default_rng(0)
-    tops = np.array([rng.choice(8, 3, replace=False) for _ in range(20)])
-    likely = rng.uniform(0.05, 0.95, (20, 3))
-    known, often = [3, 7], np.bincount(tops.ravel())
-
-    def left(documents: list[int]) -> float:
-        told = np.full(8, 1 / 0.64)
-        for i in documents:
-            told[tops[i]] += likely[i] * (1 - likely[i])
-        return float((often / told).sum())
-
-    free = [i for i in range(20) if i not in known]
-    (first, second) = teaching_order(tops, likely, known, free, 2)
-    assert first == min(free, key=lambda i: left([*known, i]))
-    assert second == min((i for i in free if i != first), key=lambda i: left([*known, first, i]))

@@ -166,18 +166,6 @@ def test_what_people_add_teaches_and_tells_nothing_of_what_students_propose() ->
     ]
 
 
-def test_documents_chosen_to_teach_ranks_are_marked(tmp_path: Path) -> None:
-    with Reviews(tmp_path / "s.sqlite") as reviews:
-        reviews.add([say(0, 0, Answer.YES, 1.0), replace(say(1, 0, Answer.NO, 2.0), chosen=True)])
-        assert [review.chosen for review in reviews.history()] == [False, True]
-        decided = ReviewedPairs.of(reviews.latest().values(), DOCS, LABELS)
-    assert decided.chosen == {"d1"}
-    found = decided.lists([Prediction(uid, ("l0",), (), ()) for uid in ("d0", "d1")], 1)
-    assert found.answers == {"d0": {"l0": True}} and set(found.teaching) == {"d1"}
-    assert found.verdict("d1", "l0") is None, "no probability follows it"
-    assert "1 more were chosen to teach ranks" in found.counts
-
-
 def test_decisions_wait_for_the_disk(tmp_path: Path) -> None:
     with Reviews(tmp_path / "s.sqlite") as reviews:
         assert reviews._db.rows("PRAGMA synchronous") == [(2,)]

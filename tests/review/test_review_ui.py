@@ -6,7 +6,6 @@ import json
 import re
 import signal
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,15 +133,6 @@ def test_what_cannot_be_stored_is_not_called_done(
         assert (found.status_code, found.json()["detail"]) == (503, "the disk is full")
     assert client.get("/pair").json()["done"] == 0 and held(store) == {}
     assert client.post("/decide", json={"id": PICKS[0].id, "answer": "yes"}).json()["done"] == 1
-
-
-def test_decisions_on_documents_that_teach_ranks_are_marked(store: Path) -> None:
-    with Reviews(store) as reviews:
-        picks = [PICKS[0], replace(PICKS[-1], reason=Reason.TEACHING)]
-        session = Session(picks, reviews)
-        for pick in picks:
-            session.decide(pick.id, Answer.NO)
-        assert [review.chosen for review in reviews.history()] == [False, True]
 
 
 def test_a_session_counts_what_is_decided_elsewhere(store: Path) -> None:

@@ -19,10 +19,11 @@ from support.serving import served
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
+from ezxmc.config.teacher import is_loopback
 from ezxmc.errors import ConfigError
 from ezxmc.serve import web as listen
 from ezxmc.serve import web as page
-from ezxmc.serve.guard import Guard, Limits, TokenBuckets, authorized, is_loopback, read_token
+from ezxmc.serve.guard import Guard, Limits, TokenBuckets, authorized, read_token
 from ezxmc.serve.service import Batcher, QueueFullError
 from ezxmc.serve.web import Metrics
 

@@ -17,7 +17,7 @@ from support.tinyworld import write_rows
 
 pytest.importorskip("fastapi", reason="needs the extra `serve`")
 
-from ezxmc.bench.serving import bench_serving
+from ezxmc.bench.tagging import bench_serving
 from ezxmc.bundle.predict import Predictor
 from ezxmc.models import resolve_model
 from ezxmc.progress import NoProgress

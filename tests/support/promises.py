@@ -19,8 +19,14 @@ from scipy.stats import binom
 
 from ezxmc.calibration import Calibrator, JudgedRows, completed, fit_calibrator
 from ezxmc.calibration.decisions import Decision
-from ezxmc.calibration.guarantees import control_false_tag_rate, control_missed_rate, control_top_error
-from ezxmc.calibration.rates import ReviewedDocuments, false_tags, missed
+from ezxmc.calibration.guarantees import (
+    ReviewedDocuments,
+    control_false_tag_rate,
+    control_missed_rate,
+    control_top_error,
+    false_tags,
+    missed,
+)
 from ezxmc.errors import ConfigError
 from ezxmc.feedback.reviews import Answer, ReviewedPairs
 from ezxmc.metrics import JudgedPairs, Terms, detect_drift, differences, ece_at_k, intervals, nll

@@ -26,12 +26,13 @@ from support.tinyworld import write_catalog, write_rows
 
 from ezxmc.bundle import tagging
 from ezxmc.bundle.bundle import save_bundle
-from ezxmc.bundle.tagging import RayTagger, Row, TaggingOptions, tag_rows
-from ezxmc.cluster import RayConfig, connection
+from ezxmc.bundle.tagging import RayTagger, TaggingOptions, tag_rows
+from ezxmc.cluster import RayConfig, pool
 from ezxmc.config import RunConfig
 from ezxmc.config.teacher import HttpTeacherConfig, VllmTeacherConfig
 from ezxmc.data import RowReport
 from ezxmc.data.predictions import WINDOW, RowFile
+from ezxmc.data.rows import Cells
 from ezxmc.errors import TeacherError
 from ezxmc.feedback.annotate import AnnotateSummary, annotate, pairs_of
 from ezxmc.feedback.exchange import merge_shards
@@ -106,7 +107,7 @@ def test_it_tells_of_its_troubles_on_stderr_alone(capsys: pytest.CaptureFixture[
     pytest.importorskip("ray")
     from ray._private import worker
 
-    connection._keep_from_stdout()
+    pool._keep_from_stdout()
 
     # As its listener for errors does, whatever `log_to_driver` says.
     worker.print_to_stdstream({"lines": ["a worker died"], "pid": "raylet", "is_err": False}, False)
@@ -316,7 +317,7 @@ def test_a_file_is_tagged_as_by_one_process_and_what_is_done_is_kept(
     def tag(*, fails_after: int | None = None) -> None:
         left = count(1)
 
-        def write(answers: list[Row]) -> None:
+        def write(answers: list[Cells]) -> None:
             if next(left) == fails_after:
                 raise KeyboardInterrupt
             file.write(answers)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from importlib import metadata
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -44,18 +43,13 @@ class FakeVllm:
             module = ModuleType(name)
             vars(module).update(content)
             monkeypatch.setitem(sys.modules, name, module)
-        monkeypatch.setattr("ezxmc.teacher.vllm.version", self._version)
+        monkeypatch.setattr("ezxmc.teacher.vllm.version_of", lambda name: self.versions.get(name))
 
     def _asked(self, **options: Any) -> Any:
         self.events.append("start")
         self.options = options
         torch.set_num_threads(1)  # as vLLM 0.32 does
         return SimpleNamespace()
-
-    def _version(self, name: str) -> str:
-        if name not in self.versions:
-            raise metadata.PackageNotFoundError(name)
-        return self.versions[name]
 
     def start(self, **settings: Any) -> VllmEngine:
         engine = VllmEngine("none", VllmTeacherConfig(kv_cache_gib=1, compile=False, **settings))
