@@ -106,7 +106,7 @@ def resolve_model(
     """What to hand to sentence-transformers, transformers or vLLM.
 
     A catalog name always means the pinned weights (a folder of that name is
-    reached as `./NAME`) and is pulled if need be; an existing folder is itself;
+    reached as `./NAME`; `auto` is the encoder for English) and is pulled if need be; an existing folder is itself;
     anything of the form `org/name` is a hub id and comes back unchanged, but for an encoder
     of a revision: that is fetched, since whoever opens it later knows its folder alone.
 
@@ -214,6 +214,8 @@ def _entry(name: str) -> ModelEntry:
 
 
 def _classify(name: str, revision: str | None) -> ModelEntry | Path | str:
+    # Without documents that would tell (`fitting_encoder`).
+    name = ENGLISH if name == AUTO else name
     folder = Path(name).expanduser()
     found = find(name)
     if found is None and not (name and folder.is_dir()):

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel
 
 from ezxmc.errors import ModelError
 from ezxmc.models.packed_e5 import convert, unpacked
-from ezxmc.models.resolve import ENGLISH, MULTILINGUAL, fitting_encoder
+from ezxmc.models.resolve import ENGLISH, MULTILINGUAL, fitting_encoder, model_identity
 from ezxmc.retrieval import BiEncoder
 from ezxmc.training.static import token_vectors, tokenizer_of, without_unused
 
@@ -163,6 +163,7 @@ def test_the_real_one_is_as_its_own_engine_says() -> None:
 
 
 def test_a_name_is_a_name() -> None:
+    assert model_identity("auto") == model_identity(ENGLISH), "where no documents tell"
     assert fitting_encoder("org/model", [FOREIGN["Russian"]]) == "org/model"
 
 
