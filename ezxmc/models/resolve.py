@@ -106,7 +106,7 @@ def resolve_model(
     """What to hand to sentence-transformers, transformers or vLLM.
 
     A catalog name always means the pinned weights (a folder of that name is
-    reached as `./NAME`; `auto` is the encoder for English) and is pulled if need be; an existing folder is itself;
+    reached as `./NAME`; `auto` is the encoder for English) and is pulled if need be; a folder is itself;
     anything of the form `org/name` is a hub id and comes back unchanged, but for an encoder
     of a revision: that is fetched, since whoever opens it later knows its folder alone.
 
