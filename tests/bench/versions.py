@@ -40,7 +40,7 @@ def training(data: Path, models: Path) -> float:
     from ezxmc.config import TrainingConfig
     from ezxmc.data import read_documents, read_labels
     from ezxmc.feedback.targets import build_targets
-    from ezxmc.records import Judgment
+    from ezxmc.records import Judgment, Status
     from ezxmc.training import train_bi_encoder
 
     documents, _ = read_documents(data / "documents.jsonl")
@@ -49,7 +49,7 @@ def training(data: Path, models: Path) -> float:
     rows = [json.loads(line) for line in lines]
     chosen = set(list(dict.fromkeys(row["doc"] for row in rows))[:300])
     asked = [
-        Judgment(str(i), row["doc"], row["label"], row["log_odds"], row["mass"], 0, "scored")
+        Judgment(str(i), row["doc"], row["label"], Status.OK, row["log_odds"], row["mass"])
         for i, row in enumerate(rows)
         if row["doc"] in chosen
     ]
@@ -100,10 +100,10 @@ def teacher(data: Path, models: Path) -> float:
     tags, _ = read_labels(data / "labels_faceted.jsonl")
     config = VllmTeacherConfig(model="Qwen2.5-Coder-1.5B-Instruct", prompt="software")
     asks = VllmTeacher(config)
-    asks.score([Pair(documents[-1], tag) for tag in tags[:14]])
+    list(asks.score([Pair(documents[-1], tag) for tag in tags[:14]]))
     pairs = [Pair(document, tag) for i, document in enumerate(documents[:24]) for tag in tags[i : i + 14]]
     began = time.perf_counter()
-    asks.score(pairs)
+    assert len(list(asks.score(pairs))) == len(pairs)
     seconds = time.perf_counter() - began
     asks.close()
     return seconds
