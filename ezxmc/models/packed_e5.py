@@ -46,6 +46,7 @@ def convert(source: Path, target: Path) -> None:
         OSError: The file cannot be read, or the disk is full.
         ValueError: It is no such file, or an end is missing.
     """
+    import torch
     from safetensors.torch import save_file
 
     raw = source.read_bytes()
@@ -65,8 +66,8 @@ def convert(source: Path, target: Path) -> None:
         "embeddings.LayerNorm.weight": tensors["emb.ln.w"],
         "embeddings.LayerNorm.bias": tensors["emb.ln.b"],
         # Never asked for; without it transformers would draw one.
-        "pooler.dense.weight": _zeros(width, width),
-        "pooler.dense.bias": _zeros(width),
+        "pooler.dense.weight": torch.zeros(width, width),
+        "pooler.dense.bias": torch.zeros(width),
     }
     for layer in range(layers):
         for short, name in _LAYER.items():
@@ -209,12 +210,6 @@ def unpacked(data: NDArray[np.uint8]) -> NDArray[np.float32]:
     numbers = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1)
     flat: NDArray[np.float32] = ((numbers.astype(np.float32) - 8) * scales).ravel()
     return flat
-
-
-def _zeros(*shape: int) -> Tensor:
-    import torch
-
-    return torch.zeros(*shape)
 
 
 def _write(file: Path, content: Any) -> None:

@@ -6,6 +6,7 @@ A language model's tokenizer is loaded without the model; an encoder may be chos
 from __future__ import annotations
 
 import difflib
+import heapq
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -363,7 +364,7 @@ def fitting_encoder(
         return name
     from tokenizers import Tokenizer
 
-    drawn = sorted(texts, key=text_hash)[:_SAMPLE] if len(texts) > _SAMPLE else texts
+    drawn = heapq.nsmallest(_SAMPLE, texts, key=text_hash)
     folder = Path(resolve_model(ENGLISH, kind="encoder", progress=progress))
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()

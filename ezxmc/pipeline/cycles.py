@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ezxmc.config import RunConfig
+from ezxmc.config import AUTO, RunConfig
 from ezxmc.feedback.annotator import Annotator
 from ezxmc.feedback.budget import JUDGED_TOP
 from ezxmc.feedback.reviews import ReviewedPairs
@@ -58,10 +58,11 @@ class JudgedTops:
 
 def fitted(config: RunConfig, documents: Sequence[Document], watch: Progress) -> RunConfig:
     """The configuration with the encoder that suits the documents, where it leaves the choice."""
+    if config.training.encoder != AUTO:
+        return config
     texts = [document.shown for document in documents]
-    progress = pulling(watch, "encoder")
     return config.with_encoder(
-        fitting_encoder(config.training.encoder, texts, say=watch.say, progress=progress)
+        fitting_encoder(AUTO, texts, say=watch.say, progress=pulling(watch, "encoder"))
     )
 
 
